@@ -1,0 +1,58 @@
+# Trainyard's commands; `make help` lists them.
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+export PYTHON
+
+secrets = docker compose run --rm --no-deps --no-TTY --quiet-pull secrets
+provision = docker compose run --rm --no-deps --no-TTY provision python -m infra.provision
+
+.PHONY: help up down info env deploy run logs demo ui test test-unit test-integration test-stack lint lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: ## start the stack and wait until it is ready
+	@infra/up
+
+down: ## stop the stack; its data stays
+	@docker compose down
+
+info: ## addresses, accounts and passwords
+	@$(secrets) info
+
+env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use the stack
+	@$(secrets) env
+
+deploy: ## register the deployments of prefect.yaml
+	@$(provision) deploy
+
+run: ## run DEPLOYMENT=... [PARAMETERS='{"place": "Oslo"}'] and follow it
+	@test -n "$(DEPLOYMENT)" || { echo "Say which deployment: make run DEPLOYMENT=cat-facts" >&2; exit 2; }
+	@$(provision) run "$(DEPLOYMENT)" '$(or $(PARAMETERS),{})'
+
+logs: ## follow the services' logs
+	@docker compose logs --follow --tail 100
+
+demo: ## train without Docker, and end
+	@infra/venv demo && .venv/bin/python -m infra.embedded demo
+
+ui: ## both UIs over what `make demo` made, until Ctrl-C
+	@infra/venv demo && .venv/bin/python -m infra.embedded ui
+
+test: ## all tests; those of the stack where Docker answers
+	@infra/venv test && .venv/bin/python -m pytest $(TESTS)
+
+test-unit test-integration test-stack: test-%:
+	@infra/venv test && .venv/bin/python -m pytest tests/$*
+
+lint: ## ruff, mypy and the compose file
+	@infra/venv lint && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+
+lock: ## compile pyproject.toml's dependency groups into requirements/; UPGRADE=1 takes the newest
+	@infra/venv build && PATH=$$PWD/.venv/bin:$$PATH infra/lock $(if $(UPGRADE),--upgrade)
+
+clean: ## remove the stack WITH ITS DATA, its images, .venv and the demo's data
+	@read -rp "This removes every run, model and artifact. Type yes: " answer && test "$$answer" = yes
+	@docker compose down --volumes --rmi local --remove-orphans 2>/dev/null || true
+	@rm -rf .venv .demo

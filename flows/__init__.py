@@ -1,0 +1,1 @@
+"""The pipelines: one file or one folder each."""

@@ -1,0 +1,36 @@
+"""Fetch cat facts: the smallest example of a task, a subflow and a flow."""
+
+from typing import Annotated
+
+import httpx
+from prefect import flow, task
+from pydantic import Field
+
+
+@task(retries=4, retry_delay_seconds=0.3)
+def fetch_fact(url: str) -> str:
+    """Return one fact. An error answer raises, and Prefect tries again."""
+    answer = httpx.get(url, timeout=10).raise_for_status()
+    return str(answer.json()["fact"])
+
+
+@flow(name="collect-facts", log_prints=True)
+def collect_facts(url: str, count: int) -> list[str]:
+    """Return `count` facts, each fetched by a task run of its own."""
+    return [fetch_fact(url) for _ in range(count)]
+
+
+@flow(name="cat-facts", log_prints=True)
+def cat_facts(
+    url: str = "https://catfact.ninja/fact", count: Annotated[int, Field(ge=1, le=20)] = 3
+) -> list[str]:
+    """Print facts about cats; `log_prints` makes each line a line of the run's log.
+
+    Args:
+        url: Address that answers with JSON such as {"fact": "Cats purr."}.
+        count: How many facts to fetch.
+    """
+    facts = collect_facts(url, count)
+    for number, fact in enumerate(facts, start=1):
+        print(f"Cat fact {number} of {count}: {fact}")
+    return facts

@@ -1,0 +1,1 @@
+"""Will it rain tomorrow? From daily observations to a registered model."""

@@ -1,0 +1,85 @@
+"""Daily observations of one place: what every source delivers and every later step relies on."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import WithJsonSchema
+
+WEATHER_COLUMNS = ("precipitation_mm", "temp_max_c", "temp_min_c", "wind_ms")
+
+# A frame travels inside a model but stays out of its JSON: Prefect stores the parameters of a run.
+Frame = Annotated[pd.DataFrame, Field(exclude=True, repr=False), WithJsonSchema({"type": "object"})]
+
+
+class WeatherDataError(ValueError):
+    """The data cannot be used; the message says what is wrong and what to do."""
+
+
+class UnknownPlaceError(ValueError):
+    """No such place; the message says how to name one."""
+
+
+class SourceUnreachableError(ConnectionError):
+    """The source gave no answer: no connection, no answer in time, or a fault of its own (5xx)."""
+
+
+class RateLimitedError(ConnectionError):
+    """The source asks for fewer requests (429)."""
+
+
+class Place(BaseModel):
+    """A point on Earth, in degrees (WGS 84), and its name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    latitude: float = Field(ge=-90, le=90)
+    longitude: float = Field(ge=-180, le=180)
+
+
+class Origin(BaseModel):
+    """Where observations come from; logged with every model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    place: Place
+    source: Literal["open-meteo", "vega-datasets-recorded"]
+    url: str
+
+
+class Observations(BaseModel):
+    """One row a day, oldest first: an index `date` without gaps and WEATHER_COLUMNS without blanks.
+
+    precipitation_mm is the day's sum, temp_max_c and temp_min_c its extremes in degrees Celsius,
+    wind_ms a wind speed in metres a second.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    origin: Origin
+    frame: Frame
+
+
+def check_observations(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame, or raise WeatherDataError naming its first missing, repeated or blank day."""
+    if frame.empty:
+        raise WeatherDataError("The source sent no complete day. Ask for another place or more years.")
+    days = frame.index.to_series()
+    steps = days.diff().iloc[1:]
+    wrong = steps[steps != pd.Timedelta(days=1)]
+    if not wrong.empty:
+        day = pd.Timestamp(wrong.index[0])
+        raise WeatherDataError(
+            f"The days are not consecutive: {day - wrong.iloc[0]:%Y-%m-%d} is followed by {day:%Y-%m-%d}. "
+            "Run again later, or choose fewer years or another place."
+        )
+    blank = frame.isna()
+    if blank.to_numpy().any():
+        row, column = np.argwhere(blank.to_numpy())[0]
+        raise WeatherDataError(
+            f"No value for {frame.columns[column]} on {frame.index[row]:%Y-%m-%d}. "
+            "Run again later, or choose fewer years or another place."
+        )
+    return frame

@@ -1,0 +1,56 @@
+"""Turn what a person types into a place: coordinates here, names by Open-Meteo's geocoding."""
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.weather.observations import Place, UnknownPlaceError, WeatherDataError
+
+_COORDINATES = re.compile(r"\s*([-+]?\d+(?:\.\d+)?)\s*,\s*([-+]?\d+(?:\.\d+)?)\s*")
+
+
+def parse_coordinates(text: str) -> Place | None:
+    """Return the place of "latitude,longitude" in degrees, or None if the text is a name.
+
+    Raises UnknownPlaceError if the numbers are not on Earth.
+    """
+    match = _COORDINATES.fullmatch(text)
+    if match is None:
+        return None
+    latitude, longitude = float(match[1]), float(match[2])
+    try:
+        return Place(name=f"{latitude},{longitude}", latitude=latitude, longitude=longitude)
+    except ValidationError:
+        raise UnknownPlaceError(
+            f"{text!r} is not on Earth. Give latitude (-90 to 90), then longitude (-180 to 180)."
+        ) from None
+
+
+def geocoding_query(name: str) -> dict[str, str]:
+    """Return the request's parameters: the best match for a name such as "Springfield, Illinois"."""
+    return {"name": name.strip(), "count": "1", "language": "en", "format": "json"}
+
+
+def parse_geocoding(answer: Any, name: str) -> Place:
+    """Return the best match of a geocoding answer, named as in "Seattle, Washington, United States".
+
+    Raises UnknownPlaceError if there is none (Open-Meteo then leaves `results` out), and
+    WeatherDataError if the answer has another shape.
+    """
+    try:
+        results = answer.get("results") or []
+        if not results:
+            raise UnknownPlaceError(
+                f"Open-Meteo knows no place called {name!r}. Check the spelling, add the region or country "
+                "('Springfield, Illinois'), or give 'latitude,longitude'."
+            )
+        best = results[0]
+        parts = (best.get(key) for key in ("name", "admin1", "country"))
+        label = ", ".join(dict.fromkeys(part for part in parts if part))
+        return Place(name=label, latitude=best["latitude"], longitude=best["longitude"])
+    except (AttributeError, KeyError, TypeError, IndexError, ValidationError) as error:
+        raise WeatherDataError(
+            f"The geocoding service's answer for {name!r} is not as documented ({error!r}). "
+            "Check WEATHER_GEOCODING_URL, or give the place as 'latitude,longitude'."
+        ) from error

@@ -1,0 +1,35 @@
+"""Recorded observations for runs without a network: Seattle, 2012 to 2015.
+
+Daily values of NOAA's station at Seattle-Tacoma airport, which the `vega_datasets` package ships
+(https://github.com/vega/vega-datasets); public domain. Their wind is the day's mean, Open-Meteo's the
+day's maximum: a model is fitted on one source and never on a mixture.
+"""
+
+import pandas as pd
+from vega_datasets import local_data
+
+from flows.weather.observations import Observations, Origin, Place, check_observations
+
+SEATTLE = Place(name="Seattle, Washington, United States", latitude=47.4444, longitude=-122.3139)
+
+
+def covers(place: str) -> bool:
+    """Say whether the text names the one place there are recordings of."""
+    return place.split(",")[0].strip().casefold() == "seattle"
+
+
+def read_recorded(years: int) -> Observations:
+    """Return the last `years` years of the recordings, or all four if that is less."""
+    frame = local_data.seattle_weather()
+    frame = frame.rename(
+        columns={
+            "precipitation": "precipitation_mm",
+            "temp_max": "temp_max_c",
+            "temp_min": "temp_min_c",
+            "wind": "wind_ms",
+        }
+    )
+    frame = frame.set_index("date").drop(columns="weather")
+    after = frame.index.max() - pd.DateOffset(years=years)
+    origin = Origin(place=SEATTLE, source="vega-datasets-recorded", url=local_data.seattle_weather.url)
+    return Observations(origin=origin, frame=check_observations(frame.loc[frame.index > after]))

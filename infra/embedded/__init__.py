@@ -1,0 +1,1 @@
+"""The platform without Docker: the same flows, worker and provisioning on SQLite and local files."""

@@ -1,0 +1,89 @@
+"""Provision an installation, deploy its flows, or run one of them.
+
+up                                 everything an installation needs; changes nothing where it is all there
+deploy                             the deployments of prefect.yaml
+run DEPLOYMENT [PARAMETERS]        start a run, print its log lines, exit by its outcome; PARAMETERS are a JSON object
+"""
+
+import argparse
+import json
+import sys
+
+import httpx
+from minio.error import MinioException
+from urllib3.exceptions import HTTPError as StorageUnreachable
+
+from infra.provision.accounts import provision_accounts
+from infra.provision.api import prefect_api
+from infra.provision.deployments import DeployError, provision_deployments, start_first_run
+from infra.provision.follow import RunError, follow, start_run
+from infra.provision.settings import Settings
+from infra.provision.storage import provision_storage
+
+
+def up(settings: Settings) -> None:
+    """Provision everything and say where it is."""
+    if settings.minio_address:
+        provision_storage(settings)
+    if settings.mlflow_tracking_username:
+        provision_accounts(settings)
+    provision_deployments(settings)
+    start_first_run(settings)
+    print(
+        "Trainyard is ready.\n"
+        f"  Prefect  {settings.prefect_ui_url}\n"
+        f"  MLflow   {settings.mlflow_ui_url}\n"
+        "Accounts and passwords: docker compose run --rm secrets info"
+    )
+
+
+def parse_parameters(text: str) -> dict[str, object]:
+    """Return a JSON object's fields.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no JSON object.
+    """
+    try:
+        parameters = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"the parameters are not JSON: {error}") from error
+    if not isinstance(parameters, dict):
+        raise argparse.ArgumentTypeError('the parameters must be a JSON object, such as {"place": "Oslo"}')
+    return parameters
+
+
+def main() -> None:
+    """Do what the command line says; end with one message where it cannot be done."""
+    parser = argparse.ArgumentParser(prog="provision", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up")
+    commands.add_parser("deploy")
+    run = commands.add_parser("run")
+    run.add_argument("deployment")
+    run.add_argument("parameters", nargs="?", default="{}", type=parse_parameters)
+    arguments = parser.parse_args()
+
+    settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    try:
+        match arguments.command:
+            case "up":
+                up(settings)
+            case "deploy":
+                provision_deployments(settings)
+                print("Deployed what prefect.yaml says. Start one with: make run DEPLOYMENT=...")
+            case "run":
+                with prefect_api(settings) as api:
+                    run_id = start_run(api, arguments.deployment, arguments.parameters, settings.prefect_ui_url)
+                    sys.exit(0 if follow(api, run_id) else 1)
+    except (DeployError, RunError) as error:
+        sys.exit(str(error))
+    except httpx.HTTPError as error:
+        sys.exit(f"A server did not do as asked: {error}. See `make logs`.")
+    except (MinioException, StorageUnreachable) as error:
+        sys.exit(f"The object store did not do as asked: {error}. See `make logs`.")
+    except KeyboardInterrupt:
+        sys.exit("No longer following; the run goes on. Cancel it in Prefect's UI if you wish.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Make the installation's secrets, and tell people theirs.
+
+Runs in a container of its own that alone sees the whole volume. Each service mounts its own folder of it, read-only:
+
+    vault/NAME        one file for each secret, written once: 32 random bytes, or the value given in .env
+    SERVICE/FILE      what one service needs, in the form it needs, derived from the vault at each start
+
+Standard library only: it runs on the bare Python image.
+"""
+
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+SETTINGS = Path("/given/settings")
+VOLUME = Path("/secrets")
+MINIMUM_LENGTH = 12
+
+# Those that people use or may have chosen elsewhere already, then those that only services use.
+PEOPLE = ("PREFECT_PASSWORD", "MLFLOW_PASSWORD", "MAIL_PASSWORD", "MINIO_ROOT_PASSWORD", "POSTGRES_PASSWORD")
+SERVICES = (
+    "PREFECT_DATABASE_PASSWORD",
+    "MLFLOW_DATABASE_PASSWORD",
+    "MLFLOW_ACCOUNTS_DATABASE_PASSWORD",
+    "MLFLOW_SESSION_KEY",
+    "MLFLOW_WORKER_PASSWORD",
+    "MLFLOW_S3_SECRET_KEY",
+    "PREFECT_S3_SECRET_KEY",
+)
+NAMES = PEOPLE + SERVICES
+
+# What products ship or tutorials print, and people then keep; without the endings that people add to them.
+KNOWN_DEFAULTS = (
+    "admin", "administrator", "changeme", "changethis", "default", "example", "letmein", "minio", "minioadmin",
+    "mlflow", "pass", "passw0rd", "password", "postgres", "prefect", "qwerty", "qwertyuiop", "root", "secret",
+    "test", "trainyard", "user", "welcome",
+)  # fmt: skip
+
+
+def is_known_default(value: str) -> bool:
+    """Tell whether a value is a known default, alone, repeated, joined with another, or with digits behind it."""
+    rest = value.lower().rstrip("0123456789!.?")
+    while rest:
+        for separator in "-_ :":
+            rest = rest.removeprefix(separator)
+        known = next((word for word in sorted(KNOWN_DEFAULTS, key=len, reverse=True) if rest.startswith(word)), None)
+        if known is None:
+            return False
+        rest = rest.removeprefix(known)
+    return True
+
+
+def problems(given: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each given secret that is not safe to use; the value itself is not repeated."""
+    for name, value in given.items():
+        if len(value) < MINIMUM_LENGTH:
+            yield f"{name} has {len(value)} characters and needs at least {MINIMUM_LENGTH}"
+        elif is_known_default(value):
+            yield f"{name} is a known default"
+        elif not value.isascii() or not value.isprintable() or " " in value:
+            yield f"{name} has a space, a control character or a letter beyond ASCII"
+
+
+def read_settings(path: Path = SETTINGS) -> dict[str, str]:
+    """Read the settings that compose passes on from .env and the shell: a NAME=value each line, empty where unset."""
+    lines = path.read_text().splitlines()
+    return {name: value for name, _, value in (line.partition("=") for line in lines) if value}
+
+
+def fill_vault(volume: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Write the secrets that are missing and those that were given anew.
+
+    Returns:
+        The value of each of NAMES.
+    """
+    vault = volume / "vault"
+    vault.mkdir(mode=0o700, parents=True, exist_ok=True)
+    values = {}
+    for name in NAMES:
+        file = vault / name
+        value = given.get(name) or (file.read_text() if file.exists() else secrets.token_urlsafe(32))
+        write(file, value, mode=0o400)
+        values[name] = value
+    return values
+
+
+def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return what each service mounts: its files' names and texts.
+
+    A file in capitals becomes the variable of that name (services/with-secrets).
+    """
+    prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
+
+    def database(role: str, name: str) -> str:
+        return f"postgresql+psycopg2://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
+
+    return {
+        "postgres": {
+            "postgres": values["POSTGRES_PASSWORD"],
+            "prefect": values["PREFECT_DATABASE_PASSWORD"],
+            "mlflow": values["MLFLOW_DATABASE_PASSWORD"],
+            "mlflow_accounts": values["MLFLOW_ACCOUNTS_DATABASE_PASSWORD"],
+        },
+        "minio": {"access_key": settings["MINIO_ROOT_USER"], "secret_key": values["MINIO_ROOT_PASSWORD"]},
+        "prefect": {
+            "PREFECT_SERVER_API_AUTH_STRING": prefect_login,
+            "PREFECT_API_AUTH_STRING": prefect_login,
+            "PREFECT_SERVER_DATABASE_PASSWORD": values["PREFECT_DATABASE_PASSWORD"],
+        },
+        "mlflow": {
+            "MLFLOW_BACKEND_STORE_URI": database("mlflow", "MLFLOW_DATABASE_PASSWORD"),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": values["MLFLOW_SESSION_KEY"],
+            "MLFLOW_AUTH_ADMIN_USERNAME": settings["MLFLOW_USER"],
+            "MLFLOW_AUTH_ADMIN_PASSWORD": values["MLFLOW_PASSWORD"],
+            "AWS_ACCESS_KEY_ID": "mlflow",
+            "AWS_SECRET_ACCESS_KEY": values["MLFLOW_S3_SECRET_KEY"],
+            "accounts.ini": accounts_ini(database("mlflow_accounts", "MLFLOW_ACCOUNTS_DATABASE_PASSWORD")),
+        },
+        "worker": {
+            "PREFECT_API_AUTH_STRING": prefect_login,
+            "MLFLOW_TRACKING_USERNAME": "worker",
+            "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
+        },
+        "provision": {
+            "PREFECT_API_AUTH_STRING": prefect_login,
+            "MLFLOW_TRACKING_USERNAME": settings["MLFLOW_USER"],
+            "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_PASSWORD"],
+            "MLFLOW_WORKER_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
+            "MINIO_ROOT_USER": settings["MINIO_ROOT_USER"],
+            "MINIO_ROOT_PASSWORD": values["MINIO_ROOT_PASSWORD"],
+            "MLFLOW_S3_SECRET_KEY": values["MLFLOW_S3_SECRET_KEY"],
+            "PREFECT_S3_SECRET_KEY": values["PREFECT_S3_SECRET_KEY"],
+        },
+        "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
+    }
+
+
+def accounts_ini(database: str) -> str:
+    """Return MLflow's settings for its accounts, which it takes from a file only."""
+    settings = {
+        "database_uri": database.replace("%", "%%"),
+        "default_permission": "READ",
+        "auth_cache_ttl_seconds": "60",  # else each request costs half a second of password hashing
+    }
+    return "\n".join(["[mlflow]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n"
+
+
+def write(file: Path, text: str, *, mode: int) -> None:
+    """Write a file whole or not at all, and leave one that has the text already as it is."""
+    if file.exists() and file.read_text() == text:
+        return
+    fresh = file.with_name(f".{file.name}")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as opened:
+        opened.write(text)
+    fresh.rename(file)
+
+
+def make(volume: Path = VOLUME) -> None:
+    """Refuse what is unsafe; else fill the vault and each service's folder."""
+    settings = read_settings()
+    given = {name: settings[name] for name in NAMES if name in settings}
+    found = list(problems(given))
+    if found:
+        sys.exit(
+            "Nothing was started, because of a setting in .env:\n"
+            + "".join(f"  - {problem}.\n" for problem in found)
+            + "Leave it empty and a safe one is made for you, or choose one of at least 12 characters."
+        )
+    os.umask(0)  # each mode below is the one meant
+    for service, files in folders(fill_vault(volume, given), settings).items():
+        folder = volume / service
+        folder.mkdir(mode=0o755, exist_ok=True)
+        for name, text in files.items():
+            # Legible to the one service that mounts this folder, under whatever user its image runs.
+            write(folder / name, text, mode=0o444)
+        for stale in {file.name for file in folder.iterdir()} - files.keys():
+            (folder / stale).unlink()
+
+
+def show_accounts(volume: Path = VOLUME) -> None:
+    """Print the addresses and accounts of the installation."""
+    settings, values = read_settings(), read_vault(volume)
+    rows = [
+        ("Prefect", settings["PREFECT_ADDRESS"], settings["PREFECT_USER"], values["PREFECT_PASSWORD"]),
+        ("MLflow", settings["MLFLOW_ADDRESS"], settings["MLFLOW_USER"], values["MLFLOW_PASSWORD"]),
+        ("Mail", settings["MAIL_ADDRESS"], settings["MAIL_USER"], values["MAIL_PASSWORD"]),
+    ]
+    print(f"{'':8}  {'address':28}  {'user':12}  password")
+    for service, address, user, password in rows:
+        print(f"{service:8}  {address:28}  {user:12}  {password}")
+    print("\nPrefect asks for user:password in one field, for example " + f"{settings['PREFECT_USER']}:<its password>")
+
+
+def show_environment(volume: Path = VOLUME) -> None:
+    """Print `export` lines that make the host's prefect and mlflow clients work against the stack."""
+    settings, values = read_settings(), read_vault(volume)
+    variables = {
+        "PREFECT_API_URL": settings["PREFECT_ADDRESS"] + "/api",
+        "PREFECT_API_AUTH_STRING": f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}",
+        "MLFLOW_TRACKING_URI": settings["MLFLOW_ADDRESS"],
+        "MLFLOW_TRACKING_USERNAME": settings["MLFLOW_USER"],
+        "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_PASSWORD"],
+    }
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+def read_vault(volume: Path) -> dict[str, str]:
+    """Read the secrets there are.
+
+    Raises:
+        SystemExit: There are none yet.
+    """
+    try:
+        return {name: (volume / "vault" / name).read_text() for name in NAMES}
+    except FileNotFoundError:
+        sys.exit("There are no secrets yet: start the stack first, with `make up` or `docker compose up -d --wait`.")
+
+
+COMMANDS = {"make": make, "info": show_accounts, "env": show_environment}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1] if len(sys.argv) > 1 else "make"]()

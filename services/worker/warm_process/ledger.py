@@ -1,0 +1,155 @@
+"""Remembers on disk which runs a worker has taken, for the worker that comes after it.
+
+Each worker has a folder with a locked file and one file a run. The lock goes when the process goes,
+whatever killed it, so a folder whose lock can be had belongs to a worker that is no more; the folder
+of a live worker is never touched.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from uuid import UUID, uuid4
+
+_LOCK, _FACTS, _RUN = "lock", "facts.json", ".run"
+# A run that was taken but not started within this time has gone to another worker.
+_TAKEN_FOR = 60.0
+
+
+@dataclass(frozen=True)
+class TakenRun:
+    """A run as the ledger knows it."""
+
+    flow_run_id: UUID
+    pid: int | None
+    """Its process; None before it was started."""
+    worker: str
+    """The name of the worker that took it."""
+
+
+class Ledger:
+    """The record of one worker."""
+
+    def __init__(self, root: Path, pool: str, api_url: str, worker: str) -> None:
+        digest = hashlib.sha256(f"{api_url}\n{pool}".encode()).hexdigest()[:16]
+        self._siblings = root / digest
+        self._folder = self._siblings / uuid4().hex
+        self._facts: dict[str, Any] = {"worker": worker, "pool": pool, "pid": os.getpid()}
+        self._taken: dict[UUID, float] = {}
+        self._lock: IO[str] | None = None
+
+    def open(self) -> None:
+        """Create the worker's folder.
+
+        Raises:
+            OSError: the folder cannot be made or locked.
+        """
+        self._folder.mkdir(mode=0o700, parents=True)
+        self._lock = (self._folder / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.note()
+
+    def close(self) -> None:
+        """Forget the worker, unless it leaves runs behind."""
+        if self._lock:
+            if not list(self._folder.glob(f"*{_RUN}")):
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.close()
+            self._lock = None
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts for `python -m warm_process status`."""
+        self._facts.update(facts)
+        self._write(_FACTS, json.dumps(self._facts))
+
+    def take(self, flow_run_id: UUID) -> None:
+        """Note a run that this worker is about to claim."""
+        if flow_run_id not in self._taken:
+            self._taken[flow_run_id] = time.monotonic()
+            self._write(f"{flow_run_id}{_RUN}", "")
+        for other, since in list(self._taken.items()):
+            if time.monotonic() - since > _TAKEN_FOR:
+                self.drop(other)
+
+    def start(self, flow_run_id: UUID, pid: int) -> None:
+        """Note that the run is this worker's own and has a process."""
+        self._taken.pop(flow_run_id, None)
+        self._write(f"{flow_run_id}{_RUN}", str(pid))
+
+    def drop(self, flow_run_id: UUID) -> None:
+        """Forget a run that has ended."""
+        self._taken.pop(flow_run_id, None)
+        if self._lock:
+            (self._folder / f"{flow_run_id}{_RUN}").unlink(missing_ok=True)
+
+    def not_started(self) -> list[UUID]:
+        """Name the runs that were taken and have no process yet."""
+        return list(self._taken)
+
+    def _write(self, name: str, text: str) -> None:
+        if self._lock:
+            with suppress(OSError):  # a full disk must not keep a run from starting
+                (self._folder / name).write_text(text)
+
+    @contextmanager
+    def left_behind(self) -> Iterator[list[TakenRun]]:
+        """Read the runs of workers that are no more; their folders go when the block ends well."""
+        found: list[tuple[Path, IO[str], list[TakenRun]]] = []
+        try:
+            for folder in self._siblings.iterdir() if self._siblings.is_dir() else ():
+                if folder != self._folder and (lock := _try_lock(folder)):
+                    found.append((folder, lock, _read_runs(folder)))
+            yield [run for _, _, runs in found for run in runs]
+            for folder, _, _ in found:
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            for _, lock, _ in found:
+                lock.close()
+
+
+def live_workers(root: Path) -> list[dict[str, Any]]:
+    """Read the facts of every live worker below a folder, with the pids of its runs."""
+    workers = []
+    for facts in root.glob(f"*/*/{_FACTS}"):
+        if lock := _try_lock(facts.parent):
+            lock.close()
+            continue
+        worker: dict[str, Any] = json.loads(facts.read_text())
+        worker["runs"] = {
+            str(run.flow_run_id): run.pid for run in _read_runs(facts.parent) if run.pid is not None
+        }
+        workers.append(worker)
+    return workers
+
+
+def _try_lock(folder: Path) -> IO[str] | None:
+    """Lock a worker's folder; None if its worker lives."""
+    try:
+        lock = (folder / _LOCK).open("r+")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
+def _read_runs(folder: Path) -> list[TakenRun]:
+    worker = ""
+    with suppress(OSError, ValueError):
+        worker = json.loads((folder / _FACTS).read_text())["worker"]
+    runs = []
+    for path in folder.glob(f"*{_RUN}"):
+        with suppress(OSError, ValueError):
+            text = path.read_text()
+            runs.append(TakenRun(UUID(path.name.removesuffix(_RUN)), int(text) if text else None, worker))
+    return runs

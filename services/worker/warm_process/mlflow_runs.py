@@ -1,0 +1,89 @@
+"""Ends the MLflow runs that a flow run left open, over MLflow's REST interface.
+
+Flows tag their MLflow runs with `prefect.flow_run_id`. The client library stays out of it: it takes
+seconds to import, and the worker needs three requests.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+from uuid import UUID
+
+import httpx
+
+FLOW_RUN_TAG = "prefect.flow_run_id"
+
+
+async def end_open_runs(
+    flow_run_ids: Iterable[UUID], status: Literal["FAILED", "KILLED"], env: Mapping[str, str | None]
+) -> list[str]:
+    """End every MLflow run that is tagged with one of the flow runs and still RUNNING.
+
+    Args:
+        flow_run_ids: the flow run and its subflow runs.
+        status: what to end them as.
+        env: where the run's own MLFLOW_TRACKING_URI and credentials stand.
+
+    Returns:
+        The ids of the MLflow runs that were ended; none when the tracking address is not HTTP.
+
+    Raises:
+        httpx.HTTPError: the tracking server cannot be reached or refuses.
+    """
+    address = env.get("MLFLOW_TRACKING_URI") or ""
+    if not address.startswith(("http://", "https://")):
+        return []
+    ended = []
+    async with httpx.AsyncClient(
+        base_url=f"{address.rstrip('/')}/api/2.0/mlflow/", timeout=10.0, **_credentials(env)
+    ) as client:
+        experiments = await _experiments(client)
+        for flow_run_id in flow_run_ids:
+            for run_id in await _open_runs(client, experiments, flow_run_id):
+                await _post(
+                    client,
+                    "runs/update",
+                    {"run_id": run_id, "status": status, "end_time": int(time.time() * 1000)},
+                )
+                ended.append(run_id)
+    return ended
+
+
+def _credentials(env: Mapping[str, str | None]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if token := env.get("MLFLOW_TRACKING_TOKEN"):
+        options["headers"] = {"Authorization": f"Bearer {token}"}
+    elif user := env.get("MLFLOW_TRACKING_USERNAME"):
+        options["auth"] = (user, env.get("MLFLOW_TRACKING_PASSWORD") or "")
+    if (env.get("MLFLOW_TRACKING_INSECURE_TLS") or "").lower() == "true":
+        options["verify"] = False
+    elif certificate := env.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        options["verify"] = certificate
+    return options
+
+
+async def _experiments(client: httpx.AsyncClient) -> list[str]:
+    found: list[str] = []
+    page: str | None = None
+    while True:
+        body = await _post(client, "experiments/search", {"max_results": 1000, "page_token": page})
+        found += [experiment["experiment_id"] for experiment in body.get("experiments", [])]
+        if not (page := body.get("next_page_token")):
+            return found
+
+
+async def _open_runs(client: httpx.AsyncClient, experiments: list[str], flow_run_id: UUID) -> list[str]:
+    query = {
+        "experiment_ids": experiments,
+        "filter": f"attributes.status = 'RUNNING' and tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'",
+        "max_results": 1000,
+    }
+    body = await _post(client, "runs/search", query)
+    return [run["info"]["run_id"] for run in body.get("runs", [])]
+
+
+async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    response = await client.post(path, json={k: v for k, v in body.items() if v is not None})
+    response.raise_for_status()
+    result: dict[str, Any] = response.json()
+    return result

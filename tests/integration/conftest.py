@@ -1,0 +1,48 @@
+"""Fixtures: real Prefect and MLflow servers for the whole session, a fresh Open-Meteo for each test."""
+
+from collections.abc import Iterator
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_UI_URL, temporary_settings
+
+from tests.support.open_meteo_server import OpenMeteoServer
+from tests.support.servers import mlflow_server, prefect_server
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClient]:
+    """A client of a real Prefect server; flows that a test calls report to it."""
+    home = tmp_path_factory.mktemp("prefect")
+    with prefect_server(home / "server") as api:
+        settings = {PREFECT_API_URL: api, PREFECT_UI_URL: "http://prefect.test:4200", PREFECT_HOME: home}
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            yield client
+
+
+@pytest.fixture(scope="session")
+def mlflow_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server with an artifact store of its own."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address:
+        yield address
+
+
+@pytest.fixture
+def tracking(mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """A client of the MLflow server, which the flows use too."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    monkeypatch.setenv("MLFLOW_UI_URL", "http://mlflow.test:5001")
+    mlflow.set_tracking_uri(None)
+    return MlflowClient()
+
+
+@pytest.fixture
+def open_meteo(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenMeteoServer]:
+    """A server that answers as Open-Meteo does, with synthetic weather; the flows ask it."""
+    with OpenMeteoServer() as server:
+        monkeypatch.setenv("WEATHER_ARCHIVE_URL", f"{server.url}/v1/archive")
+        monkeypatch.setenv("WEATHER_GEOCODING_URL", f"{server.url}/v1/search")
+        monkeypatch.setenv("WEATHER_TIMEOUT_SECONDS", "5")
+        yield server

@@ -1,0 +1,241 @@
+"""A loopback stand-in for Open-Meteo's archive and geocoding, and for catfact.ninja.
+
+It answers with the fields and status codes of the real services, but THE WEATHER IS SYNTHETIC: seasons,
+spells of rain and noise from a fixed seed, the same for a day and place each time. Switches make it
+misbehave. Standard library only, so that it also runs as `python open_meteo_server.py --port 8080`.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Lock, Thread
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+FIRST_DAY = date(1940, 1, 1)
+UNITS = {
+    "precipitation_sum": "mm",
+    "temperature_2m_max": "°C",
+    "temperature_2m_min": "°C",
+    "wind_speed_10m_max": "km/h",
+}
+# Arica, for the tests of a place where it never rains.
+PLACES = [
+    {
+        "id": 5809844,
+        "name": "Seattle",
+        "latitude": 47.60621,
+        "longitude": -122.33207,
+        "elevation": 56.0,
+        "feature_code": "PPLA2",
+        "country_code": "US",
+        "timezone": "America/Los_Angeles",
+        "population": 737015,
+        "country": "United States",
+        "admin1": "Washington",
+    },
+    {
+        "id": 3143244,
+        "name": "Oslo",
+        "latitude": 59.91273,
+        "longitude": 10.74609,
+        "elevation": 26.0,
+        "feature_code": "PPLC",
+        "country_code": "NO",
+        "timezone": "Europe/Oslo",
+        "population": 580000,
+        "country": "Norway",
+        "admin1": "Oslo County",
+    },
+    {
+        "id": 3899361,
+        "name": "Arica",
+        "latitude": -18.4746,
+        "longitude": -70.29792,
+        "elevation": 33.0,
+        "feature_code": "PPLA",
+        "country_code": "CL",
+        "timezone": "America/Santiago",
+        "population": 222619,
+        "country": "Chile",
+        "admin1": "Arica y Parinacota",
+    },
+]
+
+
+def geocode(query: dict[str, str]) -> dict[str, Any]:
+    """Answer as /v1/search does; without a match there is no `results`."""
+    name = query.get("name", "").split(",")[0].strip().casefold()
+    found = [place for place in PLACES if str(place["name"]).casefold() == name]
+    answer: dict[str, Any] = {"results": found} if found else {}
+    return answer | {"generationtime_ms": 0.42}
+
+
+def synthetic_day(day: date, latitude: float, chance: random.Random, wet_before: bool) -> dict[str, float]:
+    """Return one day's values in Open-Meteo's default units."""
+    season = math.cos(2 * math.pi * (day.timetuple().tm_yday - 15) / 365.25) * (1 if latitude >= 0 else -1)
+    wet = chance.random() < (0.70 if wet_before else 0.22) + 0.15 * season
+    warm = 25 - abs(latitude) / 4 - 9 * season + chance.gauss(0, 3)
+    return {
+        "precipitation_sum": round(1 + chance.expovariate(1 / 6), 1) if wet else 0.0,
+        "temperature_2m_max": round(warm - 2 * wet, 1),
+        "temperature_2m_min": round(warm - 9 + 3 * wet, 1),
+        "wind_speed_10m_max": round(9 + 8 * wet + chance.expovariate(1 / 6), 1),
+    }
+
+
+def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """Answer as /v1/archive does, in status and JSON."""
+    try:
+        latitude, longitude = float(query["latitude"]), float(query["longitude"])
+        first, last = date.fromisoformat(query["start_date"]), date.fromisoformat(query["end_date"])
+    except (KeyError, ValueError) as error:
+        return 400, {"error": True, "reason": f"Parameter missing or invalid: {error}."}
+    today = datetime.now(UTC).date()
+    for name, day in {"start_date": first, "end_date": last}.items():
+        if not FIRST_DAY <= day <= today:
+            reason = f"Parameter '{name}' is out of allowed range from {FIRST_DAY} to {today}"
+            return 400, {"error": True, "reason": reason}
+    names = query.get("daily", "").split(",")
+    if unknown := [name for name in names if name not in UNITS]:
+        reason = f"Cannot initialize ForecastVariableDaily from invalid String value {unknown[0]}."
+        return 400, {"error": True, "reason": reason}
+    metric_wind = query.get("wind_speed_unit") == "ms"
+    daily: dict[str, list[Any]] = {"time": [], **{name: [] for name in names}}
+    chance, wet = random.Random(f"{latitude:.2f} {longitude:.2f} {first}"), False
+    for number in range((last - first).days + 1):
+        day = first + timedelta(days=number)
+        values: dict[str, Any] = dict(synthetic_day(day, latitude, chance, wet))
+        if round(latitude) == -18:
+            values["precipitation_sum"] = 0.0
+        wet = values["precipitation_sum"] > 0
+        if metric_wind:
+            values["wind_speed_10m_max"] = round(values["wind_speed_10m_max"] / 3.6, 2)
+        if day > today - timedelta(days=5):  # the archive lags behind
+            values = dict.fromkeys(values)
+        daily["time"].append(day.isoformat())
+        for name in names:
+            daily[name].append(values[name])
+    units = {"time": "iso8601"} | {name: UNITS[name] for name in names}
+    if metric_wind and "wind_speed_10m_max" in units:
+        units["wind_speed_10m_max"] = "m/s"
+    return 200, {
+        "latitude": round(latitude, 2),
+        "longitude": round(longitude, 2),
+        "generationtime_ms": 3.14,
+        "utc_offset_seconds": 0,
+        "timezone": "GMT",
+        "timezone_abbreviation": "GMT",
+        "elevation": 10.0,
+        "daily_units": units,
+        "daily": daily,
+    }
+
+
+class OpenMeteoServer:
+    """The server, on a free port of the loopback; `with` starts and ends it.
+
+    Switches, which may also be set while it runs:
+    fail_first: how many requests of each path get `fail_status` before answers are given.
+    truncate: bodies end in the middle of the JSON.
+    stalled: requests are taken and never answered.
+    change: a function that alters the archive's answer before it is sent.
+    """
+
+    def __init__(self, port: int = 0, host: str = "127.0.0.1", fail_first: int = 0, fail_status: int = 503) -> None:
+        self.fail_first, self.fail_status = fail_first, fail_status
+        self.truncate = self.stalled = False
+        self.change: Callable[[dict[str, Any]], object] | None = None
+        self.counts: Counter[str] = Counter()
+        self.queries: list[tuple[str, dict[str, str]]] = []
+        self._lock, self._ended = Lock(), Event()
+        self._http = ThreadingHTTPServer((host, port), self._handler())
+        self._http.daemon_threads = True
+        self.url = f"http://{host}:{self._http.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def serve_forever(self) -> None:
+        """Serve in this thread until interrupted."""
+        self._http.serve_forever()
+
+    def answer(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
+        """Return status and JSON for a request, and count it."""
+        if path == "/requests":
+            return 200, dict(self.counts)
+        if path == "/health":
+            return 200, {"status": "ok"}
+        with self._lock:
+            self.counts[path] += 1
+            self.queries.append((path, query))
+            failing = self.counts[path] <= self.fail_first
+        if failing:
+            return self.fail_status, {"error": True, "reason": "told to fail"}
+        if path == "/fact":
+            fact = "A cat's nose print is as unique as a fingerprint."
+            return 200, {"fact": fact, "length": len(fact)}
+        if path == "/v1/search":
+            return 200, geocode(query)
+        if path == "/v1/archive":
+            status, content = archive(query)
+            if status == 200 and self.change:
+                self.change(content)
+            return status, content
+        return 404, {"error": True, "reason": "Not Found"}
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                query = {name: values[0] for name, values in parse_qs(url.query).items()}
+                status, content = server.answer(url.path, query)
+                if server.stalled:
+                    server._ended.wait(60)
+                    return
+                body = json.dumps(content, ensure_ascii=False).encode()
+                if server.truncate:
+                    body = body[: len(body) // 2]
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--fail-first", type=int, default=0, help="failures of each path before it answers")
+    parser.add_argument("--fail-status", type=int, default=503)
+    options = parser.parse_args()
+    server = OpenMeteoServer(options.port, options.host, options.fail_first, options.fail_status)
+    print(f"{time.strftime('%H:%M:%S')} serving synthetic weather on port {options.port}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

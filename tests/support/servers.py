@@ -1,0 +1,97 @@
+"""Real Prefect and MLflow servers as local processes, on SQLite and free ports."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.support.waiting import wait_until
+
+SCRIPTS = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def server(
+    command: list[str], health_url: str, folder: Path, environment: dict[str, str], seconds: float = 120
+) -> Iterator[None]:
+    """Run a command until the block ends; it has answered at `health_url` when the block begins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "server.log"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=clean | environment, stdout=output, stderr=subprocess.STDOUT
+        )
+
+        def answers() -> bool:
+            if process.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+            try:
+                return httpx.get(health_url, timeout=2).is_success
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_until(answers, seconds, health_url)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """Run a Prefect server; yields its API address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+    }
+    command = [str(SCRIPTS / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with server(command, f"{address}/api/ready", folder, environment):
+        yield f"{address}/api"
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """Run an MLflow server that also serves artifacts; yields its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
+        "MLFLOW_SERVE_ARTIFACTS": "true",
+    }
+    command = [
+        str(SCRIPTS / "mlflow"),
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    with server(command, f"{address}/health", folder, environment):
+        yield address
