@@ -21,9 +21,7 @@ def collect_facts(url: str, count: int) -> list[str]:
 
 
 @flow(name="cat-facts", log_prints=True)
-def cat_facts(
-    url: str = "https://catfact.ninja/fact", count: Annotated[int, Field(ge=1, le=20)] = 3
-) -> list[str]:
+def cat_facts(url: str = "https://catfact.ninja/fact", count: Annotated[int, Field(ge=1, le=20)] = 3) -> list[str]:
     """Print facts about cats; `log_prints` makes each line a line of the run's log.
 
     Args:

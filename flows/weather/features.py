@@ -57,9 +57,7 @@ def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.Da
     return pd.DataFrame(features).iloc[LONGEST_WINDOW - 1 :]
 
 
-def build_examples(
-    observations: Observations, wet_day_mm: float = 1.0, min_observations: int = 365
-) -> Examples:
+def build_examples(observations: Observations, wet_day_mm: float = 1.0, min_observations: int = 365) -> Examples:
     """Return features and target of every day whose next day was observed.
 
     Raises WeatherDataError if there are fewer than `min_observations` days of observations, or if the

@@ -79,9 +79,7 @@ def score(wet: pd.Series, probability: NDArray[np.float64], says_wet: NDArray[np
     }
 
 
-def fit_and_score(
-    examples: pd.DataFrame, holdout_fraction: float = 0.2, regularization: float = 1.0
-) -> Training:
+def fit_and_score(examples: pd.DataFrame, holdout_fraction: float = 0.2, regularization: float = 1.0) -> Training:
     """Fit on the older days and judge on the newer ones, beside the persistence baseline.
 
     The metrics are those of `score` with the prefixes `model_` and `baseline_`. The model says "wet"
@@ -105,9 +103,7 @@ def draw(training: Training) -> dict[str, Figure]:
     calibration, roc = Figure(figsize=(6, 6), layout="tight"), Figure(figsize=(6, 6), layout="tight")
     left, right = calibration.subplots(), roc.subplots()
     for name, probability in training.forecasts.items():
-        CalibrationDisplay.from_predictions(
-            training.holdout[TARGET], probability, n_bins=10, name=name, ax=left
-        )
+        CalibrationDisplay.from_predictions(training.holdout[TARGET], probability, n_bins=10, name=name, ax=left)
         RocCurveDisplay.from_predictions(training.holdout[TARGET], probability, name=name, ax=right)
     left.set(
         title="Of the days given a chance of rain, how many were wet?",

@@ -40,9 +40,7 @@ def may_pass(_task: Any, _task_run: TaskRun, state: State) -> bool:
     return isinstance(state.data, SourceUnreachableError | RateLimitedError)
 
 
-@task(
-    name="find-place", retries=4, retry_delay_seconds=0.3, retry_condition_fn=may_pass, persist_result=False
-)
+@task(name="find-place", retries=4, retry_delay_seconds=0.3, retry_condition_fn=may_pass, persist_result=False)
 def find_place(name: str) -> Place:
     """Return the place that Open-Meteo's geocoding finds for a name."""
     settings = Settings()
@@ -71,9 +69,7 @@ def fetch_archive(place: Place, years: int) -> Observations:
 
 
 @flow(name="fetch-weather", log_prints=True, persist_result=False)
-def fetch_weather(
-    place: PlaceName = "Seattle", years: Years = 5, allow_recorded: bool = False
-) -> Observations:
+def fetch_weather(place: PlaceName = "Seattle", years: Years = 5, allow_recorded: bool = False) -> Observations:
     """Fetch daily observations of a place.
 
     Args:
@@ -116,9 +112,7 @@ def preprocess(
     observations = fetch_weather(place, years, allow_recorded)
     examples = features.build_examples(observations, wet_day_mm, min_observations)
     share = examples.frame[features.TARGET].mean()
-    print(
-        f"{len(examples.frame)} examples with {examples.frame.shape[1] - 1} features; {share:.0%} of days wet"
-    )
+    print(f"{len(examples.frame)} examples with {examples.frame.shape[1] - 1} features; {share:.0%} of days wet")
     return examples
 
 

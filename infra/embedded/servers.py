@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -148,10 +148,8 @@ class Servers(AbstractContextManager["Servers"]):
         try:
             for process in reversed(self._processes.values()):
                 signal_group(process, signal.SIGTERM)
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    pass
                 signal_group(process, signal.SIGKILL)
                 process.wait()
         finally:
@@ -161,10 +159,8 @@ class Servers(AbstractContextManager["Servers"]):
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Signal a process and its descendants in its session; nothing where they are gone."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
         os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
-        pass
 
 
 def free_port(preferred: int) -> int:

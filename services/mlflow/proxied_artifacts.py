@@ -22,19 +22,20 @@ class ProxiedS3ArtifactRepository(ArtifactRepository):
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Upload a file below `artifact_path`."""
-        self._s3.log_artifact(local_file, artifact_path)
+        self._s3.log_artifact(local_file, artifact_path)  # type: ignore[no-untyped-call]
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Upload a folder's files below `artifact_path`."""
-        self._s3.log_artifacts(local_dir, artifact_path)
+        self._s3.log_artifacts(local_dir, artifact_path)  # type: ignore[no-untyped-call]
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """List the files and folders directly below `path`."""
-        return self._s3.list_artifacts(path)
+        files: list[FileInfo] = self._s3.list_artifacts(path)  # type: ignore[no-untyped-call]
+        return files
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
-        self._s3._download_file(remote_file_path, local_path)
+        self._s3._download_file(remote_file_path, local_path)  # type: ignore[no-untyped-call]
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
         """Delete the file or folder at `artifact_path`."""
-        self._s3.delete_artifacts(artifact_path)
+        self._s3.delete_artifacts(artifact_path)  # type: ignore[no-untyped-call]

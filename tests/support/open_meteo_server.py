@@ -1,8 +1,9 @@
 """A loopback stand-in for Open-Meteo's archive and geocoding, and for catfact.ninja.
 
 It answers with the fields and status codes of the real services, but THE WEATHER IS SYNTHETIC: seasons,
-spells of rain and noise from a fixed seed, the same for a day and place each time. Switches make it
-misbehave. Standard library only, so that it also runs as `python open_meteo_server.py --port 8080`.
+spells of rain, wind that rises before it, and noise from a fixed seed: the same days and place give the
+same answer. Switches make it misbehave. Standard library only, so that it also runs by itself:
+`python open_meteo_server.py --port 8080`.
 """
 
 import argparse
@@ -78,16 +79,18 @@ def geocode(query: dict[str, str]) -> dict[str, Any]:
     return answer | {"generationtime_ms": 0.42}
 
 
-def synthetic_day(day: date, latitude: float, chance: random.Random, wet_before: bool) -> dict[str, float]:
-    """Return one day's values in Open-Meteo's default units."""
+def synthetic_day(
+    day: date, latitude: float, chance: random.Random, wet_before: bool, wind_before: float
+) -> dict[str, float]:
+    """Return one day's values in Open-Meteo's default units; rain is likelier after rain and after wind."""
     season = math.cos(2 * math.pi * (day.timetuple().tm_yday - 15) / 365.25) * (1 if latitude >= 0 else -1)
-    wet = chance.random() < (0.70 if wet_before else 0.22) + 0.15 * season
+    wet = chance.random() < (0.6 if wet_before else 0.2) + 0.15 * season + 0.02 * (wind_before - 20)
     warm = 25 - abs(latitude) / 4 - 9 * season + chance.gauss(0, 3)
     return {
         "precipitation_sum": round(1 + chance.expovariate(1 / 6), 1) if wet else 0.0,
         "temperature_2m_max": round(warm - 2 * wet, 1),
         "temperature_2m_min": round(warm - 9 + 3 * wet, 1),
-        "wind_speed_10m_max": round(9 + 8 * wet + chance.expovariate(1 / 6), 1),
+        "wind_speed_10m_max": round(8 + chance.expovariate(1 / 12), 1),
     }
 
 
@@ -109,13 +112,13 @@ def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
         return 400, {"error": True, "reason": reason}
     metric_wind = query.get("wind_speed_unit") == "ms"
     daily: dict[str, list[Any]] = {"time": [], **{name: [] for name in names}}
-    chance, wet = random.Random(f"{latitude:.2f} {longitude:.2f} {first}"), False
+    chance, wet, wind = random.Random(f"{latitude:.2f} {longitude:.2f} {first}"), False, 20.0
     for number in range((last - first).days + 1):
         day = first + timedelta(days=number)
-        values: dict[str, Any] = dict(synthetic_day(day, latitude, chance, wet))
+        values: dict[str, Any] = dict(synthetic_day(day, latitude, chance, wet, wind))
         if round(latitude) == -18:
             values["precipitation_sum"] = 0.0
-        wet = values["precipitation_sum"] > 0
+        wet, wind = values["precipitation_sum"] > 0, values["wind_speed_10m_max"]
         if metric_wind:
             values["wind_speed_10m_max"] = round(values["wind_speed_10m_max"] / 3.6, 2)
         if day > today - timedelta(days=5):  # the archive lags behind

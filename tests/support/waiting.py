@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], seconds: float, what: str, every: float = 0.1) -> T:
+def wait_until(condition: Callable[[], T | None], seconds: float, what: str, every: float = 0.1) -> T:
     """Return the condition's first true value; raise TimeoutError naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

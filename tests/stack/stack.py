@@ -1,0 +1,143 @@
+"""The real compose file under a project name and ports of its own, from a copy of the checkout."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
+
+CHECKOUT = Path(__file__).parents[2]
+RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "mail", "upstream"}
+ONE_SHOTS = {"secrets", "prefect-migrate", "mlflow-migrate", "provision"}
+
+
+def copy_checkout(target: Path) -> None:
+    """Copy what a commit of the checkout as it stands would hold."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (CHECKOUT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CHECKOUT / name, target / name)
+
+
+class Stack:
+    """A stack of its own: its commands see it through the variables that Compose itself reads."""
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        self.project = f"trainyard-test-{uuid4().hex[:8]}"
+        self.ports = {name: free_port() for name in ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PREFECT_", "MLFLOW_", "COMPOSE_", "WEATHER_", "MINIO_", "POSTGRES_"))
+        }
+        self.environment = {
+            **kept,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_FILE": os.pathsep.join(["docker-compose.yml", "tests/stack/compose.yml"]),
+            **{name: str(port) for name, port in self.ports.items()},
+            **settings,
+        }
+
+    def shell(self, command: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Run a command line as a person would type it in the checkout's folder."""
+        result = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.home,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and result.returncode:
+            raise AssertionError(f"{command}: exit {result.returncode}\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def exec(self, service: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program in a running service's container, with the service's secrets as variables."""
+        secrets = [] if service in ("postgres", "minio", "mail", "upstream") else ["with-secrets"]
+        return self.shell(shlex.join(["docker", "compose", "exec", "-T", service, *secrets, *command]), check)
+
+    def python(self, service: str, program: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run Python text in a service's container."""
+        return self.exec(service, "python", "-c", program, check=check)
+
+    def provisioner(self, program: str) -> str:
+        """Run Python text in a container of `provision`, which alone has the object store's root account."""
+        command = ["docker", "compose", "run", "--rm", "--no-deps", "-T", "provision", "python", "-c", program]
+        return self.shell(shlex.join(command)).stdout
+
+    def containers(self) -> dict[str, dict[str, Any]]:
+        """Return what `docker inspect` says of each service's container."""
+        ids = self.shell("docker compose ps --all --quiet").stdout.split()
+        inspected = json.loads(self.shell(shlex.join(["docker", "inspect", *ids])).stdout)
+        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in inspected}
+
+    def variables(self) -> dict[str, str]:
+        """Return what `make env` prints."""
+        lines = self.shell("make -s env").stdout.splitlines()
+        return dict(shlex.split(line)[1].split("=", 1) for line in lines)
+
+    def prefect(self) -> httpx.Client:
+        """Return a client of Prefect's API with the credentials of `make env`."""
+        variables = self.variables()
+        user, password = variables["PREFECT_API_AUTH_STRING"].split(":", 1)
+        return httpx.Client(base_url=variables["PREFECT_API_URL"], auth=(user, password), timeout=30)
+
+    def mlflow(self) -> httpx.Client:
+        """Return a client of MLflow's API with the credentials of `make env`."""
+        variables = self.variables()
+        login = (variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"])
+        return httpx.Client(base_url=f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow", auth=login, timeout=30)
+
+    def flow_runs(self, flow: str) -> list[dict[str, Any]]:
+        """Return the runs of a flow, the newest first."""
+        query = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
+        with self.prefect() as api:
+            runs: list[dict[str, Any]] = api.post("/flow_runs/filter", json=query).raise_for_status().json()
+        return runs
+
+    def wait_for_first_run(self) -> dict[str, Any]:
+        """Return the installation's first run once it has ended."""
+
+        def ended() -> dict[str, Any] | None:
+            runs = self.flow_runs("weather-pipeline")
+            return next(
+                (run for run in reversed(runs) if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")), None
+            )
+
+        return wait_until(ended, 180, "the first run's end", every=1)
+
+    def model_versions(self) -> list[dict[str, Any]]:
+        """Return the registered versions of rain-tomorrow."""
+        with self.mlflow() as api:
+            answer = api.get("/model-versions/search", params={"filter": "name = 'rain-tomorrow'"})
+        versions: list[dict[str, Any]] = answer.raise_for_status().json().get("model_versions", [])
+        return versions
+
+    def up(self) -> float:
+        """Run the README's command; return how long it took in seconds."""
+        start = time.monotonic()
+        self.shell("docker compose up -d --wait --build", timeout=1800)
+        return time.monotonic() - start
+
+    def logs(self, lines: str = "all") -> str:
+        """Return every service's log, or its last lines."""
+        return self.shell(f"docker compose logs --no-color --timestamps --tail {lines}", check=False).stdout
+
+    def remove(self) -> None:
+        """Remove the containers, networks and volumes."""
+        self.shell("docker compose down --volumes --remove-orphans --timeout 5", check=False)

@@ -1,0 +1,59 @@
+"""A browser signs in to both UIs and finds the run and the model."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, HttpCredentials, expect, sync_playwright
+
+from tests.stack.stack import Stack
+
+QUIET = [
+    "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium where it is installed, else the one that `playwright install chromium` brings."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=QUIET + as_root)
+        yield browser
+        browser.close()
+
+
+def test_the_run_is_found_in_prefect(stack: Stack, browser: Browser) -> None:
+    run, variables = stack.wait_for_first_run(), stack.variables()
+    with browser.new_page() as page:
+        page.goto(variables["PREFECT_API_URL"].removesuffix("/api"))
+        password = page.locator("input[type=password]")
+        password.fill("admin:wrong-password")
+        password.press("Enter")
+        expect(password).to_be_visible()
+        password.fill(variables["PREFECT_API_AUTH_STRING"])
+        password.press("Enter")
+        expect(page.get_by_role("link", name="Deployments").first).to_be_visible(timeout=30_000)
+        page.goto(f"{variables['PREFECT_API_URL'].removesuffix('/api')}/runs/flow-run/{run['id']}")
+        expect(page.get_by_text(run["name"]).first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("Completed").first).to_be_visible(timeout=30_000)
+
+
+def test_the_model_is_found_in_mlflow(stack: Stack, browser: Browser) -> None:
+    stack.wait_for_first_run()
+    variables = stack.variables()
+    address = variables["MLFLOW_TRACKING_URI"]
+    with browser.new_context() as strangers:
+        assert strangers.request.get(f"{address}/ajax-api/2.0/mlflow/experiments/search?max_results=1").status == 401
+    login: HttpCredentials = {
+        "username": variables["MLFLOW_TRACKING_USERNAME"],
+        "password": variables["MLFLOW_TRACKING_PASSWORD"],
+        "origin": address,
+    }
+    with browser.new_context(http_credentials=login) as context, context.new_page() as page:
+        page.goto(f"{address}/#/models/rain-tomorrow")
+        expect(page.get_by_role("heading", name="rain-tomorrow")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("champion").first).to_be_visible(timeout=30_000)

@@ -1,0 +1,100 @@
+"""After `docker compose up -d --wait` alone: a model has been trained by the worker, registered and stored."""
+
+import json
+
+from tests.stack.stack import ONE_SHOTS, RUNNING, Stack
+
+
+def test_everything_runs_and_every_one_shot_completed(stack: Stack) -> None:
+    containers = stack.containers()
+    assert containers.keys() == RUNNING | ONE_SHOTS
+    for service in RUNNING:
+        assert containers[service]["State"]["Health"]["Status"] == "healthy", service
+    for service in ONE_SHOTS:
+        assert containers[service]["State"] | {"Status": "exited", "ExitCode": 0} == containers[service]["State"], (
+            service
+        )
+
+
+def test_the_pools_worker_has_trained(stack: Stack) -> None:
+    run = stack.wait_for_first_run()
+    assert run["state"]["name"] == "Completed"
+    assert run["work_pool_name"] == "training"
+    with stack.prefect() as api:
+        workers = api.post("/work_pools/training/workers/filter", json={}).raise_for_status().json()
+        submitted = api.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200})
+    assert any(worker["name"] in log["message"] for worker in workers for log in submitted.json()), (
+        "no worker of the pool says that it took the run"
+    )
+
+
+def test_the_fetch_was_retried(stack: Stack) -> None:
+    run = stack.wait_for_first_run()
+    requests = json.loads(
+        stack.python(
+            "upstream",
+            "import urllib.request as r; print(r.urlopen('http://localhost:8080/requests').read().decode())",
+        ).stdout
+    )
+    assert requests["/v1/archive"] >= 3
+    with stack.prefect() as api:
+        tasks = api.post(
+            "/task_runs/filter",
+            json={
+                "task_runs": {"name": {"like_": "fetch-archive"}},
+                "flow_runs": {"name": {"not_any_": []}},
+                "sort": "EXPECTED_START_TIME_ASC",
+            },
+        )
+    first = tasks.raise_for_status().json()[0]
+    assert first["state"]["type"] == "COMPLETED"
+    assert first["run_count"] == 3, "two answers of 503, then one of 200"
+    assert run["state"]["type"] == "COMPLETED"
+
+
+def test_the_model_is_registered_and_lies_in_the_bucket(stack: Stack) -> None:
+    run = stack.wait_for_first_run()
+    version = stack.model_versions()[0]
+    with stack.mlflow() as api:
+        model = api.get("/registered-models/get", params={"name": "rain-tomorrow"}).raise_for_status().json()
+        logged = api.get("/runs/get", params={"run_id": version["run_id"]}).raise_for_status().json()["run"]
+    assert {alias["alias"] for alias in model["registered_model"]["aliases"]} == {"champion"}
+
+    tags = {tag["key"]: tag["value"] for tag in logged["data"]["tags"]}
+    assert tags["prefect.flow_run_id"] == run["id"]
+    assert tags["data_source"] == "open-meteo"
+    metrics = {metric["key"]: metric["value"] for metric in logged["data"]["metrics"]}
+    assert metrics["model_brier"] < metrics["baseline_brier"]
+
+    objects = stack.provisioner(
+        "from minio import Minio; from infra.provision.settings import Settings; s = Settings();"
+        "store = Minio(endpoint='minio:9000', access_key=s.minio_root_user,"
+        " secret_key=s.minio_root_password.get_secret_value(), secure=False);"
+        "print(*(o.object_name for o in store.list_objects(bucket_name='mlflow', recursive=True)), sep='\\n')"
+    ).splitlines()
+    model_id = version["source"].removeprefix("models:/")
+    assert any(f"models/{model_id}/artifacts/MLmodel" in name for name in objects), objects
+
+
+def test_each_links_to_the_other(stack: Stack) -> None:
+    run = stack.wait_for_first_run()
+    (version, *_) = stack.model_versions()
+    ui = stack.variables()["MLFLOW_TRACKING_URI"]
+    with stack.prefect() as api:
+        artifacts = api.post("/artifacts/filter", json={}).raise_for_status().json()
+    assert any(
+        f"{ui}/#/experiments/" in artifact["data"] and version["run_id"] in artifact["data"] for artifact in artifacts
+    )
+    with stack.mlflow() as api:
+        logged = api.get("/runs/get", params={"run_id": version["run_id"]}).raise_for_status().json()["run"]
+    tags = {tag["key"]: tag["value"] for tag in logged["data"]["tags"]}
+    prefect = f"http://localhost:{stack.ports['PREFECT_PORT']}"
+    assert tags["prefect.flow_run_url"] == f"{prefect}/runs/flow-run/{run['id']}"
+
+
+def test_provisioning_says_where_everything_is(stack: Stack) -> None:
+    lines = stack.shell("docker compose logs --no-log-prefix --no-color provision").stdout.splitlines()[-4:]
+    assert f"http://localhost:{stack.ports['PREFECT_PORT']}" in lines[1]
+    assert f"http://localhost:{stack.ports['MLFLOW_PORT']}" in lines[2]
+    shown = stack.shell(lines[3].split(": ", 1)[1]).stdout
+    assert stack.variables()["MLFLOW_TRACKING_PASSWORD"] in shown

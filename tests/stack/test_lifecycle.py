@@ -1,0 +1,91 @@
+"""Nothing is lost: over a second `up`, `down` and `up`, and a restart of each service."""
+
+from typing import Any
+
+import pytest
+
+from tests.stack.stack import ONE_SHOTS, RUNNING, Stack
+from tests.support.waiting import wait_until
+
+
+def memory(stack: Stack) -> dict[str, Any]:
+    """Return what an installation must not forget."""
+    with stack.prefect() as api:
+        deployments = api.post("/deployments/filter", json={}).raise_for_status().json()
+    return {
+        "runs": {run["id"]: run["state"]["type"] for run in stack.flow_runs("weather-pipeline")},
+        "models": {(version["version"], version["source"]) for version in stack.model_versions()},
+        "deployments": {deployment["id"] for deployment in deployments},
+        "secrets": stack.variables(),
+    }
+
+
+def can_still_train(stack: Stack) -> bool:
+    """Train once more, and load what was trained before."""
+    program = "import mlflow; mlflow.sklearn.load_model('models:/rain-tomorrow/1')"
+    stack.python("worker", program)
+    return "Completed" in stack.shell("make run DEPLOYMENT=weather-pipeline").stdout
+
+
+def started(stack: Stack) -> dict[str, tuple[str, str]]:
+    """Return the container and its start of each service that keeps running."""
+    return {
+        service: (container["Id"], container["State"]["StartedAt"])
+        for service, container in stack.containers().items()
+        if service not in ONE_SHOTS
+    }
+
+
+def test_a_second_up_changes_nothing(stack: Stack) -> None:
+    stack.wait_for_first_run()
+    before, containers = memory(stack), started(stack)
+    stack.up()
+    assert memory(stack) == before
+    assert started(stack) == containers
+
+
+@pytest.mark.parametrize("service", sorted(RUNNING - {"upstream"}))
+def test_a_restart_of_a_service_loses_nothing(stack: Stack, service: str) -> None:
+    before = memory(stack)
+    stack.shell(f"docker compose restart {service}")
+
+    def healthy() -> bool:
+        return bool(stack.containers()[service]["State"]["Health"]["Status"] == "healthy")
+
+    def remembers() -> bool:
+        try:
+            return memory(stack) == before
+        except Exception:  # the servers find their database again by themselves, in a moment
+            return False
+
+    wait_until(healthy, 120, f"{service} to be healthy again", every=1)
+    wait_until(remembers, 60, f"the same memory after a restart of {service}", every=1)
+
+
+def test_the_stack_trains_after_all_those_restarts(stack: Stack) -> None:
+    assert can_still_train(stack)
+
+
+def test_down_and_up_keeps_everything(stack: Stack) -> None:
+    before = memory(stack)
+    stack.shell("make down")
+    assert not stack.shell("docker compose ps --all --quiet").stdout
+    stack.up()
+    assert memory(stack) == before
+    assert can_still_train(stack)
+
+
+def test_a_password_changed_in_env_takes_effect(stack: Stack) -> None:
+    before = memory(stack)
+    chosen = {
+        name: f"chosen-by-a-person-for-{name.lower()}"
+        for name in ("POSTGRES_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD", "MINIO_ROOT_PASSWORD", "MAIL_PASSWORD")
+    }
+    (stack.home / ".env").write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
+    stack.shell("make down")
+    stack.up()
+    after = memory(stack)
+    assert after["secrets"]["MLFLOW_TRACKING_PASSWORD"] == chosen["MLFLOW_PASSWORD"]
+    assert after["secrets"]["PREFECT_API_AUTH_STRING"] == f"admin:{chosen['PREFECT_PASSWORD']}"
+    assert {**after, "secrets": None} == {**before, "secrets": None}
+    assert can_still_train(stack)

@@ -1,0 +1,138 @@
+"""What is reachable, by whom, and where no secret may stand."""
+
+import ipaddress
+import json
+
+import httpx
+import pytest
+
+from tests.stack.stack import ONE_SHOTS, Stack
+
+OWN_IMAGES = {"prefect", "prefect-migrate", "mlflow", "mlflow-migrate", "provision", "worker"}
+
+
+def secrets_of(stack: Stack) -> dict[str, str]:
+    """Return every secret of the installation, read from the vault itself."""
+    program = "import json, pathlib; print(json.dumps({f.name: f.read_text() for f in pathlib.Path('/secrets/vault').iterdir()}))"
+    command = f'docker compose run --rm --no-deps -T --entrypoint python secrets -c "{program}"'
+    secrets: dict[str, str] = json.loads(stack.shell(command).stdout)
+    return secrets
+
+
+@pytest.mark.parametrize(
+    ("service", "path"),
+    [
+        ("PREFECT_API_URL", "/admin/version"),
+        ("MLFLOW_TRACKING_URI", "/api/2.0/mlflow/experiments/search?max_results=1"),
+    ],
+)
+def test_an_api_wants_credentials(stack: Stack, service: str, path: str) -> None:
+    variables = stack.variables()
+    address = variables[service] + path
+    assert httpx.get(address).status_code == 401
+    assert httpx.get(address, auth=("admin", "minioadmin")).status_code == 401
+    user, password = variables["PREFECT_API_AUTH_STRING"].split(":", 1)
+    if service == "MLFLOW_TRACKING_URI":
+        user, password = variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"]
+    assert httpx.get(address, auth=(user, password)).status_code == 200
+
+
+def test_the_mail_page_wants_credentials(stack: Stack) -> None:
+    address = f"http://localhost:{stack.ports['MAIL_PORT']}/api/v1/messages"
+    assert httpx.get(address).status_code == 401
+    assert httpx.get(address, auth=("admin", secrets_of(stack)["MAIL_PASSWORD"])).status_code == 200
+
+
+def test_nothing_listens_beyond_this_machine(stack: Stack) -> None:
+    bindings = [
+        (service, binding)
+        for service, container in stack.containers().items()
+        for published in (container["NetworkSettings"]["Ports"] or {}).values()
+        for binding in published or []
+    ]
+    assert {service for service, _ in bindings} == {"prefect", "mlflow", "mail"}
+    for service, binding in bindings:
+        assert ipaddress.ip_address(binding["HostIp"]).is_loopback, service
+
+
+def test_the_worker_cannot_reach_the_database(stack: Stack) -> None:
+    connect = "import socket; socket.create_connection(({host!r}, {port}), timeout=3)"
+    address = next(iter(stack.containers()["postgres"]["NetworkSettings"]["Networks"].values()))["IPAddress"]
+    for host in ("postgres", address):
+        refused = stack.python("worker", connect.format(host=host, port=5432), check=False)
+        assert refused.returncode == 1, f"the worker reached {host}"
+        assert "Error" in refused.stderr
+    assert stack.python("worker", connect.format(host="minio", port=9000)).returncode == 0
+    assert stack.python("prefect", connect.format(host="postgres", port=5432)).returncode == 0
+
+
+def test_a_database_role_reaches_its_own_database_alone(stack: Stack) -> None:
+    connect = (
+        "import os, psycopg2; from sqlalchemy.engine import make_url;"
+        "u = make_url(os.environ['MLFLOW_BACKEND_STORE_URI']);"
+        "psycopg2.connect(host=u.host, user=u.username, password=u.password, dbname={database!r})"
+    )
+    assert stack.python("mlflow", connect.format(database="mlflow")).returncode == 0
+    refused = stack.python("mlflow", connect.format(database="prefect"), check=False)
+    assert "permission denied for database" in refused.stderr
+
+
+def test_mlflows_user_of_the_object_store_cannot_read_prefects_bucket(stack: Stack) -> None:
+    listing = (
+        "import boto3, os; s3 = boto3.client('s3', endpoint_url=os.environ['MLFLOW_S3_ENDPOINT_URL']);"
+        "print(len(s3.list_objects_v2(Bucket={bucket!r}).get('Contents', [])))"
+    )
+    assert int(stack.python("mlflow", listing.format(bucket="mlflow")).stdout) > 0
+    refused = stack.python("mlflow", listing.format(bucket="prefect-results"), check=False)
+    assert "AccessDenied" in refused.stderr
+
+
+def test_the_workers_account_is_no_admin(stack: Stack) -> None:
+    program = (
+        "import os, httpx; e = os.environ; login = (e['MLFLOW_TRACKING_USERNAME'], e['MLFLOW_TRACKING_PASSWORD']);"
+        "u = e['MLFLOW_TRACKING_URI'] + '/api/2.0/mlflow/users/create';"
+        "print(httpx.post(u, auth=login, json={'username': 'intruder', 'password': 'x' * 20}).status_code)"
+    )
+    assert stack.python("worker", program).stdout.strip() == "403"
+
+
+def test_no_secret_stands_where_it_can_be_read(stack: Stack) -> None:
+    secrets = secrets_of(stack)
+    assert len(set(secrets.values())) == len(secrets), "each secret is one of its own"
+    assert min(map(len, secrets.values())) >= 32
+    places = {f"inspect {service}": json.dumps(container) for service, container in stack.containers().items()}
+    images = {container["Image"] for container in stack.containers().values()}
+    places |= {f"history {image}": stack.shell(f"docker history --no-trunc {image}").stdout for image in images}
+    places |= {"logs": stack.logs(), "config": stack.shell("docker compose config").stdout}
+    for place, text in places.items():
+        for name, secret in secrets.items():
+            assert secret not in text, f"{name} stands in {place}"
+
+
+def test_no_known_default_opens_anything(stack: Stack) -> None:
+    secrets = secrets_of(stack)
+    known = {"minioadmin", "postgres", "prefect", "mlflow", "admin", "password", "password1234"}
+    assert not known & set(secrets.values())
+    login = (
+        "import psycopg2; psycopg2.connect(host='postgres', user={user!r}, password={password!r}, dbname='postgres')"
+    )
+    for user in ("postgres", "prefect", "mlflow"):
+        refused = stack.python("mlflow", login.format(user=user, password=user), check=False)
+        assert "password authentication failed" in refused.stderr
+
+
+def test_containers_are_confined(stack: Stack) -> None:
+    for service, container in stack.containers().items():
+        if service == "upstream":
+            continue
+        host = container["HostConfig"]
+        assert host["CapDrop"] == ["ALL"], service
+        assert not host["CapAdd"], service
+        assert "no-new-privileges:true" in host["SecurityOpt"], service
+        assert host["Memory"] > 0, service
+        assert host["LogConfig"]["Config"]["max-size"] == "10m", service
+        assert host["ReadonlyRootfs"] == (service != "secrets"), service
+        assert host["RestartPolicy"]["Name"] == ("no" if service in ONE_SHOTS else "unless-stopped"), service
+        assert not any("docker.sock" in mount["Source"] for mount in container["Mounts"]), service
+    for service in OWN_IMAGES:
+        assert stack.containers()[service]["Config"]["User"] == "trainyard", service

@@ -1,0 +1,123 @@
+"""Features, split, metrics and the errors that end a training before anything is logged."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from flows.weather import model
+from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_examples, build_features
+from flows.weather.observations import WeatherDataError
+from tests.unit.weather import make_frame, make_observations
+
+
+@pytest.fixture
+def examples() -> pd.DataFrame:
+    return build_examples(make_observations()).frame
+
+
+class TestFeatures:
+    @pytest.mark.parametrize("day", [40, 123, 300])
+    def test_nothing_from_the_future(self, day: int) -> None:
+        past = make_frame()
+        other_future = past.copy()
+        other_future.iloc[day + 1 :] = make_frame(seed=1).iloc[day + 1 :].to_numpy() + 100
+        until = past.index[day]
+        pd.testing.assert_frame_equal(build_features(past).loc[:until], build_features(other_future).loc[:until])
+
+    def test_the_day_itself_counts(self) -> None:
+        frame = make_frame(days=60)
+        changed = frame.copy()
+        changed.iloc[-1] = [99.0, 30.0, -10.0, 20.0]
+        assert (build_features(frame).iloc[-1] != build_features(changed).iloc[-1]).sum() >= 10
+
+    def test_every_day_has_all_features_once_the_windows_are_full(self) -> None:
+        features = build_features(make_frame(days=100))
+        assert len(features) == 100 - LONGEST_WINDOW + 1
+        assert np.isfinite(features.to_numpy()).all()
+        assert (features.dtypes == "float64").all()
+
+    def test_target_is_the_next_days_rain(self) -> None:
+        frame = make_frame(days=400)
+        examples = build_examples(make_observations(frame), wet_day_mm=2.0).frame
+        wet = frame["precipitation_mm"] >= 2.0
+        assert examples[TARGET].tolist() == wet.shift(-1).loc[examples.index].astype(bool).tolist()
+        assert examples[WET_TODAY].tolist() == wet.loc[examples.index].astype(float).tolist()
+        assert examples.index.max() == frame.index[-2]
+
+    def test_season_is_that_of_the_day_to_forecast(self) -> None:
+        frame = make_frame(days=366)  # ends on 2020-12-31
+        last = build_features(frame).iloc[-1]
+        assert last["season_sin"] == pytest.approx(np.sin(2 * np.pi / 365.25))
+
+    def test_a_missing_day_is_named(self) -> None:
+        frame = make_frame(days=100).drop(pd.Timestamp("2020-02-10"))
+        with pytest.raises(WeatherDataError, match="2020-02-09 is followed by 2020-02-11"):
+            build_features(frame)
+
+
+class TestNothingToLearn:
+    def test_too_few_observations(self) -> None:
+        with pytest.raises(WeatherDataError, match="has 364 daily observations, fewer than the 365"):
+            build_examples(make_observations(make_frame(days=364)))
+
+    @pytest.mark.parametrize(("rain", "kind"), [(0.0, "dry"), (9.0, "wet")])
+    def test_one_class(self, rain: float, kind: str) -> None:
+        frame = make_frame().assign(precipitation_mm=rain)
+        with pytest.raises(WeatherDataError, match=f"Every day of Testville is {kind}"):
+            build_examples(make_observations(frame))
+
+    def test_one_class_in_the_holdout(self, examples: pd.DataFrame) -> None:
+        examples.loc[examples.index[-200:], TARGET] = False
+        with pytest.raises(WeatherDataError, match="The holdout part"):
+            model.fit_and_score(examples, holdout_fraction=0.2)
+
+
+class TestModel:
+    def test_holdout_is_the_newest_part(self, examples: pd.DataFrame) -> None:
+        train, holdout = model.split_by_time(examples, 0.25)
+        assert len(holdout) == round(len(examples) * 0.25)
+        assert train.index.max() < holdout.index.min()
+        pd.testing.assert_frame_equal(pd.concat([train, holdout]), examples)
+
+    def test_same_data_same_model(self, examples: pd.DataFrame) -> None:
+        first, second = model.fit_and_score(examples), model.fit_and_score(examples)
+        assert first.metrics == second.metrics
+        np.testing.assert_array_equal(first.forecasts["model"], second.forecasts["model"])
+
+    def test_persistence_counts_what_followed(self) -> None:
+        columns = {WET_TODAY: [1.0, 1.0, 1.0, 0.0], TARGET: [True, True, False, False]}
+        holdout = pd.DataFrame({WET_TODAY: [0.0, 1.0]})
+        expected = [(0 + 1) / (1 + 2), (2 + 1) / (3 + 2)]
+        assert model.persistence(pd.DataFrame(columns), holdout).tolist() == pytest.approx(expected)
+
+    def test_metrics_of_a_forecast_known_by_hand(self) -> None:
+        wet = pd.Series([True, False, True, False])
+        metrics = model.score(wet, np.array([0.8, 0.2, 0.4, 0.6]), np.array([True, False, False, True]))
+        assert metrics == pytest.approx(
+            {
+                "log_loss": -(np.log([0.8, 0.8, 0.4, 0.4]).mean()),
+                "brier": (0.2**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4,
+                "roc_auc": 0.75,
+                "accuracy": 0.5,
+                "f1": 0.5,
+            }
+        )
+
+    def test_model_and_baseline_are_judged_alike(self, examples: pd.DataFrame) -> None:
+        metrics = model.fit_and_score(examples).metrics
+        names = {"log_loss", "brier", "roc_auc", "accuracy", "f1"}
+        assert set(metrics) == {f"{who}_{name}" for who in ("model", "baseline") for name in names}
+        assert metrics["model_roc_auc"] > 0.6
+        table = model.compare(metrics)
+        assert f"| brier | {metrics['model_brier']:.4f} | {metrics['baseline_brier']:.4f} |" in table
+
+    def test_plots_say_what_they_show(self, examples: pd.DataFrame) -> None:
+        plots = model.draw(model.fit_and_score(examples))
+        assert set(plots) == {"calibration.png", "roc.png"}
+        for figure in plots.values():
+            assert isinstance(figure, Figure)
+            (axes,) = figure.axes
+            assert axes.get_title()
+            assert axes.get_xlabel()
+            assert axes.get_ylabel()
