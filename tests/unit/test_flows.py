@@ -1,7 +1,10 @@
 """The flows as Prefect sees them: names and the forms of their parameters."""
 
+import sys
+
 import pytest
 from prefect import Flow
+from prefect.flows import load_flow_from_entrypoint
 
 from flows.cat_facts import cat_facts
 from flows.settings import Settings
@@ -33,3 +36,19 @@ def test_an_empty_variable_leaves_the_default(monkeypatch: pytest.MonkeyPatch) -
     settings = Settings()
     assert settings.weather_archive_url == "https://archive-api.open-meteo.com/v1/archive"
     assert settings.mlflow_ui_url == "http://mlflow.example"
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "name"),
+    [
+        ("flows/cat_facts.py:cat_facts", "cat-facts"),
+        ("flows/weather/pipeline.py:weather_pipeline", "weather-pipeline"),
+        ("flows/weather/pipeline.py:train", "train"),
+    ],
+)
+def test_a_worker_can_load_them_by_path(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, entrypoint: str, name: str
+) -> None:
+    monkeypatch.chdir(pytestconfig.rootpath)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # Prefect adds the file's folder
+    assert load_flow_from_entrypoint(entrypoint).name == name
