@@ -42,8 +42,10 @@ KNOWN_DEFAULTS = (
 
 
 def is_known_default(value: str) -> bool:
-    """Tell whether a value is a known default, alone, repeated, joined with another, or with digits behind it."""
+    """Tell whether a value is a known default, alone, repeated or joined with another, or digits, alone or behind one."""
     rest = value.lower().rstrip("0123456789!.?")
+    if not rest:
+        return True
     while rest:
         for separator in "-_ :":
             rest = rest.removeprefix(separator)
@@ -160,9 +162,9 @@ def write(file: Path, text: str, *, mode: int) -> None:
     fresh.rename(file)
 
 
-def make(volume: Path = VOLUME) -> None:
+def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
     """Refuse what is unsafe; else fill the vault and each service's folder."""
-    settings = read_settings()
+    settings = read_settings(settings_file)
     given = {name: settings[name] for name in NAMES if name in settings}
     found = list(problems(given))
     if found:

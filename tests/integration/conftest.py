@@ -2,11 +2,17 @@
 
 from collections.abc import Iterator
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_UI_URL, temporary_settings
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
+    PREFECT_UI_URL,
+    temporary_settings,
+)
 
 from tests.support.open_meteo_server import OpenMeteoServer
 from tests.support.servers import mlflow_server, prefect_server
@@ -17,9 +23,16 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectCli
     """A client of a real Prefect server; flows that a test calls report to it."""
     home = tmp_path_factory.mktemp("prefect")
     with prefect_server(home / "server") as api:
-        settings = {PREFECT_API_URL: api, PREFECT_UI_URL: "http://prefect.test:4200", PREFECT_HOME: home}
+        settings = {
+            PREFECT_API_URL: api,
+            PREFECT_UI_URL: "http://prefect.test:4200",
+            PREFECT_HOME: home,
+            # The thread that sends heartbeats holds up the end of each flow by as much as a second.
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        }
         with temporary_settings(settings), get_client(sync_client=True) as client:
             yield client
+            APILogHandler().flush()
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +47,6 @@ def tracking(mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> MlflowClie
     """A client of the MLflow server, which the flows use too."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
     monkeypatch.setenv("MLFLOW_UI_URL", "http://mlflow.test:5001")
-    mlflow.set_tracking_uri(None)
     return MlflowClient()
 
 

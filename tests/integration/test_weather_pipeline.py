@@ -16,11 +16,7 @@ from tests.support.servers import free_port
 
 MODEL = "rain-tomorrow"
 
-pytestmark = [
-    pytest.mark.usefixtures("prefect", "tracking", "open_meteo"),
-    # MLflow 3.17.2 hashes a data frame with a call that pandas 4 will want spelled otherwise.
-    pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0 all arguments of all"),
-]
+pytestmark = pytest.mark.usefixtures("prefect", "tracking", "open_meteo")
 
 
 def versions(tracking: MlflowClient) -> int:
@@ -51,7 +47,10 @@ def test_registers_a_model_that_beats_persistence(outcome: Outcome, tracking: Ml
     assert run.info.status == "FINISHED"
     assert run.data.metrics == pytest.approx(outcome.metrics)
     assert run.data.params["place"] == "Seattle, Washington, United States"
-    assert run.inputs.dataset_inputs[0].dataset.name == "open-meteo"
+    assert run.inputs is not None
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "open-meteo"
+    assert "latitude=47.60621" in data.dataset.source
     files = {file.path for file in tracking.list_artifacts(run.info.run_id)}
     assert {"calibration.png", "roc.png"} <= files
 
@@ -226,5 +225,18 @@ def test_a_stalled_source_counts_as_unreachable(open_meteo: OpenMeteoServer, mon
 
 def test_mlflow_out_of_reach_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    mlflow.set_tracking_uri(None)
     assert "MLflow does not answer" in failure(train(return_state=True))
+
+
+def test_a_training_that_fails_midway_leaves_a_failed_run_and_no_version(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = versions(tracking)
+    monkeypatch.setattr("flows.weather.tracking.SERVING_PACKAGES", ("no-such-package",))
+    assert "no-such-package" in failure(weather_pipeline(years=2, return_state=True))
+
+    experiment = tracking.get_experiment_by_name("weather")
+    assert experiment is not None
+    (last,) = tracking.search_runs([experiment.experiment_id], max_results=1)
+    assert last.info.status == "FAILED"
+    assert versions(tracking) == before

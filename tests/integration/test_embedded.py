@@ -1,0 +1,93 @@
+"""`make demo`: the platform without Docker, as a person runs it, on a machine that reaches no Open-Meteo."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.stack.stack import copy_checkout
+from tests.support.waiting import wait_until
+
+NOWHERE = {
+    "WEATHER_ARCHIVE_URL": "http://127.0.0.1:9/v1/archive",
+    "WEATHER_GEOCODING_URL": "http://127.0.0.1:9/v1/search",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, whose .demo the tests fill."""
+    home = tmp_path_factory.mktemp("embedded")
+    copy_checkout(home)
+    return home
+
+
+def start(home: Path, command: str) -> subprocess.Popen[str]:
+    """Start `make demo` or `make ui` less the installation, in a group of its own as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "infra.embedded", command],
+        cwd=home,
+        env=os.environ | NOWHERE | {"BROWSER": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def left_behind(home: Path) -> Iterator[psutil.Process]:
+    """Yield the processes that work in the copied checkout."""
+    for process in psutil.process_iter():
+        try:
+            if str(home) in process.environ().get("TRAINYARD_HOME", "") or str(home) in process.cwd():
+                yield process
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+
+
+def test_the_demo_trains_and_ends(home: Path) -> None:
+    demo = start(home, "demo")
+    output, _ = demo.communicate(timeout=240)
+    assert demo.returncode == 0, output
+    assert "USING RECORDED OBSERVATIONS" in output
+    assert "rain-tomorrow version 1 is the new champion" in output
+    row = next(line.split() for line in output.splitlines() if line.startswith("Brier score"))
+    assert float(row[2]) < float(row[3]), "the model beats the baseline"
+    assert "make ui" in output.splitlines()[-1]
+    assert not list(left_behind(home))
+
+
+def test_a_second_demo_adds_to_the_first(home: Path) -> None:
+    demo = start(home, "demo")
+    output, _ = demo.communicate(timeout=240)
+    assert demo.returncode == 0, output
+    assert "rain-tomorrow version 2" in output
+    assert not list(left_behind(home))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_no_process_behind(home: Path, number: signal.Signals) -> None:
+    demo = start(home, "demo")
+    assert demo.stdout is not None
+    # In the middle of the run: both servers, the worker and the run's own process are there.
+    wait_until(lambda: "Beginning flow run" in demo.stdout.readline(), 120, "the run to begin", every=0)
+    assert len(list(left_behind(home))) > 3
+    os.killpg(demo.pid, number)
+    demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert not list(left_behind(home))
+
+
+def test_both_uis_open_over_the_same_data(home: Path) -> None:
+    ui = start(home, "ui")
+    assert ui.stdout is not None
+    wait_until(lambda: "Ctrl-C ends both" in ui.stdout.readline(), 120, "the addresses", every=0)
+    ui.send_signal(signal.SIGINT)
+    ui.communicate(timeout=60)
+    assert ui.returncode == 130
+    assert not list(left_behind(home))

@@ -1,0 +1,86 @@
+"""The secrets: made once, refused when unsafe, and each service sees its own alone."""
+
+import configparser
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from infra.secrets import vault
+
+SETTINGS = {
+    "PREFECT_USER": "admin",
+    "MLFLOW_USER": "admin",
+    "MAIL_USER": "admin",
+    "MINIO_ROOT_USER": "trainyard",
+}
+
+
+def settings_file(folder: Path, **given: str) -> Path:
+    file = folder / "settings"
+    file.write_text("".join(f"{name}={value}\n" for name, value in (SETTINGS | given).items()))
+    return file
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "minioadmin123",
+        "postgres-2026!",
+        "password1234",
+        "PasswordPassword",
+        "admin:admin:admin",
+        "changeme-changeme",
+        "0" * 12,
+    ],
+)
+def test_a_known_default_is_refused(value: str) -> None:
+    assert list(vault.problems({"MLFLOW_PASSWORD": value})) == ["MLFLOW_PASSWORD is a known default"]
+
+
+@pytest.mark.parametrize("value", ["correct-horse-battery", "passwörter sind schwer", "tab\tbed-password", "short"])
+def test_what_is_wrong_is_said_without_the_value(value: str) -> None:
+    found = list(vault.problems({"MLFLOW_PASSWORD": value}))
+    assert bool(found) == (value != "correct-horse-battery")
+    assert not any(value in problem for problem in found)
+
+
+def test_secrets_are_made_once_and_differ(tmp_path: Path) -> None:
+    first = vault.fill_vault(tmp_path, {})
+    assert len(set(first.values())) == len(vault.NAMES)
+    assert min(len(value) for value in first.values()) == 43  # 32 bytes in base64
+    assert vault.fill_vault(tmp_path, {}) == first
+
+
+def test_a_given_secret_wins_and_stays(tmp_path: Path) -> None:
+    vault.fill_vault(tmp_path, {})
+    given = vault.fill_vault(tmp_path, {"MLFLOW_PASSWORD": "correct-horse-battery"})
+    assert given["MLFLOW_PASSWORD"] == "correct-horse-battery"
+    assert vault.fill_vault(tmp_path, {})["MLFLOW_PASSWORD"] == "correct-horse-battery"
+
+
+def test_a_service_gets_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    values = {name: f"<{name}>" for name in vault.NAMES}
+    files = {service: "".join(texts.values()) for service, texts in vault.folders(values, SETTINGS).items()}
+    assert "<POSTGRES_PASSWORD>" in files.pop("postgres")
+    assert not any("<POSTGRES_PASSWORD>" in text for text in files.values())
+    assert "S3_SECRET_KEY" not in files["worker"]
+    assert "DATABASE" not in files["worker"]
+    assert "MINIO_ROOT" not in files["worker"] + files["mlflow"] + files["prefect"]
+
+
+def test_an_unsafe_setting_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
+    settings = settings_file(tmp_path, MAIL_PASSWORD="minioadmin")
+    with pytest.raises(SystemExit, match="MAIL_PASSWORD has 10 characters"):
+        vault.make(tmp_path / "volume", settings)
+    assert not (tmp_path / "volume").exists()
+
+
+def test_a_password_with_any_character_survives_an_address(tmp_path: Path) -> None:
+    password = "p@ss/w:rd%41?#[x]"
+    values = dict.fromkeys(vault.NAMES, password)
+    folders = vault.folders(values, SETTINGS)
+    assert make_url(folders["mlflow"]["MLFLOW_BACKEND_STORE_URI"]).password == password
+    ini = configparser.ConfigParser()
+    ini.read_string(folders["mlflow"]["accounts.ini"])
+    assert make_url(ini["mlflow"]["database_uri"]).password == password
