@@ -11,6 +11,7 @@ Standard library only: it runs on the bare Python image.
 import os
 import secrets
 import shlex
+import string
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,20 +40,18 @@ KNOWN_DEFAULTS = (
     "mlflow", "pass", "passw0rd", "password", "postgres", "prefect", "qwerty", "qwertyuiop", "root", "secret",
     "test", "trainyard", "user", "welcome",
 )  # fmt: skip
+FILLERS = string.digits + string.punctuation + " "
 
 
 def is_known_default(value: str) -> bool:
-    """Tell whether a value is a known default, alone, repeated or joined with another, or digits, alone or behind one."""
-    rest = value.lower().rstrip("0123456789!.?")
-    if not rest:
-        return True
+    """Tell whether a value is made of known defaults, digits and punctuation alone."""
+    longest_first = sorted(KNOWN_DEFAULTS, key=len, reverse=True)
+    rest = value.lower().strip(FILLERS)
     while rest:
-        for separator in "-_ :":
-            rest = rest.removeprefix(separator)
-        known = next((word for word in sorted(KNOWN_DEFAULTS, key=len, reverse=True) if rest.startswith(word)), None)
+        known = next((word for word in longest_first if rest.startswith(word)), None)
         if known is None:
             return False
-        rest = rest.removeprefix(known)
+        rest = rest.removeprefix(known).lstrip(FILLERS)
     return True
 
 

@@ -40,6 +40,13 @@ def start(home: Path, command: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    """Return once a process has printed a line with this text."""
+    output = process.stdout
+    assert output is not None
+    wait_until(lambda: text in output.readline(), 120, text, every=0)
+
+
 def left_behind(home: Path) -> Iterator[psutil.Process]:
     """Yield the processes that work in the copied checkout."""
     for process in psutil.process_iter():
@@ -73,9 +80,8 @@ def test_a_second_demo_adds_to_the_first(home: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_no_process_behind(home: Path, number: signal.Signals) -> None:
     demo = start(home, "demo")
-    assert demo.stdout is not None
     # In the middle of the run: both servers, the worker and the run's own process are there.
-    wait_until(lambda: "Beginning flow run" in demo.stdout.readline(), 120, "the run to begin", every=0)
+    wait_for_line(demo, "Beginning flow run")
     assert len(list(left_behind(home))) > 3
     os.killpg(demo.pid, number)
     demo.communicate(timeout=60)
@@ -85,8 +91,7 @@ def test_ctrl_c_leaves_no_process_behind(home: Path, number: signal.Signals) -> 
 
 def test_both_uis_open_over_the_same_data(home: Path) -> None:
     ui = start(home, "ui")
-    assert ui.stdout is not None
-    wait_until(lambda: "Ctrl-C ends both" in ui.stdout.readline(), 120, "the addresses", every=0)
+    wait_for_line(ui, "Ctrl-C ends both")
     ui.send_signal(signal.SIGINT)
     ui.communicate(timeout=60)
     assert ui.returncode == 130
