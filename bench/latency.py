@@ -1,0 +1,47 @@
+"""Time a run's start: from the trigger to Running and to Completed.
+
+Prefect's own worker at its defaults, the same with a poll of one second, and the warm worker take turns, on one server,
+for a flow that imports nothing and one that imports pandas, scikit-learn and mlflow.
+"""
+
+import random
+from threading import Event
+
+from bench.report import save, summary
+from bench.stack import FLOWS, POOLS, run_once, stack_with_peers
+from infra.provision.follow import find_deployment
+
+RUNS = 20
+
+
+def main() -> None:
+    """Measure and save."""
+    order = random.Random(0)
+    with stack_with_peers() as stack, stack.prefect() as api:
+        cases = [(flow, worker) for flow in FLOWS for worker in POOLS]
+        deployments = {(f, w): find_deployment(api, f"{f}-{POOLS[w]}")["id"] for f, w in cases}
+        times: dict[tuple[str, str], list[tuple[float, float]]] = {case: [] for case in cases}
+        for turn in range(RUNS + 1):
+            order.shuffle(cases)
+            for case in cases:
+                Event().wait(order.uniform(0.2, 1.2))  # at any moment of a poll's interval
+                result = run_once(api, deployments[case])
+                if turn:  # the first fills caches
+                    times[case].append(result)
+    save(
+        "latency",
+        {
+            flow: {
+                worker: {
+                    "to_running_seconds": summary([running for running, _ in times[flow, worker]]),
+                    "to_completed_seconds": summary([completed for _, completed in times[flow, worker]]),
+                }
+                for worker in POOLS
+            }
+            for flow in FLOWS
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A stack of the benchmarks' own, with Prefect's stock worker beside ours and flows that do nothing."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+
+from infra.provision.follow import FINAL
+from tests.stack.stack import Stack, copy_checkout
+
+POOLS = {"stock": "stock", "stock, 1 s poll": "stock-1s", "warm": "training"}
+FLOWS = ("trivial", "heavy")
+
+
+@contextmanager
+def plain_stack() -> Iterator[Stack]:
+    """The default stack under a name and ports of its own, built and not yet started."""
+    with tempfile.TemporaryDirectory() as home:
+        copy_checkout(Path(home))
+        stack = Stack(Path(home))
+        try:
+            stack.shell("docker compose build", timeout=1800)
+            yield stack
+        finally:
+            stack.remove()
+
+
+@contextmanager
+def stack_with_peers() -> Iterator[Stack]:
+    """A running stack with the peers' workers and a deployment of each flow on each pool."""
+    with plain_stack() as stack:
+        stack.environment["COMPOSE_FILE"] += ":bench/compose.yml"
+        entries = ""
+        for flow in FLOWS:
+            shutil.copy(stack.home / f"bench/flows/bench_{flow}.py", stack.home / "flows")
+            for pool in POOLS.values():
+                entries += f"\n  - name: {flow}-{pool}\n    entrypoint: flows/bench_{flow}.py:{flow}\n"
+                entries += f"    work_pool: {{name: {pool}}}\n"
+        project = stack.home / "prefect.yaml"
+        before = project.read_text()
+        stack.shell("docker compose up -d --wait", timeout=600)
+        stack.wait_for_first_run()
+        project.write_text(before + entries)  # only now: the stock workers have made their pools
+        stack.shell("make deploy")
+        yield stack
+
+
+def trigger(api: httpx.Client, deployment_id: str) -> str:
+    """Ask for a run; return its id."""
+    answer = api.post(f"/deployments/{deployment_id}/create_flow_run", json={})
+    return str(answer.raise_for_status().json()["id"])
+
+
+def run_once(api: httpx.Client, deployment_id: str, timeout: float = 120) -> tuple[float, float]:
+    """Trigger a run; return the seconds until Running and until Completed, by the server's clock."""
+    triggered = time.time()
+    run_id = trigger(api, deployment_id)
+    (run,) = wait_for_all(api, [run_id], timeout)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    states = api.get("/flow_run_states/", params={"flow_run_id": run_id}).raise_for_status().json()
+    times = {state["type"]: datetime.fromisoformat(state["timestamp"]).timestamp() for state in states}
+    return times["RUNNING"] - triggered, times["COMPLETED"] - triggered
+
+
+def burst(api: httpx.Client, deployment_id: str, number: int, timeout: float = 900) -> float:
+    """Trigger many runs at once; return the seconds from the first trigger to the last run's end."""
+    start = time.time()
+    with ThreadPoolExecutor(8) as callers:
+        run_ids = list(callers.map(lambda _: trigger(api, deployment_id), range(number)))
+    runs = wait_for_all(api, run_ids, timeout, every=0.5)
+    assert {run["state"]["type"] for run in runs} == {"COMPLETED"}
+    return max(datetime.fromisoformat(run["end_time"]).timestamp() for run in runs) - start
+
+
+def wait_for_all(api: httpx.Client, run_ids: Sequence[str], timeout: float, every: float = 0.1) -> list[dict[str, Any]]:
+    """Return the runs once all have ended."""
+    deadline = time.monotonic() + timeout
+    query = {"flow_runs": {"id": {"any_": list(run_ids)}}, "limit": 200}
+    while True:
+        runs: list[dict[str, Any]] = api.post("/flow_runs/filter", json=query).raise_for_status().json()
+        if len(runs) == len(run_ids) and all(run["state"]["type"] in FINAL for run in runs):
+            return runs
+        assert time.monotonic() < deadline, "the runs did not end in time"
+        Event().wait(every)
