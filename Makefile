@@ -7,7 +7,7 @@ export PYTHON
 secrets = docker compose run --rm --no-deps --no-TTY --quiet-pull secrets
 provision = docker compose run --rm --no-deps --no-TTY provision python -m infra.provision
 
-.PHONY: help up down info env deploy run logs demo ui test test-unit test-integration test-stack lint lock clean
+.PHONY: help up down info env deploy run logs demo ui test test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ test: ## all tests; those of the stack where Docker answers
 
 test-unit test-integration test-stack: test-%:
 	@infra/venv test && .venv/bin/python -m pytest tests/$*
+
+bench: ## all benchmarks, an hour on a quiet machine; writes bench/results and docs/benchmarks.md
+	@infra/venv test && for name in start demo latency throughput idle pipeline; do .venv/bin/python -m bench.$$name; done
+	@.venv/bin/python -m bench.page
 
 lint: ## ruff, mypy and the compose file
 	@infra/venv lint && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy

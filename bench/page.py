@@ -1,0 +1,107 @@
+"""Write docs/benchmarks.md from the results that the other modules saved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.report import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+HEAD = """\
+# Benchmarks
+
+Written by `make bench` (`bench/page.py`) from the files in `bench/results`; do not edit it by hand. Each figure stands
+beside its peer of the same run. Seconds are medians with the 95th percentile behind them, unless said otherwise.
+"""
+
+
+def both(numbers: dict[str, float]) -> str:
+    """Return median and 95th percentile of a summary."""
+    return f"{numbers['median']:.2f} / {numbers['p95']:.2f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def start(results: dict[str, Any]) -> str:
+    """`docker compose up -d --wait`."""
+    names = {"first": "first start, empty volumes", "second": "after `down`", "again": "everything running"}
+    rows = [
+        [title, both(results[f"{name}_seconds"]), str(results[f"{name}_seconds"]["n"])] for name, title in names.items()
+    ]
+    return table(["`docker compose up -d --wait`", "s", "n"], rows)
+
+
+def demo(results: dict[str, Any]) -> str:
+    """`make demo`, less the installation."""
+    later = ", ".join(f"{seconds:.0f}" for seconds in results["later_seconds"])
+    return table(["`make demo`, installed", "s"], [["first", f"{results['first_seconds']:.0f}"], ["later", later]])
+
+
+def latency(results: dict[str, Any]) -> str:
+    """From the trigger to Running and to Completed."""
+    rows = [
+        [flow, worker, both(times["to_running_seconds"]), both(times["to_completed_seconds"])]
+        for flow, workers in results.items()
+        for worker, times in workers.items()
+    ]
+    return table(["flow", "worker", "trigger to Running", "trigger to Completed"], rows)
+
+
+def throughput(results: dict[str, Any]) -> str:
+    """Many trivial runs triggered at once, until the last has ended; medians."""
+    rows = [
+        [number, limit, *(f"{case[w]['median']:.1f}" if w in case else "" for w in ("stock, 1 s poll", "warm"))]
+        for number, limits in results.items()
+        for limit, case in limits.items()
+    ]
+    return table(["runs", "limit of the pool", "stock, 1 s poll", "warm"], rows)
+
+
+def idle(results: dict[str, Any]) -> str:
+    """Memory in MiB as `docker stats` counts it, and CPU seconds a minute, with no run under way."""
+    services = sorted({service for case in results.values() for service in case["memory_mib"]} - {"all"}) + ["all"]
+    rows = []
+    for service in services:
+        row = [service]
+        for case in results.values():
+            used, cpu = case["memory_mib"].get(service), case["cpu_seconds_a_minute"].get(service)
+            row.append("" if used is None else f"{used:.0f} MiB, {cpu:.2f} s")
+        rows.append(row)
+    return table(["service", *(f"with the {name} worker" for name in results)], rows)
+
+
+def pipeline(results: dict[str, Any]) -> str:
+    """The weather pipeline on the stack, and the same functions in a plain script."""
+    rows = [
+        ["pipeline, trigger to Completed", both(results["pipeline_trigger_to_completed_seconds"])],
+        ["plain script", both(results["plain_script_seconds"])],
+        ["plain script, its imports left out", both(results["plain_script_without_imports_seconds"])],
+        ["of that, MLflow", both(results["plain_script_mlflow_seconds"])],
+        ["pipeline / plain script", f"{results['ratio_to_plain_script']:.2f}"],
+        ["pipeline / plain script, its imports left out", f"{results['ratio_to_plain_script_without_imports']:.2f}"],
+    ]
+    return table(["weather pipeline", "s"], rows)
+
+
+SECTIONS = (start, demo, latency, throughput, idle, pipeline)
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [HEAD]
+    for section in SECTIONS:
+        file = RESULTS / f"{section.__name__}.json"
+        if file.exists():
+            document = json.loads(file.read_text())
+            where = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
+            title = (section.__doc__ or "").rstrip(".")
+            parts += [f"## {title}\n", section(document["results"]), f"{document['date']}; {where}.\n"]
+    PAGE.write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
