@@ -63,7 +63,7 @@ def throughput(results: dict[str, Any]) -> str:
 
 def idle(results: dict[str, Any]) -> str:
     """Memory in MiB as `docker stats` counts it, and CPU seconds a minute, with no run under way."""
-    services = sorted({service for case in results.values() for service in case["memory_mib"]} - {"all"}) + ["all"]
+    services = [*sorted({service for case in results.values() for service in case["memory_mib"]} - {"all"}), "all"]
     rows = []
     for service in services:
         row = [service]

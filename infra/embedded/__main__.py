@@ -16,7 +16,7 @@ import httpx
 
 from infra.embedded.servers import ServerError, Servers
 from infra.provision.api import prefect_api
-from infra.provision.deployments import DeployError, provision_deployments
+from infra.provision.deployments import DeployError, make_work_pool, provision_deployments
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 
@@ -37,11 +37,13 @@ def settings_of(servers: Servers) -> Settings:
 
 
 def started(servers: Servers) -> Settings:
-    """Deploy on running servers and start the worker."""
+    """Start the worker on running servers and deploy."""
     settings = settings_of(servers)
     os.environ.update({name: value for name, value in servers.environment.items() if name.startswith("PREFECT_")})
+    with prefect_api(settings) as api:
+        make_work_pool(api)
+    servers.start_worker()  # it comes up while the flows are deployed
     provision_deployments(settings)
-    servers.start_worker()
     return settings
 
 

@@ -17,7 +17,7 @@ from infra.provision.api import find_deployments, prefect_api
 from infra.provision.settings import Settings
 from infra.provision.storage import RESULTS_BUCKET, RESULTS_USER
 
-WORK_POOL, WORK_POOL_TYPE = "training", "process"
+WORK_POOL, WORK_POOL_TYPE = "training", "warm-process"
 RESULTS_BLOCK = "results"
 VARIABLE = "trainyard_provisioned"  # Prefect's own database remembers what was done to it
 PROJECT_FILE = Path("prefect.yaml")

@@ -1,6 +1,7 @@
 """What a fork of the warm process does to look like a process started for its run alone."""
 
 import atexit
+import contextlib
 import gc
 import importlib
 import os
@@ -84,10 +85,8 @@ def _leave_parent(parent: int, libc: Any) -> None:
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
         # Out of memory, the kernel shall take the run and not the worker, the server or the database.
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("500")
-        except OSError:
-            pass
 
 
 def _set_stdio(*, quiet: bool) -> None:

@@ -23,7 +23,7 @@ async def run_hooks(kind: str, message: str) -> None:
     """Run the hooks of the flow run in this environment; a failing hook does not stop the next."""
     async with get_client() as client:
         flow_run = await client.read_flow_run(UUID(os.environ[FLOW_RUN_ID]))
-    flow = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)  # type: ignore[call-arg, arg-type]
+    flow: Any = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
     state: State[Any]
     if kind == "cancellation":
         hooks, state = flow.on_cancellation_hooks, Cancelling(message=message)

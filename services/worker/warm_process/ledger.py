@@ -51,9 +51,12 @@ class Ledger:
         Raises:
             OSError: the folder cannot be made or locked.
         """
-        self._folder.mkdir(mode=0o700, parents=True)
-        self._lock = (self._folder / _LOCK).open("w")
+        # Locked before it gets the name under which others look for it.
+        hidden = self._folder.with_name(f".{self._folder.name}")
+        hidden.mkdir(mode=0o700, parents=True)
+        self._lock = (hidden / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hidden.rename(self._folder)
         self.note()
 
     def close(self) -> None:
@@ -104,7 +107,9 @@ class Ledger:
         found: list[tuple[Path, IO[str], list[TakenRun]]] = []
         try:
             for folder in self._siblings.iterdir() if self._siblings.is_dir() else ():
-                if folder != self._folder and (lock := _try_lock(folder)):
+                if folder.name.startswith(".") or folder == self._folder:
+                    continue
+                if lock := _try_lock(folder):
                     found.append((folder, lock, _read_runs(folder)))
             yield [run for _, _, runs in found for run in runs]
             for folder, _, _ in found:
@@ -122,9 +127,7 @@ def live_workers(root: Path) -> list[dict[str, Any]]:
             lock.close()
             continue
         worker: dict[str, Any] = json.loads(facts.read_text())
-        worker["runs"] = {
-            str(run.flow_run_id): run.pid for run in _read_runs(facts.parent) if run.pid is not None
-        }
+        worker["runs"] = {str(run.flow_run_id): run.pid for run in _read_runs(facts.parent) if run.pid is not None}
         workers.append(worker)
     return workers
 

@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterParentFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.client.schemas.responses import SetStateStatus
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
 from prefect.states import Cancelled, Crashed
@@ -94,9 +94,7 @@ async def _settle(
     for subflow_run in family[1:]:
         await _end_flow_run(client, subflow_run, f"its parent run ended: {ending.reason}", cancelled, None)
     try:
-        ended = await end_open_runs(
-            [run.id for run in family], "KILLED" if cancelled else "FAILED", ending.mlflow_env
-        )
+        ended = await end_open_runs([run.id for run in family], "KILLED" if cancelled else "FAILED", ending.mlflow_env)
     except (httpx.HTTPError, ValueError) as error:
         logger.warning("MLflow runs of this flow run may still show as running: %s", error)
     else:
@@ -117,7 +115,9 @@ async def _end_flow_run(
         message = "The flow run was cancelled."
         if run_hooks:
             await run_hooks("cancellation", message)
-        result = await client.set_flow_run_state(flow_run.id, Cancelled(message=message), force=True)
+        result: OrchestrationResult[Any] = await client.set_flow_run_state(
+            flow_run.id, Cancelled(message=message), force=True
+        )
         return result.state or Cancelled(message=message)
     message = f"The flow run crashed: {reason}."
     result = await client.set_flow_run_state(flow_run.id, Crashed(message=message))
@@ -146,9 +146,7 @@ async def _settle_all(endings: list[dict[str, Any]]) -> None:
                 Ending(UUID(ending["flow_run_id"]), ending["cause"], mlflow_env=ending["mlflow_env"]),
                 logger=logger,
             )
-            logger.warning(
-                "Flow run %s ended as %s: %s", ending["flow_run_id"], state and state.name, ending["cause"]
-            )
+            logger.warning("Flow run %s ended as %s: %s", ending["flow_run_id"], state and state.name, ending["cause"])
 
 
 if __name__ == "__main__":

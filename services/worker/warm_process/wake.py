@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from prefect.events import Event
@@ -25,7 +26,7 @@ class EventWatch:
         on_scheduled: Callable[[], None],
         on_cancelling: Callable[[UUID], None],
         on_connected: Callable[[], None],
-        logger: logging.Logger,
+        logger: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
         self._on_scheduled = on_scheduled
         self._on_cancelling = on_cancelling

@@ -1,20 +1,26 @@
 """The worker's end of the warm process: starts it, asks it for children, starts it again when it dies."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from warm_process.child import needs_new_interpreter
 from warm_process.settings import WarmProcessSettings
 from warm_process.wire import Decoder, Message, encode
+
+if TYPE_CHECKING:
+    import logging
+
+    Log = logging.Logger | logging.LoggerAdapter[Any]
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 60.0
 
@@ -48,8 +54,16 @@ class WarmChild:
 class WarmProcess:
     """A process that has imported what flows import, and forks a child for each run."""
 
-    def __init__(self, settings: WarmProcessSettings, environment: Mapping[str, str], logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        settings: WarmProcessSettings,
+        environment: Mapping[str, str],
+        logger: Log,
+        *,
+        on_ready: Callable[[Message], None],
+    ) -> None:
         self._settings = settings
+        self._on_ready = on_ready
         self._environment = dict(environment)
         self._logger = logger
         self._children: dict[str, WarmChild] = {}
@@ -60,8 +74,6 @@ class WarmProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.facts: Message = {}
-        """What the warm process said of itself when it was ready."""
 
     @property
     def pid(self) -> int | None:
@@ -190,7 +202,6 @@ class WarmProcess:
     def _handle(self, message: Message) -> None:
         event = message["event"]
         if event == "ready":
-            self.facts = message
             for name, why in message["failed"].items():
                 self._logger.warning(
                     "The warm process could not import %s (%s). Runs that import it will do so themselves,"
@@ -205,6 +216,7 @@ class WarmProcess:
                 len(message["preloaded"]),
             )
             self._ready.set()
+            self._on_ready(message)
             return
         child = self._children.get(message["key"])
         if child is None:

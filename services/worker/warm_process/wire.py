@@ -7,7 +7,7 @@ Worker to warm process:
 
 Warm process to worker:
 
-* ``{"event": "ready", "preloaded", "failed", "seconds"}``
+* ``{"event": "ready", "pid", "preloaded", "failed", "seconds"}``
 * ``{"event": "started", "key", "pid"}`` or ``{"event": "refused", "key", "reason"}``
 * ``{"event": "ended", "key", "code", "clean"}``: `code` is negative for a signal; `clean` says that the
   child came to the end of its program, whatever its code.

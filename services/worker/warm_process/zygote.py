@@ -68,6 +68,7 @@ class Zygote:
         self._send(
             {
                 "event": "ready",
+                "pid": os.getpid(),
                 "preloaded": loaded,
                 "failed": failed,
                 "seconds": round(time.monotonic() - began, 2),

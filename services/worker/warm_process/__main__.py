@@ -1,0 +1,57 @@
+"""`python -m warm_process status`: what the live workers on this machine cost, as JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from warm_process.ledger import live_workers
+from warm_process.settings import WarmProcessSettings
+
+
+def status(root: Path) -> list[dict[str, Any]]:
+    """Describe each live worker: its processes with their memory in MiB, and what is preloaded."""
+    return [
+        {
+            "worker": worker["worker"],
+            "pool": worker["pool"],
+            "processes": {
+                "worker": _memory(worker["pid"]),
+                "warm process": _memory(worker.get("warm_pid")),
+                **{f"run {flow_run_id}": _memory(pid) for flow_run_id, pid in worker["runs"].items()},
+            },
+            "ready_after_seconds": worker.get("seconds"),
+            "preloaded": worker.get("preloaded", []),
+            "failed": worker.get("failed", {}),
+        }
+        for worker in live_workers(root)
+    ]
+
+
+def _memory(pid: int | None) -> dict[str, float] | None:
+    """Read resident memory, and the share of it that is this process's own; shared pages count in parts."""
+    if pid is None:
+        return None
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return _resident(pid)
+    sizes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+    private = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return {
+        "rss": round(sizes["Rss"] / 1024, 1),
+        "pss": round(sizes["Pss"] / 1024, 1),
+        "private": round(private / 1024, 1),
+    }
+
+
+def _resident(pid: int) -> dict[str, float] | None:
+    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return {"rss": round(int(shown.stdout) / 1024, 1)} if shown.stdout.strip() else None
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["status"]:
+        sys.exit("usage: python -m warm_process status")
+    print(json.dumps(status(WarmProcessSettings().state_dir), indent=2))  # noqa: T201

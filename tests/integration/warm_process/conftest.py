@@ -1,0 +1,43 @@
+"""Fixtures: one Prefect server and one warm worker for the folder; tests that stop a worker start their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.warm_process.harness import Server, Worker, prefect_server, worker
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(scope="session")
+def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Prefect server that asks for a password."""
+    with prefect_server(tmp_path_factory.mktemp("warm-server")) as found:
+        yield found
+
+
+@pytest.fixture
+def pool(orchestrator: Server) -> str:
+    """A work pool for one test."""
+    return orchestrator.create_pool()
+
+
+@pytest.fixture(scope="session")
+def shared_worker(orchestrator: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A worker that no test stops."""
+    home = tmp_path_factory.mktemp("warm-worker")
+    with worker(orchestrator, orchestrator.create_pool(), home, limit=8) as found:
+        yield found
+
+
+@pytest.fixture
+def shared_pool(shared_worker: Worker) -> Iterator[str]:
+    """The work pool of the worker that no test stops; a test leaves it no process of a run."""
+    yield shared_worker.pool
+    wait_until(lambda: not shared_worker.runs(), 15, f"every process to be gone; there is {shared_worker.runs()}")
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    """Where a probe flow writes what it saw."""
+    return tmp_path / "note.json"

@@ -1,0 +1,197 @@
+"""Flows that the tests deploy: each shows one thing about the process it runs in."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from prefect import flow, get_run_logger, pause_flow_run, task
+from prefect.flow_runs import suspend_flow_run
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
+SEEN = 0  # what an earlier run in the same process would have counted up
+
+
+def exists(fd: str) -> bool:
+    return Path(f"/proc/self/fd/{fd}").is_symlink()
+
+
+def note(path: str, **facts: object) -> None:
+    Path(path).write_text(json.dumps(facts))
+
+
+@flow
+def trivial():
+    return None
+
+
+@flow
+def describe(path: str):
+    """Write down what could leak from one run into the next, then change all of it."""
+    global SEEN
+    import numpy
+
+    SEEN += 1
+    links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and exists(fd)]
+    note(
+        path,
+        pid=os.getpid(),
+        parent=os.getppid(),
+        seen=SEEN,
+        env=dict(os.environ),
+        cwd=str(Path.cwd()),
+        draws=[random.random(), numpy.random.random()],
+        sigint=signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        sigusr1=signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL,
+        level=logging.getLogger("prefect").level,
+        threads=[thread.name for thread in threading.enumerate()],
+        sockets=sum(link.startswith("socket:") for link in links),
+        marked="leaked_module" in sys.modules or hasattr(json, "leaked"),
+        warm="warm_process.zygote" in Path("/proc/self/cmdline").read_text(),
+        argv=sys.argv[1:],
+        gc_enabled=__import__("gc").isenabled(),
+        sys_path=sys.path,
+    )
+    os.environ["LEAKED"] = "yes"
+    os.chdir("/")
+    json.leaked = True
+    sys.modules["leaked_module"] = json
+    random.seed(1)
+    numpy.random.seed(1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+    sys.path.append("/leaked")
+
+
+@flow
+def wait(path: str | None = None, seconds: float = 120.0, new_session: bool = False):
+    """Run until stopped; leave a grandchild that would outlive it."""
+    child = subprocess.Popen(["sleep", "300"], start_new_session=new_session)
+    if path:
+        note(path, pid=os.getpid(), grandchild=child.pid)
+    time.sleep(seconds)
+    child.kill()
+
+
+def on_cancel(_flow, _flow_run, state):
+    Path(os.environ["HOOK_FILE"]).write_text(f"cancelled {state.name}")
+
+
+def on_crash(_flow, _flow_run, state):
+    Path(os.environ["HOOK_FILE"]).write_text(f"crashed {state.name}")
+
+
+@flow(on_cancellation=[on_cancel], on_crashed=[on_crash])
+def with_hooks(path: str):
+    note(path, pid=os.getpid())
+    time.sleep(120)
+
+
+@flow
+def end(how: str):
+    """End the process in a way that Prefect's engine does not see."""
+    if how == "exit 9":
+        os._exit(9)
+    if how == "exit 0":
+        os._exit(0)
+    if how == "sys.exit 5":
+        sys.exit(5)
+    if how == "raise":
+        raise ValueError("deliberate")
+    os.kill(os.getpid(), getattr(signal, how))
+    time.sleep(60)
+
+
+@flow
+def child_flow(path: str):
+    note(path, pid=os.getpid())
+    time.sleep(120)
+
+
+@flow
+def parent_flow(path: str):
+    child_flow(path)
+
+
+@flow
+def quick_child(number: int):
+    return number + 1
+
+
+@flow
+def with_subflow():
+    assert quick_child(1) == 2
+
+
+@task
+def double(number: int) -> int:
+    return 2 * number
+
+
+@flow(task_runner=ThreadPoolTaskRunner(max_workers=3))
+def with_threads():
+    assert [future.result() for future in double.map([1, 2, 3])] == [2, 4, 6]
+
+
+@flow(task_runner=ProcessPoolTaskRunner(max_workers=2))
+def with_processes():
+    assert [future.result() for future in double.map([1, 2])] == [2, 4]
+
+
+@flow
+async def asynchronous():
+    return double(4)
+
+
+@flow(retries=1, retry_delay_seconds=0)
+def fails_once(path: str):
+    if not Path(path).exists():
+        Path(path).touch()
+        raise ValueError("the first attempt")
+
+
+@flow
+def pauses():
+    pause_flow_run(timeout=60, poll_interval=1)
+
+
+@flow
+def suspends(path: str):
+    with Path(path).open("a") as attempts:
+        attempts.write("attempt\n")
+    suspend_flow_run(timeout=timedelta(minutes=5).total_seconds())
+
+
+@flow
+def speaks(words: str):
+    get_run_logger().info(words)
+    get_run_logger().debug("whispered")
+    print("printed")
+
+
+@flow
+def leaves_mlflow_run_open(path: str, address: str, experiment: str):
+    """Open a run in MLflow as the flows do, by REST so that the client's import costs nothing here."""
+    import httpx
+    from prefect.runtime import flow_run
+
+    body = {
+        "experiment_id": experiment,
+        "start_time": int(time.time() * 1000),
+        "tags": [{"key": "prefect.flow_run_id", "value": flow_run.id}],
+    }
+    answer = httpx.post(f"{address}/api/2.0/mlflow/runs/create", json=body).raise_for_status().json()
+    note(path, pid=os.getpid(), mlflow_run=answer["run"]["info"]["run_id"])
+    time.sleep(120)
+
+
+@flow
+def opens_mlflow_run_in_subflow(path: str, address: str, experiment: str):
+    leaves_mlflow_run_open(path, address, experiment)

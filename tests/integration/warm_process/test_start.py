@@ -1,0 +1,93 @@
+"""How a run starts: at once, warm, in a process of its own, with fresh flow code."""
+
+import os
+from pathlib import Path
+
+from tests.integration.warm_process.harness import Server, Worker, gone, read_note, worker
+from tests.support.waiting import wait_until
+
+
+def test_a_run_starts_as_soon_as_it_is_triggered(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+    with worker(orchestrator, pool, tmp_path, PREFECT_WORKER_QUERY_SECONDS="60") as found:
+        found.wait_for_text("started!")
+        deployment = orchestrator.deploy(pool, "trivial")
+        for _ in range(3):  # none of these could be seen by polling within the minute
+            orchestrator.expect(orchestrator.trigger(deployment), "Completed", seconds=10)
+
+
+def test_a_run_is_forked_from_the_warm_process(
+    orchestrator: Server, shared_pool: str, shared_worker: Worker, note: Path
+) -> None:
+    run = orchestrator.trigger(orchestrator.deploy(shared_pool, "describe"), path=str(note))
+    orchestrator.expect(run, "Completed")
+    seen = read_note(note)
+    assert seen["warm"]
+    assert seen["parent"] == shared_worker.warm_pid
+    assert orchestrator.flow_run(run)["infrastructure_pid"] == str(seen["pid"])
+    gone(seen["pid"])
+
+
+def test_an_edited_flow_file_is_used_by_the_next_run(orchestrator: Server, shared_pool: str, tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("WORD = 'first'\n")
+    source = "from pathlib import Path\nfrom prefect import flow\nfrom helper import WORD\n\n\n@flow\n"
+    file = tmp_path / "edited.py"
+    file.write_text(f"{source}def edited(path: str):\n    Path(path).write_text(WORD)\n")
+    deployment = orchestrator.deploy(shared_pool, "edited", folder=tmp_path, file="edited.py")
+    said = tmp_path / "said"
+    for word, text in [("first", "WORD"), ("second", "WORD"), ("second and third", "WORD + ' and third'")]:
+        (tmp_path / "helper.py").write_text(f"WORD = {word.split()[0]!r}\n")
+        file.write_text(f"{source}def edited(path: str):\n    Path(path).write_text({text})\n")
+        # Compiled files are told apart by the second and size of their source; nothing may hide there.
+        stamp = file.stat().st_mtime + len(word)
+        for edited in (file, tmp_path / "helper.py"):
+            os.utime(edited, (stamp, stamp))
+        orchestrator.expect(orchestrator.trigger(deployment, path=str(said)), "Completed")
+        assert said.read_text() == word
+
+
+def test_the_limit_of_a_worker_holds(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+    with worker(orchestrator, pool, tmp_path, limit=2):
+        deployment = orchestrator.deploy(pool, "wait")
+        runs = [orchestrator.trigger(deployment, seconds=3) for _ in range(4)]
+        most = 0
+
+        def all_done() -> bool:
+            nonlocal most
+            states = [orchestrator.state(run) for run in runs]
+            most = max(most, sum(state in ("Pending", "Submitting", "Running") for state in states))
+            return all(state == "Completed" for state in states)
+
+        wait_until(all_done, 40, "the runs to complete", every=0.1)
+        assert most == 2
+
+
+def test_a_preload_that_fails_is_a_warning(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+    preload = tmp_path / "preload"
+    preload.mkdir()
+    (preload / "broken_preload.py").write_text("raise SystemExit('no')\n")
+    settings = {
+        "PYTHONPATH": str(preload),
+        "WARM_PROCESS_PRELOAD": "numpy, no_such_module, broken_preload",
+    }
+    with worker(orchestrator, pool, tmp_path / "home", **settings) as found:
+        text = " ".join(found.text().split())
+        assert text.count("The warm process could not import") == 2
+        assert "could not import no_such_module (ModuleNotFoundError" in text
+        assert "could not import broken_preload (SystemExit: no)" in text
+        run = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
+        orchestrator.expect(run, "Completed")
+
+
+def test_status_tells_what_the_warm_process_costs(
+    orchestrator: Server, shared_pool: str, shared_worker: Worker, note: Path
+) -> None:
+    run = orchestrator.trigger(orchestrator.deploy(shared_pool, "wait"), path=str(note))
+    read_note(note)
+    (status,) = shared_worker.status()
+    assert status["pool"] == shared_pool
+    assert "numpy" in status["preloaded"]
+    assert status["processes"]["warm process"]["pss"] > 20
+    assert status["processes"][f"run {run}"]["private"] > 1
+    orchestrator.cancel(run)
+    orchestrator.expect(run, "Cancelled")
+    wait_until(lambda: f"run {run}" not in shared_worker.status()[0]["processes"], 10, "the run to leave the status")
