@@ -18,8 +18,9 @@ up: ## start the stack and wait until it is ready
 down: ## stop the stack; its data stays
 	@docker compose down
 
-info: ## addresses, accounts and passwords
+info: ## addresses, accounts, passwords, and what the warm process costs
 	@$(secrets) info
+	@docker compose exec -T worker python -m warm_process summary 2>/dev/null || echo "The worker is not running."
 
 env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use the stack
 	@$(secrets) env

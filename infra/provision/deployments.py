@@ -1,4 +1,4 @@
-"""Prefect's side of an installation: the work pool, the block for results, the deployments and the first run."""
+"""Prefect's side of an installation: work pool, automation, block for results, deployments and the first run."""
 
 import contextlib
 import hashlib
@@ -14,6 +14,7 @@ import httpx
 import yaml
 
 from infra.provision.api import find_deployments, prefect_api
+from infra.provision.automations import CRASH_LOST_RUNS, find_automations, save_automation
 from infra.provision.settings import Settings
 from infra.provision.storage import RESULTS_BUCKET, RESULTS_USER
 
@@ -28,7 +29,7 @@ class DeployError(Exception):
 
 
 def provision_deployments(settings: Settings) -> None:
-    """Make work pool, results block and deployments, where they are not there as the project's files say.
+    """Make work pool, automation, results block and deployments, where they are not as the project's files say.
 
     Raises:
         DeployError: prefect.yaml or a flow is wrong.
@@ -39,6 +40,7 @@ def provision_deployments(settings: Settings) -> None:
         if recorded_fingerprint(api) == fingerprint and is_complete(api, settings):
             return
         make_work_pool(api)
+        save_automation(api, CRASH_LOST_RUNS)
         if settings.minio_address:
             save_results_block(settings)
         deploy()
@@ -48,7 +50,7 @@ def provision_deployments(settings: Settings) -> None:
 def fingerprint_of_project(settings: Settings) -> str:
     """Return a digest of everything that decides what the deployments and blocks look like."""
     digest = hashlib.sha256(importlib.metadata.version("prefect").encode())
-    digest.update(f"{WORK_POOL_TYPE} {settings.minio_address}".encode())
+    digest.update(f"{WORK_POOL_TYPE} {settings.minio_address} {CRASH_LOST_RUNS}".encode())
     digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
     for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py"))]:
         digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
@@ -77,7 +79,8 @@ def is_complete(api: httpx.Client, settings: Settings) -> bool:
     needed = [f"/work_pools/{WORK_POOL}"]
     if settings.minio_address:
         needed.append(f"/block_types/slug/s3-bucket/block_documents/name/{RESULTS_BLOCK}")
-    return names == there and all(api.get(path).is_success for path in needed)
+    watched = bool(find_automations(api, CRASH_LOST_RUNS["name"]))
+    return names == there and watched and all(api.get(path).is_success for path in needed)
 
 
 def deployment_names() -> Iterator[str]:

@@ -34,7 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """Boot the stack from a copy of the checkout and remove what it made, also when it fails."""
     home = tmp_path_factory.mktemp("checkout")
     copy_checkout(home)
-    stack = Stack(home)
+    stack = Stack(home, WORKER_MEMORY="1g")  # little, so that a run can be driven out of it
     try:
         stack.up()
         yield stack

@@ -1,4 +1,4 @@
-"""`python -m warm_process status`: what the live workers on this machine cost, as JSON."""
+"""`python -m warm_process status`: what the live workers on this machine cost, as JSON; `summary`: in words."""
 
 import json
 import subprocess
@@ -51,7 +51,27 @@ def _resident(pid: int) -> dict[str, float] | None:
     return {"rss": round(int(shown.stdout) / 1024, 1)} if shown.stdout.strip() else None
 
 
+def summary(worker: dict[str, Any]) -> str:
+    """Say in a line what a worker's warm process costs."""
+    memory = worker["processes"]["warm process"]
+    if memory is None:
+        return f"{worker['worker']} has no warm process: runs start in new interpreters."
+    line = (
+        f"{worker['worker']} keeps a warm process: {memory['rss']:.0f} MiB resident"
+        f", {memory.get('private', memory['rss']):.0f} MiB of them its own; {len(worker['preloaded'])} modules preloaded"
+        f" in {worker['ready_after_seconds']} s."
+    )
+    if worker["failed"]:
+        line += f" Not to be imported: {', '.join(worker['failed'])}."
+    return line
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["status"]:
-        sys.exit("usage: python -m warm_process status")
-    print(json.dumps(status(WarmProcessSettings().state_dir), indent=2))  # noqa: T201
+    workers = status(WarmProcessSettings().state_dir)
+    match sys.argv[1:]:
+        case ["status"]:
+            print(json.dumps(workers, indent=2))  # noqa: T201
+        case ["summary"]:
+            print(*map(summary, workers), sep="\n")  # noqa: T201
+        case _:
+            sys.exit("usage: python -m warm_process status|summary")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _GIB, _MIB = 1 << 30, 1 << 20
+_NO_LIMIT = 1 << 60  # version 1 says a number near 2^63 where there is none
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the control group (version 2) says: its limit, and how many processes ran out of memory."""
+    """What the control group says: its limit, and how many processes ran out of memory."""
 
     limit: int | None = None
     """Bytes; None when there is no limit or none can be read."""
@@ -25,6 +26,8 @@ class Memory:
         except OSError:
             return cls()
         path = next((line[3:] for line in lines if line.startswith("0::")), None)
+        if (root / "memory" / "memory.limit_in_bytes").exists():
+            return cls._read_version_1(root / "memory")
         if path is None:
             return cls()
         group = root / path.lstrip("/")
@@ -36,8 +39,18 @@ class Memory:
                 limits.append(int(value))
             if folder == root:
                 break
-        events = dict(line.split() for line in _read(group / "memory.events").splitlines())
-        return cls(min(limits, default=None), int(events["oom_kill"]) if "oom_kill" in events else None)
+        return cls(min(limits, default=None), _kills(group / "memory.events"))
+
+    @classmethod
+    def _read_version_1(cls, group: Path) -> "Memory":
+        """Read the older interface, where a container sees its own group at the root of the mount."""
+        limit = int(_read(group / "memory.limit_in_bytes"))
+        return cls(limit if limit < _NO_LIMIT else None, _kills(group / "memory.oom_control"))
+
+
+def _kills(file: Path) -> int | None:
+    events = dict(line.split() for line in _read(file).splitlines())
+    return int(events["oom_kill"]) if "oom_kill" in events else None
 
 
 def describe_ending(code: int | None, *, clean: bool, before: Memory, now: Memory) -> str:

@@ -112,6 +112,18 @@ def test_stopping_the_worker(orchestrator: Server, pool: str, tmp_path: Path, no
         gone(found.warm_pid)
 
 
+def test_stopping_the_worker_before_a_run_has_started(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+    (tmp_path / "slow_preload.py").write_text("import time\ntime.sleep(60)\n")
+    slow = {"PYTHONPATH": str(tmp_path), "WARM_PROCESS_PRELOAD": "slow_preload", "ready": "started!"}
+    with worker(orchestrator, pool, tmp_path / "first", **slow) as found:
+        run = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
+        orchestrator.wait_for(run, "Submitting")
+        found.stop(signal.SIGTERM)
+        assert orchestrator.state(run) == "Scheduled"
+    with worker(orchestrator, pool, tmp_path / "second"):
+        orchestrator.expect(run, "Completed")
+
+
 def test_killing_the_worker(orchestrator: Server, pool: str, tmp_path: Path, note: Path) -> None:
     with worker(orchestrator, pool, tmp_path) as found:
         run, pid, grandchild = start_waiting_run(orchestrator, pool, note)

@@ -48,5 +48,17 @@ def test_the_control_group_is_read(tmp_path: Path) -> None:
     assert Memory.read(own, root) == Memory(GIB, 2)
 
 
+def test_the_older_control_group_is_read(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("9:memory:/docker/abc\n0::/docker/abc\n")
+    group = tmp_path / "root" / "memory"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text(f"{GIB}\n")
+    (group / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+    assert Memory.read(own, tmp_path / "root") == Memory(GIB, 3)
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert Memory.read(own, tmp_path / "root").limit is None
+
+
 def test_no_control_group(tmp_path: Path) -> None:
     assert Memory.read(tmp_path / "none", tmp_path) == Memory()

@@ -8,8 +8,10 @@ from tests.support.waiting import wait_until
 
 
 def test_a_run_starts_as_soon_as_it_is_triggered(orchestrator: Server, pool: str, tmp_path: Path) -> None:
-    with worker(orchestrator, pool, tmp_path, PREFECT_WORKER_QUERY_SECONDS="60") as found:
-        found.wait_for_text("started!")
+    settings = {"PREFECT_WORKER_QUERY_SECONDS": "60", "WARM_PROCESS_PRELOAD": None}
+    with worker(orchestrator, pool, tmp_path, **settings) as found:
+        assert "could not import" not in found.text()
+        assert {"pandas", "sklearn.ensemble", "mlflow"} <= set(found.status()[0]["preloaded"])
         deployment = orchestrator.deploy(pool, "trivial")
         for _ in range(3):  # none of these could be seen by polling within the minute
             orchestrator.expect(orchestrator.trigger(deployment), "Completed", seconds=10)
@@ -48,7 +50,7 @@ def test_an_edited_flow_file_is_used_by_the_next_run(orchestrator: Server, share
 def test_the_limit_of_a_worker_holds(orchestrator: Server, pool: str, tmp_path: Path) -> None:
     with worker(orchestrator, pool, tmp_path, limit=2):
         deployment = orchestrator.deploy(pool, "wait")
-        runs = [orchestrator.trigger(deployment, seconds=3) for _ in range(4)]
+        runs = [orchestrator.trigger(deployment, seconds=2) for _ in range(4)]
         most = 0
 
         def all_done() -> bool:

@@ -41,7 +41,7 @@ def test_two_workers_share_a_pool(orchestrator: Server, pool: str, tmp_path: Pat
     second = worker(orchestrator, pool, tmp_path / "second", limit=4, WORKER_NAME="second")
     with first, second:
         deployment = orchestrator.deploy(pool, "trivial")
-        runs = [orchestrator.trigger(deployment) for _ in range(20)]
+        runs = [orchestrator.trigger(deployment) for _ in range(12)]
         for run in runs:
             orchestrator.expect(run, "Completed", seconds=90)
         for run in runs:

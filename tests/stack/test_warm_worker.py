@@ -1,0 +1,198 @@
+"""Runs on the composed stack start warm, and end truthfully whatever is killed."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.provision.follow import FINAL, find_deployment
+from tests.stack.stack import Stack
+from tests.support.waiting import wait_until
+
+FLOWS = '''
+import os, subprocess, time
+from pathlib import Path
+
+import mlflow
+from prefect import flow, runtime
+
+
+@flow(log_prints=True)
+def linger(seconds: float = 300):
+    """Hold a child process and an open MLflow run."""
+    mlflow.set_experiment("linger")
+    mlflow.start_run(tags={"prefect.flow_run_id": runtime.flow_run.id})
+    subprocess.Popen(["sleep", "12345"])
+    parent = Path(f"/proc/{os.getppid()}/cmdline").read_text().replace("\\0", " ")
+    print(f"lingering as {os.getpid()} of {parent}")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@flow
+def devour():
+    """Take more memory than there is."""
+    taken = []
+    while True:
+        taken.append(bytearray(os.urandom(1 << 20) * 64))
+
+
+@flow
+def nothing():
+    pass
+'''
+NAMES = ("linger", "devour", "nothing")
+
+
+@pytest.fixture(scope="module")
+def api(stack: Stack) -> Iterator[httpx.Client]:
+    """Prefect's API, with this module's flows deployed."""
+    stack.wait_for_first_run()
+    (stack.home / "flows/probes.py").write_text(FLOWS)
+    with (stack.home / "prefect.yaml").open("a") as project:
+        for name in NAMES:
+            project.write(f"\n  - name: {name}\n    entrypoint: flows/probes.py:{name}\n    work_pool: *training\n")
+    stack.shell("make deploy")
+    with stack.prefect() as api:
+        yield api
+
+
+def trigger(api: httpx.Client, name: str) -> str:
+    deployment = find_deployment(api, name)["id"]
+    return api.post(f"/deployments/{deployment}/create_flow_run", json={}).raise_for_status().json()["id"]
+
+
+def state_of(api: httpx.Client, run: str) -> dict[str, Any]:
+    return api.get(f"/flow_runs/{run}").raise_for_status().json()["state"]
+
+
+def log_of(api: httpx.Client, run: str) -> str:
+    query = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+    return "\n".join(log["message"] for log in api.post("/logs/filter", json=query).raise_for_status().json())
+
+
+def wait_until_lingering(api: httpx.Client) -> tuple[str, int]:
+    """Start `linger`; return its run and its process in the worker's container, once it holds what it holds."""
+    run = trigger(api, "linger")
+    wait_until(lambda: "lingering as " in log_of(api, run), 60, "the run to linger", every=0.3)
+    return run, int(log_of(api, run).split("lingering as ")[1].split()[0])
+
+
+def expect_end(stack: Stack, api: httpx.Client, run: str, name: str, seconds: float = 30) -> str:
+    """Wait until a run has ended as it should, with what it held; return its message."""
+    wait_until(lambda: state_of(api, run)["type"] in FINAL, seconds, f"the run to be {name}", every=0.3)
+    state = state_of(api, run)
+    assert state["name"] == name, state
+    return state["message"]
+
+
+def expect_nothing_left(stack: Stack, run: str, status: str) -> None:
+    """Check that neither a process nor an open MLflow run is left of a run of `linger`."""
+    with stack.mlflow() as mlflow:
+        experiment = mlflow.get("/experiments/get-by-name", params={"experiment_name": "linger"}).json()
+        query = {
+            "experiment_ids": [experiment["experiment"]["experiment_id"]],
+            "filter": f"tags.`prefect.flow_run_id` = '{run}'",
+        }
+
+        def ended() -> bool:
+            (logged,) = mlflow.post("/runs/search", json=query).raise_for_status().json()["runs"]
+            return logged["info"]["status"] == status
+
+        wait_until(ended, 20, f"the MLflow run to be {status}", every=0.3)
+    processes = "import pathlib; print(*(p.read_text() for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')))"
+    wait_until(lambda: "12345" not in stack.python("worker", processes).stdout, 10, "its processes to end", every=0.5)
+
+
+def warm_pid(stack: Stack) -> int:
+    program = (
+        "import pathlib; print(next(p.parent.name for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')"
+        " if 'warm_process.zygote' in p.read_text()))"
+    )
+    return int(stack.python("worker", program).stdout)
+
+
+def test_a_run_is_forked_and_a_cancelled_one_leaves_nothing(stack: Stack, api: httpx.Client) -> None:
+    run, _ = wait_until_lingering(api)
+    assert "warm_process.zygote" in log_of(api, run)
+    assert "Starting a new interpreter" not in log_of(api, run)
+    api.post(f"/flow_runs/{run}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+    expect_end(stack, api, run, "Cancelled")
+    expect_nothing_left(stack, run, "KILLED")
+
+
+def test_a_killed_process_is_crashed_with_the_reason(stack: Stack, api: httpx.Client) -> None:
+    run, pid = wait_until_lingering(api)
+    stack.exec("worker", "python", "-c", f"import os; os.kill({pid}, 9)")
+    assert "killed by signal 9" in expect_end(stack, api, run, "Crashed")
+    expect_nothing_left(stack, run, "FAILED")
+
+
+def test_out_of_memory_says_so_and_the_worker_lives(stack: Stack, api: httpx.Client) -> None:
+    before = stack.containers()["worker"]["State"]["StartedAt"]
+    run = trigger(api, "devour")
+    message = expect_end(stack, api, run, "Crashed", seconds=120)
+    assert "out of memory, limit 1 GiB" in message
+    assert stack.containers()["worker"]["State"]["StartedAt"] == before
+    expect_end(stack, api, trigger(api, "nothing"), "Completed")
+
+
+def test_a_killed_warm_process_takes_no_run_with_it_unsaid(stack: Stack, api: httpx.Client) -> None:
+    run, _ = wait_until_lingering(api)
+    stack.exec("worker", "python", "-c", f"import os; os.kill({warm_pid(stack)}, 9)")
+    expect_end(stack, api, run, "Crashed")
+    expect_nothing_left(stack, run, "FAILED")
+    expect_end(stack, api, trigger(api, "nothing"), "Completed")
+
+
+def test_a_stopped_worker_says_how_its_runs_ended(stack: Stack, api: httpx.Client) -> None:
+    run, _ = wait_until_lingering(api)
+    stack.shell("docker compose stop worker")
+    expect_end(stack, api, run, "Crashed", seconds=1)
+    stack.up()
+    expect_nothing_left(stack, run, "FAILED")
+
+
+def test_the_next_worker_settles_what_a_killed_container_left(stack: Stack, api: httpx.Client) -> None:
+    run, _ = wait_until_lingering(api)
+    stack.shell("docker compose kill worker")
+    assert state_of(api, run)["type"] == "RUNNING"
+    stack.up()
+    assert "the worker that ran it was killed" in expect_end(stack, api, run, "Crashed")
+    expect_nothing_left(stack, run, "FAILED")
+
+
+def test_a_run_whose_worker_never_comes_back_is_crashed_by_the_server(stack: Stack, api: httpx.Client) -> None:
+    run, _ = wait_until_lingering(api)
+    stack.shell("docker compose kill worker")
+    try:
+        assert "nothing was heard of it for 90 seconds" in expect_end(stack, api, run, "Crashed", seconds=180)
+    finally:
+        stack.up()
+
+
+def test_two_workers_start_each_of_a_hundred_runs_once(stack: Stack, api: httpx.Client) -> None:
+    stack.shell("docker compose up -d --wait --no-recreate --scale worker=2")
+    try:
+        start = time.monotonic()
+        with ThreadPoolExecutor(8) as callers:
+            runs = list(callers.map(lambda _: trigger(api, "nothing"), range(100)))
+        query = {"flow_runs": {"id": {"any_": runs}, "state": {"type": {"any_": ["COMPLETED"]}}}}
+
+        def completed() -> bool:
+            return api.post("/flow_runs/count", json=query).raise_for_status().json() == 100
+
+        wait_until(completed, 240, "a hundred runs to complete", every=1)
+        print(f"100 runs in {time.monotonic() - start:.0f} s")
+    finally:
+        stack.shell("docker compose up -d --wait --scale worker=1")
+    workers = set()
+    for run in runs:
+        states = api.get("/flow_run_states/", params={"flow_run_id": run}).raise_for_status().json()
+        assert [state["type"] for state in states].count("RUNNING") == 1
+        workers.add(api.get(f"/flow_runs/{run}").raise_for_status().json()["labels"]["prefect.worker.name"])
+    assert len(workers) == 2
