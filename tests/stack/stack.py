@@ -41,7 +41,10 @@ class Stack:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("PREFECT_", "MLFLOW_", "COMPOSE_", "WEATHER_", "MINIO_", "POSTGRES_"))
+            # Nor what `make test` tells the makes beneath it.
+            if not name.startswith(
+                ("PREFECT_", "MLFLOW_", "COMPOSE_", "WEATHER_", "MINIO_", "POSTGRES_", "MAKE", "MFLAGS")
+            )
         }
         self.environment = {
             **kept,

@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prefect.exceptions import TerminationSignal
+
 from warm_process import prefect_private
 from warm_process.wire import Message
 
@@ -150,14 +152,25 @@ def _run_module(module: str, argv: list[str]) -> int:
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
+        if isinstance(stop.__context__, TerminationSignal):  # it was told why: the run was cancelled
+            _end_mlflow_runs("KILLED")
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
         print(stop.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with it
         return 1
     except BaseException as error:  # noqa: BLE001 - likewise
+        if isinstance(error, TerminationSignal):
+            _end_mlflow_runs("FAILED")
         traceback.print_exc()
         return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     return 0
+
+
+def _end_mlflow_runs(status: str) -> None:
+    """End what a run that was stopped left open in MLflow, whose own exit function would call it FINISHED."""
+    mlflow = sys.modules.get("mlflow")
+    while mlflow and mlflow.active_run():
+        mlflow.end_run(status)
 
 
 def _finish() -> None:
