@@ -5,6 +5,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import httpx
+
 from bench.report import save
 from bench.stack import stack_with_peers
 from tests.stack.stack import Stack
@@ -59,15 +61,21 @@ def observe(stack: Stack) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def measure(stack: Stack, api: httpx.Client) -> None:  # noqa: ARG001 - as the other measurements
     """Measure and save."""
-    with stack_with_peers() as stack:
-        results = {}
-        for name, worker in (("warm", "worker"), ("stock", "stock"), ("stock, 1 s poll", "stock-1s")):
-            stack.shell("docker compose stop worker stock stock-1s plain")
-            stack.shell(f"docker compose start {worker}")
-            results[name] = observe(stack)
+    results = {}
+    for name, worker in (("warm", "worker"), ("stock", "stock"), ("stock, 1 s poll", "stock-1s")):
+        stack.shell("docker compose stop worker stock stock-1s plain")
+        stack.shell(f"docker compose start {worker}")
+        results[name] = observe(stack)
+    stack.shell("docker compose start worker stock stock-1s plain")
     save("idle", results)
+
+
+def main() -> None:
+    """Measure on a stack of its own."""
+    with stack_with_peers() as stack, stack.prefect() as api:
+        measure(stack, api)
 
 
 if __name__ == "__main__":

@@ -7,27 +7,29 @@ for a flow that imports nothing and one that imports pandas, scikit-learn and ml
 import random
 from threading import Event
 
+import httpx
+
 from bench.report import save, summary
 from bench.stack import FLOWS, POOLS, run_once, stack_with_peers
 from infra.provision.follow import find_deployment
+from tests.stack.stack import Stack
 
 RUNS = 20
 
 
-def main() -> None:
+def measure(stack: Stack, api: httpx.Client) -> None:  # noqa: ARG001 - as the other measurements
     """Measure and save."""
     order = random.Random(0)
-    with stack_with_peers() as stack, stack.prefect() as api:
-        cases = [(flow, worker) for flow in FLOWS for worker in POOLS]
-        deployments = {(f, w): find_deployment(api, f"{f}-{POOLS[w]}")["id"] for f, w in cases}
-        times: dict[tuple[str, str], list[tuple[float, float]]] = {case: [] for case in cases}
-        for turn in range(RUNS + 1):
-            order.shuffle(cases)
-            for case in cases:
-                Event().wait(order.uniform(0.2, 1.2))  # at any moment of a poll's interval
-                result = run_once(api, deployments[case])
-                if turn:  # the first fills caches
-                    times[case].append(result)
+    cases = [(flow, worker) for flow in FLOWS for worker in POOLS]
+    deployments = {(f, w): find_deployment(api, f"{f}-{POOLS[w]}")["id"] for f, w in cases}
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {case: [] for case in cases}
+    for turn in range(RUNS + 1):
+        order.shuffle(cases)
+        for case in cases:
+            Event().wait(order.uniform(0.2, 1.2))  # at any moment of a poll's interval
+            result = run_once(api, deployments[case])
+            if turn:  # the first fills caches
+                times[case].append(result)
     save(
         "latency",
         {
@@ -41,6 +43,12 @@ def main() -> None:
             for flow in FLOWS
         },
     )
+
+
+def main() -> None:
+    """Measure on a stack of its own."""
+    with stack_with_peers() as stack, stack.prefect() as api:
+        measure(stack, api)
 
 
 if __name__ == "__main__":

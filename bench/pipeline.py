@@ -2,24 +2,26 @@
 
 import json
 
+import httpx
+
 from bench.report import save, summary
 from bench.stack import run_once, stack_with_peers
 from infra.provision.follow import find_deployment
+from tests.stack.stack import Stack
 
-RUNS = 10
+RUNS = 20
 
 
-def main() -> None:
+def measure(stack: Stack, api: httpx.Client) -> None:
     """Measure and save."""
     pipeline, plain = [], []
-    with stack_with_peers() as stack, stack.prefect() as api:
-        deployment = find_deployment(api, "weather-pipeline")["id"]
-        for turn in range(RUNS + 1):
-            _, completed = run_once(api, deployment)
-            script = json.loads(stack.python("plain", "import runpy; runpy.run_module('bench.plain_weather')").stdout)
-            if turn:
-                pipeline.append(completed)
-                plain.append(script)
+    deployment = find_deployment(api, "weather-pipeline")["id"]
+    for turn in range(RUNS + 1):
+        _, completed = run_once(api, deployment)
+        script = json.loads(stack.python("plain", "import runpy; runpy.run_module('bench.plain_weather')").stdout)
+        if turn:
+            pipeline.append(completed)
+            plain.append(script)
     whole = summary([script["all"] for script in plain])
     work = summary([script["all"] - script["imports"] for script in plain])
     mine = summary(pipeline)
@@ -34,6 +36,12 @@ def main() -> None:
             "ratio_to_plain_script_without_imports": round(mine["median"] / work["median"], 2),
         },
     )
+
+
+def main() -> None:
+    """Measure on a stack of its own."""
+    with stack_with_peers() as stack, stack.prefect() as api:
+        measure(stack, api)
 
 
 if __name__ == "__main__":

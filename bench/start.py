@@ -11,7 +11,7 @@ from bench.report import save, summary
 from bench.stack import plain_stack
 from tests.stack.stack import Stack
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def timed_up(stack: Stack) -> float:

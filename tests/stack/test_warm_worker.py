@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from tests.stack.stack import Stack
 from tests.support.waiting import wait_until
 
 FLOWS = '''
-import os, subprocess, time
+import os, signal, subprocess, time
 from pathlib import Path
 
 import mlflow
@@ -42,10 +43,20 @@ def devour():
 
 
 @flow
+def end(how: str):
+    """End this process in the middle of the run."""
+    if how == "exit":
+        os._exit(0)
+    if how == "exit 9":
+        os._exit(9)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@flow
 def nothing():
     pass
 '''
-NAMES = ("linger", "devour", "nothing")
+NAMES = ("linger", "devour", "end", "nothing")
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +72,15 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
         yield api
 
 
-def trigger(api: httpx.Client, name: str) -> str:
+def trigger(api: httpx.Client, name: str, **parameters: str) -> str:
     deployment = find_deployment(api, name)["id"]
-    return api.post(f"/deployments/{deployment}/create_flow_run", json={}).raise_for_status().json()["id"]
+    answer = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
+    return answer.raise_for_status().json()["id"]
+
+
+def cancel(api: httpx.Client, run: str) -> None:
+    """Cancel a run as the UI does."""
+    api.post(f"/flow_runs/{run}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
 
 
 def state_of(api: httpx.Client, run: str) -> dict[str, Any]:
@@ -120,9 +137,41 @@ def test_a_run_is_forked_and_a_cancelled_one_leaves_nothing(stack: Stack, api: h
     run, _ = wait_until_lingering(api)
     assert "warm_process.zygote" in log_of(api, run)
     assert "Starting a new interpreter" not in log_of(api, run)
-    api.post(f"/flow_runs/{run}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+    cancel(api, run)
     expect_end(stack, api, run, "Cancelled")
     expect_nothing_left(stack, run, "KILLED")
+
+
+def test_a_cancel_at_any_moment_before_running_cancels(stack: Stack, api: httpx.Client) -> None:
+    runs = []
+    for moment in range(0, 650, 50):
+        run = trigger(api, "linger")
+        Event().wait(moment / 1000)  # the moment is what this is about
+        cancel(api, run)
+        runs.append(run)
+    for run in runs:
+        expect_end(stack, api, run, "Cancelled")
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("exit", "code 0 in the middle of the run"), ("exit 9", "code 9"), ("fault", "signal 11 (SIGSEGV)")],
+)
+def test_a_process_that_ends_by_itself_is_crashed(stack: Stack, api: httpx.Client, how: str, reason: str) -> None:
+    assert reason in expect_end(stack, api, trigger(api, "end", how=how), "Crashed")
+
+
+def test_the_worker_wakes_again_after_the_server_was_away(stack: Stack, api: httpx.Client) -> None:
+    stack.shell("docker compose restart prefect")
+
+    def answers() -> bool:
+        try:
+            return api.get("/ready").is_success
+        except httpx.TransportError:
+            return False
+
+    wait_until(answers, 60, "the server to answer again", every=0.5)
+    expect_end(stack, api, trigger(api, "nothing"), "Completed", seconds=60)
 
 
 def test_a_killed_process_is_crashed_with_the_reason(stack: Stack, api: httpx.Client) -> None:

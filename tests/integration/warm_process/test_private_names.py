@@ -60,6 +60,12 @@ def test_the_engine_reads_these_variables(module: str, variables: tuple[str, ...
         assert f'"{variable}"' in source, f"{MOVED}{module} does not read {variable}"
 
 
+@pytest.mark.parametrize("name", ["_client", "_work_pool", "_limiter", "_logger"])
+def test_the_worker_still_has_these_attributes(name: str) -> None:
+    source = inspect.getsource(import_module("prefect.workers.base").BaseWorker)
+    assert f"self.{name}" in source, f"{MOVED}BaseWorker.{name}, which warm_process/worker.py reads"
+
+
 def test_the_heartbeat_waits_as_we_think() -> None:
     source = inspect.getsource(import_module("prefect.flow_engine"))
     for part in ("stop_event = threading.Event()", "if stop_event.is_set():", "time.sleep(1)"):
