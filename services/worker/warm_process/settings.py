@@ -35,6 +35,7 @@ DEFAULT_PRELOAD = (
     "httpx",
     "pydantic_settings",
     "boto3",
+    "prefect_aws",  # the block of the default result storage, which each run loads
 )
 
 
