@@ -58,6 +58,7 @@ _CANCEL_CONNECT = 1.0
 _STOCK_CANCEL = 5.0
 _HOOKS_TIMEOUT = 60.0
 _REMEMBERED_CANCELS = 1000
+_LABELS_WAIT = 2.0
 
 
 class WarmProcessJobConfiguration(ProcessJobConfiguration):
@@ -185,10 +186,11 @@ class WarmProcessWorker(ProcessWorker):
             failed=facts["failed"],
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _stop_runs(self, cause: str) -> None:
         """Stop every run and wait until each has its end on the server."""
@@ -332,6 +334,20 @@ class WarmProcessWorker(ProcessWorker):
             self._ledger.drop(flow_run.id)
             self._cancel_requests.pop(flow_run.id, None)
             self._poll_wanted.set()
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """Label a run with its worker, but start it after two seconds in any case.
+
+        A busy server may refuse this one call, whose transaction reads before it writes, for a minute; to
+        the process worker such a run has crashed.
+        """
+        await asyncio.wait({self._spawn(self._label(flow_run_id))}, timeout=_LABELS_WAIT)
+
+    async def _label(self, flow_run_id: UUID) -> None:
+        try:
+            await super()._give_worker_labels_to_flow_run(flow_run_id)
+        except httpx.HTTPError as error:
+            self._logger.warning("Flow run %s does without the labels of its worker: %s", flow_run_id, error)
 
     def _why_stock(self, configuration: ProcessJobConfiguration) -> str | None:
         """Say why a run cannot be forked, if so."""

@@ -28,6 +28,7 @@ def test_what_is_imported_ahead_still_exists(module: str) -> None:
         ("prefect.runner._control_channel", "ControlChannel.unregister", ["self", "flow_run_id"]),
         ("prefect.runner._control_channel", "ControlChannel.signal", ["self", "flow_run_id", "intent"]),
         ("prefect.workers.base", "BaseWorker._setup_cancellation_observer", ["self"]),
+        ("prefect.workers.base", "BaseWorker._give_worker_labels_to_flow_run", ["self", "flow_run_id"]),
         ("prefect.context", "refresh_global_settings_context", []),
         ("prefect.logging.configuration", "setup_logging", ["incremental"]),
     ],
