@@ -32,6 +32,7 @@ DEFAULT_PRELOAD = (
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "vega_datasets",
+    "pandera.pandas",
     "httpx",
     "pydantic_settings",
     "boto3",
