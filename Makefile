@@ -6,8 +6,10 @@ export PYTHON
 
 secrets = docker compose run --rm --no-deps --no-TTY --quiet-pull secrets
 provision = docker compose run --rm --no-deps --no-TTY provision python -m infra.provision
+registry = docker compose exec -T worker with-secrets python -m flows.shared.registry
+MODEL ?= rain-tomorrow
 
-.PHONY: help up down info env deploy run logs demo ui test test-unit test-integration test-stack bench lint lock clean
+.PHONY: help up down info env deploy run promote rollback logs demo ui test test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +30,16 @@ env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use
 deploy: ## register the deployments of prefect.yaml
 	@$(provision) deploy
 
-run: ## run DEPLOYMENT=... [PARAMETERS='{"place": "Oslo"}'] and follow it
+run: ## run DEPLOYMENT=... [PARAMETERS='{"places": ["Oslo"]}'] and follow it
 	@test -n "$(DEPLOYMENT)" || { echo "Say which deployment: make run DEPLOYMENT=cat-facts" >&2; exit 2; }
 	@$(provision) run "$(DEPLOYMENT)" '$(or $(PARAMETERS),{})'
+
+promote: ## make VERSION=n of MODEL (rain-tomorrow) the champion
+	@test -n "$(VERSION)" || { echo "Say which version: make promote VERSION=3" >&2; exit 2; }
+	@$(registry) promote "$(MODEL)" "$(VERSION)"
+
+rollback: ## let the champion of MODEL (rain-tomorrow) and the one before it change places
+	@$(registry) rollback "$(MODEL)"
 
 logs: ## follow the services' logs
 	@docker compose logs --follow --tail 100

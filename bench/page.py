@@ -75,14 +75,18 @@ def idle(results: dict[str, Any]) -> str:
 
 
 def pipeline(results: dict[str, Any]) -> str:
-    """The weather pipeline on the stack, and the same functions in a plain script."""
+    """The weather pipeline on the stack, computed anew and unchanged, and the same functions in a plain script."""
     rows = [
         ["pipeline, trigger to Completed", both(results["pipeline_trigger_to_completed_seconds"])],
+        ["the same again, nothing changed", both(results["unchanged_trigger_to_completed_seconds"])],
         ["plain script", both(results["plain_script_seconds"])],
         ["plain script, its imports left out", both(results["plain_script_without_imports_seconds"])],
         ["of that, MLflow", both(results["plain_script_mlflow_seconds"])],
         ["pipeline / plain script", f"{results['ratio_to_plain_script']:.2f}"],
         ["pipeline / plain script, its imports left out", f"{results['ratio_to_plain_script_without_imports']:.2f}"],
+        ["unchanged / first", f"{results['ratio_of_an_unchanged_run']:.2f}"],
+        ["share of a run spent in MLflow calls", f"{results['share_mlflow']:.2f}"],
+        ["share of a run spent in Prefect", f"{results['share_prefect']:.2f}"],
     ]
     return table(["weather pipeline", "s"], rows)
 

@@ -53,16 +53,16 @@ def stack_with_peers() -> Iterator[Stack]:
         yield stack
 
 
-def trigger(api: httpx.Client, deployment_id: str) -> str:
+def trigger(api: httpx.Client, deployment_id: str, **parameters: Any) -> str:
     """Ask for a run; return its id."""
-    answer = api.post(f"/deployments/{deployment_id}/create_flow_run", json={})
+    answer = api.post(f"/deployments/{deployment_id}/create_flow_run", json={"parameters": parameters})
     return str(answer.raise_for_status().json()["id"])
 
 
-def run_once(api: httpx.Client, deployment_id: str, timeout: float = 120) -> tuple[float, float]:
+def run_once(api: httpx.Client, deployment_id: str, timeout: float = 120, **parameters: Any) -> tuple[float, float]:
     """Trigger a run; return the seconds until Running and until Completed, by the server's clock."""
     triggered = time.time()
-    run_id = trigger(api, deployment_id)
+    run_id = trigger(api, deployment_id, **parameters)
     (run,) = wait_for_all(api, [run_id], timeout)
     assert run["state"]["type"] == "COMPLETED", run["state"]
     states = api.get("/flow_run_states/", params={"flow_run_id": run_id}).raise_for_status().json()

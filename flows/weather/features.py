@@ -2,9 +2,12 @@
 
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
+from pandera.errors import SchemaErrors
 from pydantic import BaseModel, ConfigDict
 
 from flows.weather.observations import Frame, Observations, Origin, WeatherDataError, check_observations
+from flows.weather.validation import problems_of, refusal
 
 TARGET = "wet_tomorrow"
 WET_TODAY = "wet_today"
@@ -12,13 +15,17 @@ LONGEST_WINDOW = 30
 
 
 class Examples(BaseModel):
-    """One row a day, oldest first: features in float64 and the target `wet_tomorrow` (bool)."""
+    """One row a day, oldest first: features in float64 and the target `wet_tomorrow` (bool).
+
+    `filled_days` counts the observations that were interpolated: they are in features, never a target.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
     origin: Origin
     wet_day_mm: float
     frame: Frame
+    filled_days: int = 0
 
 
 def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.DataFrame:
@@ -58,24 +65,74 @@ def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.Da
 
 
 def build_examples(observations: Observations, wet_day_mm: float = 1.0, min_observations: int = 365) -> Examples:
-    """Return features and target of every day whose next day was observed.
+    """Return features and target of every day whose next day was observed, and not filled in.
 
-    Raises WeatherDataError if there are fewer than `min_observations` days of observations, or if the
-    days are all wet or all dry, so that there is nothing to learn.
+    Raises WeatherDataError if fewer than `min_observations` days were observed, if the days are all wet
+    or all dry, so that there is nothing to learn, or if the features are not as they must be.
     """
     weather, place = observations.frame, observations.origin.place.name
-    if len(weather) < max(min_observations, LONGEST_WINDOW + 2):
+    filled = pd.DatetimeIndex(observations.filled)
+    observed = len(weather) - len(filled)
+    if observed < max(min_observations, LONGEST_WINDOW + 2):
         raise WeatherDataError(
-            f"{place} has {len(weather)} daily observations, fewer than the "
+            f"{place} has {observed} daily observations, fewer than the "
             f"{max(min_observations, LONGEST_WINDOW + 2)} needed. Ask for more years or another place."
         )
     wet_tomorrow = (weather["precipitation_mm"] >= wet_day_mm).shift(-1)
     frame = build_features(weather, wet_day_mm).assign(**{TARGET: wet_tomorrow}).iloc[:-1]
+    frame = frame[~(pd.DatetimeIndex(frame.index) + pd.Timedelta(days=1)).isin(filled)]
     frame[TARGET] = frame[TARGET].astype(bool)
+    check_examples(frame)
     if frame[TARGET].nunique() < 2:
         kind = "wet" if frame[TARGET].iloc[0] else "dry"
         raise WeatherDataError(
             f"Every day of {place} is {kind} at a threshold of {wet_day_mm} mm, so there is nothing to "
             "learn. Change wet_day_mm, ask for more years, or choose another place."
         )
-    return Examples(origin=observations.origin, wet_day_mm=wet_day_mm, frame=frame)
+    return Examples(
+        origin=observations.origin, wet_day_mm=wet_day_mm, frame=frame, filled_days=len(observations.filled)
+    )
+
+
+def check_examples(frame: pd.DataFrame) -> None:
+    """Raise WeatherDataError with all problems unless features and target are within their bounds."""
+    try:
+        _SCHEMA.validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        raise refusal(
+            list(problems_of(errors)), "The observations passed their checks, so the code of the features is at fault."
+        ) from errors
+
+
+def _feature(low: float = -np.inf, high: float = np.inf) -> pa.Column:
+    checks = [pa.Check(np.isfinite, error="not finite")]
+    if np.isfinite(low):
+        checks.append(pa.Check.ge(low, error=f"below {low:g}"))
+    if np.isfinite(high):
+        checks.append(pa.Check.le(high, error=f"above {high:g}"))
+    return pa.Column(float, checks)
+
+
+_SCHEMA = pa.DataFrameSchema(
+    {
+        WET_TODAY: _feature(0, 1),
+        "wet_yesterday": _feature(0, 1),
+        "wet_share_3d": _feature(0, 1),
+        "wet_share_7d": _feature(0, 1),
+        f"wet_share_{LONGEST_WINDOW}d": _feature(0, 1),
+        "rain_today": _feature(0),
+        "rain_yesterday": _feature(0),
+        "rain_mean_7d": _feature(0),
+        "temp_today": _feature(),
+        "temp_change_1d": _feature(),
+        "temp_range": _feature(0),
+        "wind_today": _feature(0),
+        "wind_change_1d": _feature(),
+        "season_sin": _feature(-1, 1),
+        "season_cos": _feature(-1, 1),
+        TARGET: pa.Column(bool),
+    },
+    checks=pa.Check(lambda days: bool(days.index.is_monotonic_increasing), error="days out of order"),
+    index=pa.Index(unique=True),
+    strict=True,
+)

@@ -1,5 +1,7 @@
 """Daily observations of one place: what every source delivers and every later step relies on."""
 
+from collections.abc import Sequence
+from datetime import date
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,21 +14,23 @@ WEATHER_COLUMNS = ("precipitation_mm", "temp_max_c", "temp_min_c", "wind_ms")
 # A frame travels inside a model but stays out of its JSON: Prefect stores the parameters of a run.
 Frame = Annotated[pd.DataFrame, Field(exclude=True, repr=False), WithJsonSchema({"type": "object"})]
 
+Problem = dict[str, str | int]
+"""One row of a table of what is wrong: column, check, first_day, last_day, count (of days), example."""
+
 
 class WeatherDataError(ValueError):
-    """The data cannot be used; the message says what is wrong and what to do."""
+    """The data cannot be used; the message says what is wrong and what to do.
+
+    `problems` has all that was found, the first of them in the message, or nothing to list.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = list(problems)
 
 
 class UnknownPlaceError(ValueError):
     """No such place; the message says how to name one."""
-
-
-class SourceUnreachableError(ConnectionError):
-    """The source gave no answer: no connection, no answer in time, or a fault of its own (5xx)."""
-
-
-class RateLimitedError(ConnectionError):
-    """The source asks for fewer requests (429)."""
 
 
 class Place(BaseModel):
@@ -53,13 +57,16 @@ class Observations(BaseModel):
     """One row a day, oldest first: an index `date` without gaps and WEATHER_COLUMNS without blanks.
 
     precipitation_mm is the day's sum, temp_max_c and temp_min_c its extremes in degrees Celsius,
-    wind_ms a wind speed in metres a second.
+    wind_ms a wind speed in metres a second. `filled` are the days that the source left out or blank, in
+    whole or in part, and whose values are interpolated; `dropped_duplicates` counts rows sent again.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
     origin: Origin
     frame: Frame
+    filled: tuple[date, ...] = ()
+    dropped_duplicates: int = 0
 
 
 def check_observations(frame: pd.DataFrame) -> pd.DataFrame:

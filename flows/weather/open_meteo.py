@@ -1,4 +1,4 @@
-"""Ask Open-Meteo for past days and check its answer.
+"""Ask Open-Meteo for past days and read its answer.
 
 The archive joins reanalysis (ERA5 and others) with recent analyses; its newest days may be blank.
 No key is needed. https://open-meteo.com/en/docs/historical-weather-api
@@ -10,13 +10,9 @@ from typing import Any
 import httpx
 import pandas as pd
 
-from flows.weather.observations import (
-    Place,
-    RateLimitedError,
-    SourceUnreachableError,
-    WeatherDataError,
-    check_observations,
-)
+from flows.shared.http import get_json
+from flows.weather.observations import Observations, Origin, Place, WeatherDataError
+from flows.weather.validation import Limits, check_days, make_problem
 
 # Open-Meteo's name of each daily value: our column and the unit asked for.
 DAILY = {
@@ -27,35 +23,21 @@ DAILY = {
 }
 
 
-def get_json(url: str, query: dict[str, str], timeout_seconds: float) -> Any:
-    """Return the JSON that a GET request answers with.
+def observe(
+    url: str, place: Place, first: date, last: date, timeout_seconds: float, limits: Limits | None = None
+) -> Observations:
+    """Return the checked observations of a place from `first` to `last` from the archive at `url`.
 
-    Raises SourceUnreachableError (no connection, no answer in time, 5xx) and RateLimitedError (429),
-    which are worth another try, and WeatherDataError (refused, or not JSON), which is not.
+    Raises what `get_json` of `flows.shared.http` raises, and WeatherDataError if the answer has another
+    form than documented or breaks a rule of `flows.weather.validation`.
     """
-    timeout = httpx.Timeout(timeout_seconds, connect=timeout_seconds / 5)
-    try:
-        answer = httpx.get(url, params=query, timeout=timeout)
-    except httpx.TransportError as error:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise SourceUnreachableError(f"{url} cannot be reached ({reason}).") from error
-    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise RateLimitedError(f"{url} asks for fewer requests (429). Run again in some minutes.")
-    if answer.is_server_error:
-        raise SourceUnreachableError(f"{url} answers with status {answer.status_code}.")
-    try:
-        content = answer.json()
-    except ValueError as error:
-        raise WeatherDataError(
-            f"{url} sent no valid JSON ({error}; status {answer.status_code}, {len(answer.content)} bytes). "
-            "Run again later; if it stays so, check the address."
-        ) from error
-    if not answer.is_success or (isinstance(content, dict) and content.get("error")):
-        reason = content.get("reason", content) if isinstance(content, dict) else content
-        raise WeatherDataError(
-            f"{url} refused the request (status {answer.status_code}): {reason} Check the run's parameters."
-        )
-    return content
+    query = archive_query(place, first, last)
+    days = parse_archive(get_json(url, query, timeout_seconds))
+    checked = check_days(days, place.latitude, limits, asked=(first, last))
+    origin = Origin(place=place, source="open-meteo", url=str(httpx.URL(url, params=query)))
+    return Observations(
+        origin=origin, frame=checked.frame, filled=checked.filled, dropped_duplicates=checked.dropped_duplicates
+    )
 
 
 def archive_query(place: Place, first: date, last: date) -> dict[str, str]:
@@ -74,10 +56,10 @@ def archive_query(place: Place, first: date, last: date) -> dict[str, str]:
 
 
 def parse_archive(answer: Any) -> pd.DataFrame:
-    """Return the answer's days as a frame in the form of `Observations`.
+    """Return the answer's days as they were sent: an index `date` and WEATHER_COLUMNS in float64.
 
-    Newest days that are not complete yet are dropped. Raises WeatherDataError if a column is missing,
-    has another length or unit or holds something else than numbers, or if days are missing or blank.
+    Raises WeatherDataError if a column is missing, has another length or unit or holds something else
+    than numbers. Days may be missing, blank or repeated, and values impossible: `check_days` looks there.
     """
     daily, units = _member(answer, "daily"), _member(answer, "daily_units")
     days = _column(daily, "time")
@@ -85,35 +67,37 @@ def parse_archive(answer: Any) -> pd.DataFrame:
     for name, (column, unit) in DAILY.items():
         values = _column(daily, name)
         if len(values) != len(days):
-            raise _unexpected(f"{name!r} has {len(values)} values for {len(days)} days")
+            raise _unexpected(name, f"{name!r} has {len(values)} values for {len(days)} days")
         if units.get(name) != unit:
-            raise _unexpected(f"{name!r} is in {units.get(name)!r}, not in {unit!r}")
+            raise _unexpected(name, f"{name!r} is in {units.get(name)!r}, not in {unit!r}")
         columns[column] = values
     try:
         index = pd.DatetimeIndex(pd.to_datetime(days, format="%Y-%m-%d"), name="date")
         frame = pd.DataFrame(columns, index=index).astype(float)
     except (TypeError, ValueError) as error:
-        raise _unexpected(f"a value is neither a number nor a date ({error})") from error
-    complete = frame.notna().all(axis="columns")
-    return check_observations(frame.loc[: complete[complete].index.max()] if complete.any() else frame[:0])
+        raise _unexpected("daily", f"a value is neither a number nor a date ({error})") from error
+    if index.hasnans:
+        raise _unexpected("time", "a day has no date")
+    return frame
 
 
 def _member(parent: Any, name: str) -> dict[str, Any]:
     member = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(member, dict):
-        raise _unexpected(f"it has no object {name!r}")
+        raise _unexpected(name, f"it has no object {name!r}")
     return member
 
 
 def _column(daily: dict[str, Any], name: str) -> list[Any]:
     column = daily.get(name)
     if not isinstance(column, list):
-        raise _unexpected(f"the column {name!r} is missing")
+        raise _unexpected(name, f"the column {name!r} is missing")
     return column
 
 
-def _unexpected(what: str) -> WeatherDataError:
+def _unexpected(column: str, what: str) -> WeatherDataError:
     return WeatherDataError(
         f"The weather archive's answer is not as documented: {what}. "
-        "Check WEATHER_ARCHIVE_URL; if it is Open-Meteo's, its format has changed."
+        "Check WEATHER_ARCHIVE_URL; if it is Open-Meteo's, its format has changed.",
+        [make_problem(column, what)],
     )

@@ -1,196 +1,217 @@
 """Will it rain tomorrow? The tasks and flows, in the order in which they run."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from contextlib import ExitStack
+from typing import Annotated, Any, Literal
 
-import httpx
+import mlflow
 import pandas as pd
-from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.utilities.urls import url_for
+from prefect import flow, get_run_logger, runtime, tags, task, unmapped
+from prefect.artifacts import create_link_artifact
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.settings import Settings
-from flows.weather import features, model, open_meteo, places, recorded, tracking
-from flows.weather.features import Examples
-from flows.weather.observations import Observations, Origin, Place, RateLimitedError, SourceUnreachableError
+from flows.shared import registry, tracking
+from flows.shared.cache import cached, refreshing
+from flows.shared.fingerprint import code_fingerprint
+from flows.shared.gate import Decision, Thresholds
+from flows.shared.outcome import Outcome, log_once, report
+from flows.shared.search import search
+from flows.weather import model, places, plots, promotion
+from flows.weather.features import TARGET, Examples
+from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, fetch_weather, preprocess
+from flows.weather.model import Candidate, Family, Score, Training
 
-PlaceName = Annotated[str, Field(min_length=2, max_length=100)]
-Years = Annotated[int, Field(ge=1, le=50)]
-Millimetres = Annotated[float, Field(gt=0, le=100)]
-Days = Annotated[int, Field(ge=60)]
 HoldoutFraction = Annotated[float, Field(ge=0.05, le=0.5)]
+Folds = Annotated[int, Field(ge=2, le=20)]
+Families = Annotated[list[Family], Field(min_length=1, max_length=3)]
+Places = Annotated[list[PlaceName], Field(min_length=1, max_length=50)]
+Overlap = Literal["wait", "skip"]
+SKIP_AFTER_SECONDS = 1.0
+
+__all__ = ["fetch_weather", "preprocess", "train", "weather_pipeline"]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to."""
-
-    version: int
-    is_champion: bool
-    metrics: dict[str, float]
-    data_source: str
-    mlflow_run_url: str
+class PlacesFailedError(Exception):
+    """The pipeline failed for some places; the message names them, the others are done."""
 
 
-def may_pass(_task: Any, _task_run: TaskRun, state: State) -> bool:
-    """Say whether the failure may be gone on the next try; a refusal or bad data will not be."""
-    return isinstance(state.data, SourceUnreachableError | RateLimitedError)
+@task(name="cross-validate", task_run_name="{candidate.name}", **cached(model))
+def cross_validate(train_days: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
+    """Judge one candidate over folds of time."""
+    return model.cross_validate(train_days, candidate, folds)
 
 
-@task(name="find-place", retries=4, retry_delay_seconds=0.3, retry_condition_fn=may_pass, persist_result=False)
-def find_place(name: str) -> Place:
-    """Return the place that Open-Meteo's geocoding finds for a name."""
-    settings = Settings()
-    query = places.geocoding_query(name)
-    answer = open_meteo.get_json(settings.weather_geocoding_url, query, settings.weather_timeout_seconds)
-    return places.parse_geocoding(answer, name)
+@task(name="fit", **cached(model))
+def fit(train_days: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> Training:
+    """Fit the best candidate on the older days and judge it on the newer ones."""
+    return model.fit_and_score(train_days, holdout, candidate)
 
 
-@task(
-    name="fetch-archive",
-    retries=4,
-    retry_delay_seconds=0.3,
-    retry_condition_fn=may_pass,
-    persist_result=False,
-)
-def fetch_archive(place: Place, years: int) -> Observations:
-    """Return the daily observations of the last years from Open-Meteo's archive."""
-    settings = Settings()
-    # Two days back: yesterday is not over yet everywhere on Earth.
-    last = datetime.now(UTC).date() - timedelta(days=2)
-    first = (pd.Timestamp(last) - pd.DateOffset(years=years)).date()
-    query = open_meteo.archive_query(place, first, last)
-    answer = open_meteo.get_json(settings.weather_archive_url, query, settings.weather_timeout_seconds)
-    url = str(httpx.URL(settings.weather_archive_url, params=query))
-    origin = Origin(place=place, source="open-meteo", url=url)
-    return Observations(origin=origin, frame=open_meteo.parse_archive(answer))
-
-
-@flow(name="fetch-weather", log_prints=True, persist_result=False)
-def fetch_weather(place: PlaceName = "Seattle", years: Years = 5, allow_recorded: bool = False) -> Observations:
-    """Fetch daily observations of a place.
-
-    Args:
-        place: A name ("Seattle", "Springfield, Illinois") or "latitude,longitude".
-        years: How many years back from now.
-        allow_recorded: Where Open-Meteo cannot be reached, take recorded observations (Seattle only).
-    """
-    try:
-        observations = fetch_archive(places.parse_coordinates(place) or find_place(place), years)
-    except SourceUnreachableError as error:
-        if not (allow_recorded and recorded.covers(place)):
-            raise SourceUnreachableError(
-                f"{error} Check the network and WEATHER_ARCHIVE_URL and WEATHER_GEOCODING_URL, or run with "
-                "place=Seattle and allow_recorded=true to train on recorded observations (2012 to 2015)."
-            ) from error
-        get_run_logger().warning("%s USING RECORDED OBSERVATIONS of Seattle, 2012 to 2015.", error)
-        observations = recorded.read_recorded(years)
-    days, origin = observations.frame.index, observations.origin
-    print(f"{origin.place.name}: {len(days)} days from {days.min():%F} to {days.max():%F} ({origin.source})")
-    return observations
-
-
-@flow(name="preprocess", log_prints=True, persist_result=False)
-def preprocess(
-    place: PlaceName = "Seattle",
-    years: Years = 5,
-    wet_day_mm: Millimetres = 1.0,
-    min_observations: Days = 365,
-    allow_recorded: bool = False,
-) -> Examples:
-    """Fetch observations and turn them into examples: a day's features, and whether the next was wet.
-
-    Args:
-        place: A name ("Seattle", "Springfield, Illinois") or "latitude,longitude".
-        years: How many years back from now.
-        wet_day_mm: Precipitation from which a day counts as wet, in mm.
-        min_observations: Fewest days to learn from; with fewer the run fails.
-        allow_recorded: Where Open-Meteo cannot be reached, take recorded observations (Seattle only).
-    """
-    observations = fetch_weather(place, years, allow_recorded)
-    examples = features.build_examples(observations, wet_day_mm, min_observations)
-    share = examples.frame[features.TARGET].mean()
-    print(f"{len(examples.frame)} examples with {examples.frame.shape[1] - 1} features; {share:.0%} of days wet")
-    return examples
-
-
-@task(name="fit", persist_result=False)
-def fit(examples: Examples, holdout_fraction: float, regularization: float) -> model.Training:
-    """Fit the estimator on the older days and judge it on the newer ones."""
-    return model.fit_and_score(examples.frame, holdout_fraction, regularization)
-
-
-@task(name="log-to-mlflow", persist_result=False)
-def log_run(examples: Examples, training: model.Training, settings: dict[str, float]) -> tracking.Registered:
-    """Log and register the model; MLflow's run links to the flow run that somebody started."""
-    run_id = runtime.flow_run.root_flow_run_id
-    flow_run = {"id": run_id, "url": url_for("flow-run", run_id) or ""}
-    return tracking.log_training(examples, training, settings, runtime.flow_run.name, flow_run)
-
-
-def report(examples: Examples, training: model.Training, logged: tracking.Registered) -> Outcome:
-    """Tell the log and the run's page what came out, with links to MLflow."""
-    ui, origin = Settings().mlflow_ui_url.rstrip("/"), examples.origin
-    run_url = f"{ui}/#/experiments/{logged.experiment_id}/runs/{logged.run_id}"
-    version = f"{tracking.MODEL} version {logged.version}"
-    rank = "the new champion" if logged.is_champion else "registered; the champion stays"
-    table, days = model.compare(training.metrics), examples.frame.index
-    create_markdown_artifact(
-        f"# [{version}]({ui}/#/models/{tracking.MODEL}/versions/{logged.version}): {rank}\n\n"
-        f"Data: {origin.place.name}, {days.min():%F} to {days.max():%F}, from **{origin.source}**\n\n"
-        f"{table}\n\nJudged on the newest {len(training.holdout)} days. [MLflow run]({run_url})\n",
-        key="training-report",
+@task(name="log-to-mlflow", **cached(model, plots, promotion, tracking))
+def log_run(
+    examples: Examples, training: Training, trials: list[tracking.Trial], settings: dict[str, Any]
+) -> tracking.Registered:
+    """Log run, candidates and plots to MLflow and register the model."""
+    question = promotion.describe_question(examples, training)
+    return tracking.log_training(
+        tracking.Training(
+            experiment="weather",
+            model=places.model_name(examples.origin.place),
+            estimator=training.estimator,
+            inputs=training.holdout.drop(columns=TARGET).head(5),
+            dataset=tracking.Dataset(examples.origin.source, examples.origin.url, examples.frame, TARGET),
+            params=describe(examples, training) | settings,
+            metrics=training.metrics,
+            figures=plots.draw(training),
+            trials=trials,
+            tags=question | {"code": code_fingerprint(None, [model])[:12]},
+            trusted_types=model.TRUSTED_TYPES,
+        )
     )
-    print(f"{version} is {rank} (data: {origin.source})\n{table}\n{run_url}")
-    return Outcome(logged.version, logged.is_champion, training.metrics, origin.source, run_url)
+
+
+@task(name="promote", retries=2, retry_delay_seconds=1, persist_result=False)
+def promote(examples: Examples, training: Training, logged: tracking.Registered, gate: Thresholds) -> Decision:
+    """Let the candidate take the champion's place if it is better on the same holdout."""
+
+    def compare(reigning: Any) -> Decision:
+        champion = mlflow.sklearn.load_model(f"models:/{logged.model}/{reigning.version}") if reigning else None
+        question = promotion.describe_question(examples, training)
+        return promotion.compare_with_champion(question, training, reigning and reigning.tags, champion, gate)
+
+    return registry.judge(logged.model, logged.version, compare)
+
+
+def describe(examples: Examples, training: Training) -> dict[str, Any]:
+    """Return what the model was fitted on, as parameters of its run."""
+    place, frame = examples.origin.place, examples.frame
+    return {
+        "place": place.name,
+        "latitude": place.latitude,
+        "longitude": place.longitude,
+        "wet_day_mm": examples.wet_day_mm,
+        "first_day": str(frame.index.min().date()),
+        "last_day": str(frame.index.max().date()),
+        "train_days": len(training.train),
+        "holdout_days": len(training.holdout),
+        "holdout_wet_share": round(float(training.holdout[TARGET].mean()), 4),
+        "features": len(frame.columns) - 1,
+        "family": training.candidate.family,
+        **dict(training.candidate.params),
+    }
+
+
+def about(examples: Examples, training: Training) -> str:
+    """Return what the report says of data and model."""
+    origin, days = examples.origin, examples.frame.index
+    return (
+        f"Data: {origin.place.name}, {days.min():%F} to {days.max():%F}, from **{origin.source}**. "
+        f"Best candidate: {training.candidate.name}, judged on the newest {len(training.holdout)} days."
+    )
 
 
 @flow(name="train", log_prints=True, persist_result=False)
 def train(
     examples: SkipJsonSchema[Examples | None] = None,
     holdout_fraction: HoldoutFraction = 0.2,
-    regularization: Annotated[float, Field(gt=0)] = 1.0,
+    families: Families = list(model.FAMILIES),  # noqa: B006 - a form's default
+    folds: Folds = 5,
+    gate: Thresholds = Thresholds(),
 ) -> Outcome:
-    """Fit, judge, log to MLflow and register the model; it becomes champion if it is better.
+    """Search for the best candidate, judge it on a holdout, log and register it; better, it becomes champion.
 
     Args:
         examples: What `preprocess` returns; without it, those of `preprocess` with its defaults.
-        holdout_fraction: Share of the days, the newest, that the model is judged on.
-        regularization: Strength of the L2 penalty.
+        holdout_fraction: Share of the days, the newest, that no candidate is fitted on.
+        families: Which families of estimators to search.
+        folds: Folds of the cross-validation, each judged on days after those it was fitted on.
+        gate: By how much the candidate must be better than champion and baselines.
     """
     tracking.require_server()
     if examples is None:
         examples = preprocess()
-    training = fit(examples, holdout_fraction, regularization)
-    settings = {"holdout_fraction": holdout_fraction, "regularization": regularization}
-    logged = log_run(examples, training, settings)
-    return report(examples, training, logged)
+    train_days, holdout = model.split_by_time(examples.frame, holdout_fraction)
+    scores, trials = search(cross_validate, model.make_candidates(families), train_days=train_days, folds=folds)
+    training = fit(train_days, holdout, model.choose(scores).candidate)
+    settings = {"holdout_fraction": holdout_fraction, "folds": folds, "candidates": len(trials)}
+    logged, reused = log_once(log_run, examples, training, trials, settings)
+    # Judged each time, as thresholds or the champion may be others.
+    outcome = Outcome(logged, promote(examples, training, logged, gate), training.metrics, reused)
+    report(outcome, about(examples, training), model.compare(training.metrics))
+    return outcome
+
+
+@task(name="place", task_run_name="{place}", persist_result=False)
+def run_place(
+    place: str, overlap: Overlap, data: dict[str, Any], training: dict[str, Any], gate: Thresholds
+) -> Outcome | None:
+    """Run preprocessing and training for one place, and never twice at once for the same."""
+    with ExitStack() as stack:
+        try:
+            wait = None if overlap == "wait" else SKIP_AFTER_SECONDS
+            stack.enter_context(registry.lock(f"weather-{places.slug(place)}", timeout_seconds=wait))
+        except TimeoutError:
+            get_run_logger().warning("Another run of %s is under way: skipped.", place)
+            return None
+        outcome: Outcome = train(preprocess(place, **data), gate=gate, **training)
+        return outcome
 
 
 @flow(name="weather-pipeline", log_prints=True, persist_result=False)
 def weather_pipeline(
-    place: PlaceName = "Seattle",
+    places: Places = ["Seattle"],  # noqa: B006 - a form's default
     years: Years = 5,
     wet_day_mm: Millimetres = 1.0,
     min_observations: Days = 365,
     holdout_fraction: HoldoutFraction = 0.2,
+    families: Families = list(model.FAMILIES),  # noqa: B006
+    folds: Folds = 5,
+    gate: Thresholds = Thresholds(),
     allow_recorded: bool = False,
-) -> Outcome:
-    """Train a model of tomorrow's rain on the weather of the last years.
+    overlap: Overlap = "wait",
+    refresh: bool = False,
+    max_gap_days: GapDays = 3,
+    max_filled_share: FilledShare = 0.02,
+) -> list[Outcome]:
+    """Train a model of tomorrow's rain for each place, on the weather of the last years.
 
     Args:
-        place: A name ("Seattle", "Springfield, Illinois") or "latitude,longitude".
+        places: Names ("Seattle", "Springfield, Illinois") or "latitude,longitude"; one that fails fails alone.
         years: How many years back from now.
         wet_day_mm: Precipitation from which a day counts as wet, in mm.
         min_observations: Fewest days to learn from; with fewer the run fails.
         holdout_fraction: Share of the days, the newest, that the model is judged on.
+        families: Which families of estimators to search.
+        folds: Folds of the cross-validation.
+        gate: By how much a candidate must be better than champion and baselines.
         allow_recorded: Where Open-Meteo cannot be reached, take recorded observations (Seattle only).
+        overlap: What a run does while another of the same place is under way: wait for it, or skip the place.
+        refresh: Compute everything anew, even what has not changed.
+        max_gap_days: Most days in a row, missing or blank, that are filled; beyond it the run fails.
+        max_filled_share: Largest share of all days that is filled; beyond it the run fails.
     """
-    examples = preprocess(place, years, wet_day_mm, min_observations, allow_recorded)
-    outcome = train(examples, holdout_fraction)
-    create_link_artifact(outcome.mlflow_run_url, "MLflow run", key="mlflow-run")
-    return outcome
+    data = {
+        "years": years,
+        "wet_day_mm": wet_day_mm,
+        "min_observations": min_observations,
+        "allow_recorded": allow_recorded,
+        "max_gap_days": max_gap_days,
+        "max_filled_share": max_filled_share,
+    }
+    training = {"holdout_fraction": holdout_fraction, "families": families, "folds": folds}
+    names = list(dict.fromkeys(places))
+    with refreshing(refresh), tags(*runtime.flow_run.tags):  # the components carry the pipeline's tags
+        futures = run_place.map(names, *map(unmapped, (overlap, data, training, gate)))
+        futures.wait()
+    results = {name: future.state.result(raise_on_failure=False) for name, future in zip(names, futures, strict=True)}
+    outcomes = [result for result in results.values() if isinstance(result, Outcome)]
+    for name, outcome in results.items():
+        if isinstance(outcome, Outcome):
+            create_link_artifact(outcome.registered.run_url, f"MLflow run of {name}", key="mlflow-run")
+    failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
+    if len(failed) == len(names) == 1:
+        raise failed[names[0]]
+    if failed:
+        reasons = " ".join(f"{name}: {error}" for name, error in failed.items())
+        raise PlacesFailedError(f"{len(failed)} of {len(names)} places failed, the others are done. {reasons}")
+    return outcomes

@@ -1,11 +1,16 @@
 """Turn what a person types into a place: coordinates here, names by Open-Meteo's geocoding."""
 
+import hashlib
 import re
+import unicodedata
 from typing import Any
 
 from pydantic import ValidationError
 
 from flows.weather.observations import Place, UnknownPlaceError, WeatherDataError
+
+MODEL = "rain-tomorrow"
+HOME = "Seattle, Washington, United States"
 
 _COORDINATES = re.compile(r"\s*([-+]?\d+(?:\.\d+)?)\s*,\s*([-+]?\d+(?:\.\d+)?)\s*")
 
@@ -54,3 +59,18 @@ def parse_geocoding(answer: Any, name: str) -> Place:
             f"The geocoding service's answer for {name!r} is not as documented ({error!r}). "
             "Check WEATHER_GEOCODING_URL, or give the place as 'latitude,longitude'."
         ) from error
+
+
+def slug(name: str) -> str:
+    """Return a place's name as a part of other names: lower case, dashes between the words, ASCII."""
+    ascii_ = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().casefold()
+    words = re.sub(r"[^a-z0-9.+-]+", "-", ascii_).strip("-")
+    if ascii_ == name.casefold():
+        return words
+    # Letters were lost, perhaps all of them: the digest keeps two such places apart.
+    return f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".strip("-")
+
+
+def model_name(place: Place) -> str:
+    """Return the registered model of a place; the product's home, Seattle, has the plain name."""
+    return MODEL if place.name == HOME else f"{MODEL}-{slug(place.name)}"

@@ -8,7 +8,8 @@ day's maximum: a model is fitted on one source and never on a mixture.
 import pandas as pd
 from vega_datasets import local_data
 
-from flows.weather.observations import Observations, Origin, Place, check_observations
+from flows.weather.observations import Observations, Origin, Place
+from flows.weather.validation import Limits, check_days
 
 SEATTLE = Place(name="Seattle, Washington, United States", latitude=47.4444, longitude=-122.3139)
 
@@ -18,10 +19,13 @@ def covers(place: str) -> bool:
     return place.split(",")[0].strip().casefold() == "seattle"
 
 
-def read_recorded(years: int) -> Observations:
-    """Return the last `years` years of the recordings, or all four if that is less."""
-    frame = local_data.seattle_weather()
-    frame = frame.rename(
+def read_recorded(years: int, limits: Limits | None = None) -> Observations:
+    """Return the last `years` years of the recordings, or all four if that is less.
+
+    They are checked as an answer of Open-Meteo is, but may be old. Raises WeatherDataError.
+    """
+    days = local_data.seattle_weather()
+    days = days.rename(
         columns={
             "precipitation": "precipitation_mm",
             "temp_max": "temp_max_c",
@@ -29,7 +33,10 @@ def read_recorded(years: int) -> Observations:
             "wind": "wind_ms",
         }
     )
-    frame = frame.set_index("date").drop(columns="weather")
-    after = frame.index.max() - pd.DateOffset(years=years)
+    days = days.set_index("date").drop(columns="weather")
+    after = days.index.max() - pd.DateOffset(years=years)
+    checked = check_days(days.loc[days.index > after], SEATTLE.latitude, limits)
     origin = Origin(place=SEATTLE, source="vega-datasets-recorded", url=local_data.seattle_weather.url)
-    return Observations(origin=origin, frame=check_observations(frame.loc[frame.index > after]))
+    return Observations(
+        origin=origin, frame=checked.frame, filled=checked.filled, dropped_duplicates=checked.dropped_duplicates
+    )

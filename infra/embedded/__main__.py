@@ -27,12 +27,13 @@ TABLE = (("log loss", "log_loss"), ("Brier score", "brier"), ("ROC AUC", "roc_au
 
 
 def settings_of(servers: Servers) -> Settings:
-    """Return what provisioning must know of these servers: no accounts, no object store, no first run."""
+    """Return what provisioning must know of these servers: no accounts, object store, mail server or first run."""
     return Settings(
         prefect_api_url=f"{servers.prefect_address}/api",
         prefect_ui_url=servers.prefect_address,
         mlflow_tracking_uri=servers.mlflow_address,
         mlflow_ui_url=servers.mlflow_address,
+        mail_events=(),
     )
 
 
@@ -40,6 +41,7 @@ def started(servers: Servers) -> Settings:
     """Start the worker on running servers and deploy."""
     settings = settings_of(servers)
     os.environ.update({name: value for name, value in servers.environment.items() if name.startswith("PREFECT_")})
+    os.environ["SCHEDULES_ACTIVE"] = "false"  # what is due while no worker is there would pile up
     with prefect_api(settings) as api:
         make_work_pool(api)
     servers.start_worker()  # it comes up while the flows are deployed
@@ -68,21 +70,22 @@ def demo() -> bool:
 
 
 def print_scores(mlflow: str, flow_run_id: str) -> None:
-    """Print the metrics that a flow run logged, the model's beside the baseline's."""
+    """Print the metrics that a flow run came to, the model's beside the baselines'."""
     api = f"{mlflow}/api/2.0/mlflow"
     experiment = httpx.get(f"{api}/experiments/get-by-name", params={"experiment_name": "weather"}).raise_for_status()
     search: dict[str, Any] = {
         "experiment_ids": [experiment.json()["experiment"]["experiment_id"]],
-        "filter": f"tags.`prefect.flow_run_id` = '{flow_run_id}'",
+        "filter": f"tags.`prefect.last_flow_run_id` = '{flow_run_id}'",
         "max_results": 1,
     }
     (run,) = httpx.post(f"{api}/runs/search", json=search).raise_for_status().json()["runs"]
     metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     print(f"\nWill it rain tomorrow? {tags['place']}, data from {tags['data_source']}\n")
-    print(f"{'':12} {'model':>8} {'baseline':>9}")
+    print(f"{'':17} {'model':>8} {'persistence':>12} {'climatology':>12}")
     for title, name in TABLE:
-        print(f"{title:12} {metrics[f'model_{name}']:8.3f} {metrics[f'baseline_{name}']:9.3f}")
+        model, *baselines = (metrics[f"{who}_{name}"] for who in ("model", "persistence", "climatology"))
+        print(f"{title:17} {model:8.3f} {baselines[0]:12.3f} {baselines[1]:12.3f}")
 
 
 def ui() -> None:

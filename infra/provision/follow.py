@@ -115,7 +115,8 @@ class LogLines:
             self._seen.add(log["id"])
             stamp = datetime.fromisoformat(log["timestamp"])
             self._latest = max(self._latest or stamp, stamp)
-            self.complete |= log["flow_run_id"] == self._root and log["message"].startswith("Finished in state")
+            of_root = log["flow_run_id"] == self._root and not log["task_run_id"]
+            self.complete |= of_root and log["message"].startswith("Finished in state")
             level = LEVELS.get(log["level"], str(log["level"]))
             yield f"{stamp.astimezone():%H:%M:%S} {level:7} {self._runs[log['flow_run_id']]}{log['message']}"
 

@@ -43,7 +43,18 @@ class Stack:
             for name, value in os.environ.items()
             # Nor what `make test` tells the makes beneath it.
             if not name.startswith(
-                ("PREFECT_", "MLFLOW_", "COMPOSE_", "WEATHER_", "MINIO_", "POSTGRES_", "MAKE", "MFLAGS")
+                (
+                    "PREFECT_",
+                    "MLFLOW_",
+                    "COMPOSE_",
+                    "WEATHER_",
+                    "MINIO_",
+                    "POSTGRES_",
+                    "MAIL_",
+                    "SMTP_",
+                    "MAKE",
+                    "MFLAGS",
+                )
             )
         }
         self.environment = {
@@ -107,11 +118,11 @@ class Stack:
         return httpx.Client(base_url=f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow", auth=login, timeout=30)
 
     def flow_runs(self, flow: str) -> list[dict[str, Any]]:
-        """Return the runs of a flow, the newest first."""
+        """Return the runs of a flow that somebody asked for, the newest first; those of a schedule are left out."""
         query = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
         with self.prefect() as api:
             runs: list[dict[str, Any]] = api.post("/flow_runs/filter", json=query).raise_for_status().json()
-        return runs
+        return [run for run in runs if not run["auto_scheduled"]]
 
     def wait_for_first_run(self) -> dict[str, Any]:
         """Return the installation's first run once it has ended."""

@@ -52,7 +52,7 @@ def test_cat_facts_is_retried_and_prints(stack: Stack) -> None:
 
 def test_a_failed_run_fails_the_command(stack: Stack) -> None:
     versions = len(stack.model_versions())
-    failed = stack.shell("""make run DEPLOYMENT=weather-pipeline PARAMETERS='{"place": "Atlantis"}'""", check=False)
+    failed = stack.shell("""make run DEPLOYMENT=weather-pipeline PARAMETERS='{"places": ["Atlantis"]}'""", check=False)
     assert failed.returncode != 0
     assert "Atlantis" in failed.stdout.splitlines()[-1]
     assert len(stack.model_versions()) == versions

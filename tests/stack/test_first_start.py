@@ -50,17 +50,17 @@ def test_the_fetch_was_retried(stack: Stack) -> None:
 
 def test_the_model_is_registered_and_lies_in_the_bucket(stack: Stack) -> None:
     run = stack.wait_for_first_run()
-    version = stack.model_versions()[0]
+    version = stack.model_versions()[-1]
     with stack.mlflow() as api:
         model = api.get("/registered-models/get", params={"name": "rain-tomorrow"}).raise_for_status().json()
         logged = api.get("/runs/get", params={"run_id": version["run_id"]}).raise_for_status().json()["run"]
-    assert {alias["alias"] for alias in model["registered_model"]["aliases"]} == {"champion"}
+    assert "champion" in {alias["alias"] for alias in model["registered_model"]["aliases"]}
 
     tags = {tag["key"]: tag["value"] for tag in logged["data"]["tags"]}
     assert tags["prefect.flow_run_id"] == run["id"]
     assert tags["data_source"] == "open-meteo"
     metrics = {metric["key"]: metric["value"] for metric in logged["data"]["metrics"]}
-    assert metrics["model_brier"] < metrics["baseline_brier"]
+    assert metrics["model_brier"] < metrics["climatology_brier"]
 
     objects = stack.provisioner(
         "from minio import Minio; from infra.provision.settings import Settings; s = Settings();"
@@ -74,7 +74,7 @@ def test_the_model_is_registered_and_lies_in_the_bucket(stack: Stack) -> None:
 
 def test_each_links_to_the_other(stack: Stack) -> None:
     run = stack.wait_for_first_run()
-    (version, *_) = stack.model_versions()
+    version = stack.model_versions()[-1]
     ui = stack.variables()["MLFLOW_TRACKING_URI"]
     with stack.prefect() as api:
         artifacts = api.post("/artifacts/filter", json={}).raise_for_status().json()

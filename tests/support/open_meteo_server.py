@@ -2,8 +2,8 @@
 
 It answers with the fields and status codes of the real services, but THE WEATHER IS SYNTHETIC: seasons,
 spells of rain, wind that rises before it, and noise from a fixed seed: the same days and place give the
-same answer. Switches make it misbehave. Standard library only, so that it also runs by itself:
-`python open_meteo_server.py --port 8080`.
+same answer. Switches make it misbehave, and some places always do (SPOILT). Standard library only, so
+that it also runs by itself: `python open_meteo_server.py --port 8080`.
 """
 
 import argparse
@@ -71,6 +71,63 @@ PLACES = [
 ]
 
 
+def _leave_out(daily: dict[str, list[Any]], first: int, count: int) -> None:
+    for column in daily.values():
+        del column[first : first + count]
+
+
+def _gap(daily: dict[str, list[Any]]) -> None:
+    _leave_out(daily, 100, 12)
+
+
+def _small_gaps(daily: dict[str, list[Any]]) -> None:
+    _leave_out(daily, 200, 2)
+    daily["precipitation_sum"][50] = None
+    for column in daily.values():
+        column.insert(10, column[10])
+
+
+def _fahrenheit(daily: dict[str, list[Any]]) -> None:
+    for name in ("temperature_2m_max", "temperature_2m_min"):
+        daily[name] = [None if value is None else round(value * 9 / 5 + 32, 1) for value in daily[name]]
+
+
+def _ends_early(daily: dict[str, list[Any]]) -> None:
+    _leave_out(daily, len(daily["time"]) - 40, 40)
+
+
+def _negative_rain(daily: dict[str, list[Any]]) -> None:
+    daily["precipitation_sum"][30:33] = [-1.0, -2.0, -3.0]
+
+
+# Places whose data is always bad, by name and by coordinates, and what is done to it. The archive
+# refuses those without anything to do: status 400. Only the data of Patchville can be mended.
+SPOILT: dict[str, tuple[float, float, Callable[[dict[str, list[Any]]], None] | None]] = {
+    "Gapville": (47.01, -30.0, _gap),
+    "Patchville": (47.02, -30.0, _small_gaps),
+    "Fahrenheitville": (47.03, -30.0, _fahrenheit),
+    "Staleville": (47.04, -30.0, _ends_early),
+    "Negativeville": (47.05, -30.0, _negative_rain),
+    "Refuseville": (47.06, -30.0, None),
+}
+PLACES += [
+    {
+        "id": 9000000 + number,
+        "name": name,
+        "latitude": latitude,
+        "longitude": longitude,
+        "elevation": 0.0,
+        "feature_code": "PPL",
+        "country_code": "XX",
+        "timezone": "GMT",
+        "population": 0,
+        "country": "Testland",
+        "admin1": "Testshire",
+    }
+    for number, (name, (latitude, longitude, _)) in enumerate(SPOILT.items())
+]
+
+
 def geocode(query: dict[str, str]) -> dict[str, Any]:
     """Answer as /v1/search does; without a match there is no `results`."""
     name = query.get("name", "").split(",")[0].strip().casefold()
@@ -110,6 +167,9 @@ def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
     if unknown := [name for name in names if name not in UNITS]:
         reason = f"Cannot initialize ForecastVariableDaily from invalid String value {unknown[0]}."
         return 400, {"error": True, "reason": reason}
+    spoilers = {(north, east): spoil for north, east, spoil in SPOILT.values()}
+    if (latitude, longitude) in spoilers and spoilers[latitude, longitude] is None:
+        return 400, {"error": True, "reason": "No data is available for this location."}
     metric_wind = query.get("wind_speed_unit") == "ms"
     daily: dict[str, list[Any]] = {"time": [], **{name: [] for name in names}}
     chance, wet, wind = random.Random(f"{latitude:.2f} {longitude:.2f} {first}"), False, 20.0
@@ -126,6 +186,8 @@ def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
         daily["time"].append(day.isoformat())
         for name in names:
             daily[name].append(values[name])
+    if spoil := spoilers.get((latitude, longitude)):
+        spoil(daily)
     units = {"time": "iso8601"} | {name: UNITS[name] for name in names}
     if metric_wind and "wind_speed_10m_max" in units:
         units["wind_speed_10m_max"] = "m/s"
@@ -147,14 +209,20 @@ class OpenMeteoServer:
 
     Switches, which may also be set while it runs:
     fail_first: how many requests of each path get `fail_status` before answers are given.
-    truncate: bodies end in the middle of the JSON.
+    retry_after: the header Retry-After of those failures, a number of seconds or an HTTP date.
+    truncate: bodies end in the middle of the JSON, and the length says so.
+    cut: the connection is closed in the middle of the body.
+    lengthless: answers have no length; their end is that of the connection.
+    trickle: seconds between the bytes of a body.
     stalled: requests are taken and never answered.
     change: a function that alters the archive's answer before it is sent.
     """
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1", fail_first: int = 0, fail_status: int = 503) -> None:
         self.fail_first, self.fail_status = fail_first, fail_status
-        self.truncate = self.stalled = False
+        self.retry_after: str | None = None
+        self.truncate = self.cut = self.lengthless = self.stalled = False
+        self.trickle = 0.0
         self.change: Callable[[dict[str, Any]], object] | None = None
         self.counts: Counter[str] = Counter()
         self.queries: list[tuple[str, dict[str, str]]] = []
@@ -218,9 +286,20 @@ class OpenMeteoServer:
                     body = body[: len(body) // 2]
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json; charset=utf-8")
-                self.send_header("Content-Length", str(len(body)))
+                if not server.lengthless:
+                    self.send_header("Content-Length", str(len(body)))
+                if server.retry_after and status == server.fail_status:
+                    self.send_header("Retry-After", server.retry_after)
                 self.end_headers()
-                self.wfile.write(body)
+                if server.cut:
+                    body = body[: len(body) // 2]
+                for piece in [body[at : at + 1] for at in range(len(body))] if server.trickle else [body]:
+                    try:
+                        self.wfile.write(piece)
+                    except ConnectionError:  # nobody waits for the rest
+                        return
+                    if server._ended.wait(server.trickle):
+                        return
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

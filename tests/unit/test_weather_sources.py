@@ -1,21 +1,22 @@
 """Places, Open-Meteo's answers and the recorded observations: what is accepted, and what is said otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from datetime import date
 from typing import Any
 
 import pytest
 
+from flows.shared.http import RefusedError
 from flows.weather import open_meteo, places, recorded
 from flows.weather.observations import (
     WEATHER_COLUMNS,
+    Observations,
     Place,
-    RateLimitedError,
-    SourceUnreachableError,
     UnknownPlaceError,
     WeatherDataError,
 )
+from flows.weather.validation import Limits
 from tests.support.open_meteo_server import OpenMeteoServer, archive, geocode
 
 SEATTLE = Place(name="Seattle", latitude=47.6, longitude=-122.3)
@@ -38,10 +39,13 @@ class TestArchive:
         assert frame["wind_ms"].tolist() == answer["daily"]["wind_speed_10m_max"]
         assert (frame.dtypes == "float64").all()
 
-    def test_newest_days_that_are_not_complete_are_dropped(self, answer: dict[str, Any]) -> None:
-        answer["daily"]["precipitation_sum"][-2:] = [None, None]
-        answer["daily"]["temperature_2m_max"][-3] = None
-        assert f"{open_meteo.parse_archive(answer).index.max():%F}" == "2024-03-02"
+    def test_days_are_as_they_were_sent(self, answer: dict[str, Any]) -> None:
+        for column in answer["daily"].values():
+            column.reverse()
+        answer["daily"]["precipitation_sum"][0] = None
+        frame = open_meteo.parse_archive(answer)
+        assert f"{frame.index[0]:%m-%d}" == "03-05"
+        assert frame["precipitation_mm"].isna().sum() == 1
 
     @pytest.mark.parametrize(
         ("spoil", "message"),
@@ -57,9 +61,7 @@ class TestArchive:
             (lambda a: a["daily_units"].update(wind_speed_10m_max="km/h"), "is in 'km/h', not in 'm/s'"),
             (lambda a: a["daily"]["precipitation_sum"].__setitem__(3, "wet"), "neither a number nor a date"),
             (lambda a: a["daily"]["time"].__setitem__(3, "yesterday"), "neither a number nor a date"),
-            (lambda a: a["daily"]["time"].__setitem__(3, "2024-02-27"), "not consecutive"),
-            (lambda a: a["daily"]["precipitation_sum"].__setitem__(3, None), "precipitation_mm on 2024-02-28"),
-            (lambda a: a["daily"].update(precipitation_sum=[None] * 10), "no complete day"),
+            (lambda a: a["daily"]["time"].__setitem__(3, None), "a day has no date"),
         ],
     )
     def test_what_is_wrong_is_named(self, answer: dict[str, Any], spoil: Callable[[Any], object], message: str) -> None:
@@ -75,46 +77,82 @@ class TestArchive:
             open_meteo.parse_archive(wrong)
 
 
-class TestGetJson:
+@pytest.fixture
+def server() -> Iterator[OpenMeteoServer]:
+    with OpenMeteoServer() as server:
+        yield server
+
+
+FIRST, LAST = date(2022, 1, 1), date(2023, 12, 31)
+
+
+def observe(server: OpenMeteoServer, name: str = "Seattle", **limits: float) -> Observations:
+    """Ask the server as a run does, by the place's name."""
+    place = places.parse_geocoding(geocode({"name": name}), name)
+    return open_meteo.observe(f"{server.url}/v1/archive", place, FIRST, LAST, 5, Limits(**limits))  # type: ignore[arg-type]
+
+
+def refused(server: OpenMeteoServer, name: str = "Seattle") -> WeatherDataError:
+    with pytest.raises(WeatherDataError) as caught:
+        observe(server, name)
+    assert caught.value.problems
+    return caught.value
+
+
+class TestObserve:
+    def test_good_data_is_taken_as_it_is(self, server: OpenMeteoServer) -> None:
+        observations = observe(server)
+        assert len(observations.frame) == 730
+        assert (observations.filled, observations.dropped_duplicates) == ((), 0)
+        assert "start_date=2022-01-01" in observations.origin.url
+
+    def test_small_gaps_and_repeated_rows_are_mended_and_counted(self, server: OpenMeteoServer) -> None:
+        observations = observe(server, "Patchville")
+        assert [str(day) for day in observations.filled] == ["2022-02-20", "2022-07-20", "2022-07-21"]
+        assert observations.dropped_duplicates == 1
+        assert len(observations.frame) == 730
+        assert not observations.frame.isna().to_numpy().any()
+        dumped = observations.model_dump(mode="json")
+        assert (len(dumped["filled"]), dumped["dropped_duplicates"]) == (3, 1)
+
     @pytest.mark.parametrize(
-        ("status", "error", "message"),
+        ("name", "message", "days"),
         [
-            (400, WeatherDataError, r"refused the request \(status 400\): told to fail"),
-            (404, WeatherDataError, "refused the request"),
-            (429, RateLimitedError, "fewer requests"),
-            (500, SourceUnreachableError, "status 500"),
-            (503, SourceUnreachableError, "status 503"),
+            ("Gapville", "not consecutive", 12),
+            ("Fahrenheitville", "wrong units", 0),
+            ("Staleville", "ends too early", 40),
+            ("Negativeville", "precipitation_mm: outside 0 to 1900 mm", 3),
         ],
     )
-    def test_statuses(self, status: int, error: type[Exception], message: str) -> None:
-        with (
-            OpenMeteoServer(fail_first=1, fail_status=status) as server,
-            pytest.raises(error, match=message),
-        ):
-            open_meteo.get_json(f"{server.url}/v1/archive", {}, 5)
+    def test_places_whose_data_is_bad(self, server: OpenMeteoServer, name: str, message: str, days: int) -> None:
+        error = refused(server, name)
+        assert message in str(error)
+        assert error.problems[0]["count"] == days
 
-    def test_open_meteos_own_refusal(self) -> None:
-        query = open_meteo.archive_query(SEATTLE, date(1900, 1, 1), date(1900, 1, 2))
-        with OpenMeteoServer() as server, pytest.raises(WeatherDataError, match="'start_date' is out of"):
-            open_meteo.get_json(f"{server.url}/v1/archive", query, 5)
+    def test_looser_limits_let_more_be_filled(self, server: OpenMeteoServer) -> None:
+        assert len(observe(server, "Gapville", max_gap_days=12).filled) == 12
 
-    def test_truncated_json(self) -> None:
-        with OpenMeteoServer() as server:
-            server.truncate = True
-            with pytest.raises(WeatherDataError, match="no valid JSON"):
-                open_meteo.get_json(f"{server.url}/v1/search", {"name": "Oslo"}, 5)
+    def test_a_refused_place(self, server: OpenMeteoServer) -> None:
+        with pytest.raises(RefusedError, match=r"status 400\): No data is available"):
+            observe(server, "Refuseville")
 
-    def test_no_answer_in_time(self) -> None:
-        with OpenMeteoServer() as server:
-            server.stalled = True
-            with pytest.raises(SourceUnreachableError, match="ReadTimeout"):
-                open_meteo.get_json(f"{server.url}/v1/search", {"name": "Oslo"}, 0.2)
+    def test_open_meteos_own_refusal(self, server: OpenMeteoServer) -> None:
+        with pytest.raises(RefusedError, match="'start_date' is out of"):
+            open_meteo.observe(f"{server.url}/v1/archive", SEATTLE, date(1900, 1, 1), date(1900, 1, 2), 5)
 
-    def test_nobody_listens(self) -> None:
-        with OpenMeteoServer() as server:
-            url = server.url
-        with pytest.raises(SourceUnreachableError, match="ConnectError"):
-            open_meteo.get_json(f"{url}/v1/search", {"name": "Oslo"}, 5)
+    def test_a_conflicting_row(self, server: OpenMeteoServer) -> None:
+        def conflict(answer: dict[str, Any]) -> None:
+            for name, column in answer["daily"].items():
+                column.append(99.0 if name == "precipitation_sum" else column[7])
+
+        server.change = conflict
+        assert "one day sent with different values (2022-01-08; precipitation_mm" in str(refused(server))
+
+    def test_other_units(self, server: OpenMeteoServer) -> None:
+        server.change = lambda answer: answer["daily_units"].update(precipitation_sum="inch")
+        error = refused(server)
+        assert "is in 'inch', not in 'mm'" in str(error)
+        assert error.problems[0]["column"] == "precipitation_sum"
 
 
 class TestPlaces:

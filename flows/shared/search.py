@@ -1,0 +1,94 @@
+"""The search for the best candidate: each is judged by a task run of its own, side by side."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from prefect import Task, get_run_logger, unmapped
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.settings import Settings
+from flows.shared.tracking import Trial
+
+
+class Candidate(Protocol):
+    """What a search must know of a candidate."""
+
+    @property
+    def name(self) -> str:
+        """The candidate as people read it."""
+
+    @property
+    def family(self) -> str:
+        """The kind of estimator."""
+
+    @property
+    def params(self) -> Iterable[tuple[str, float]]:
+        """Its main parameters."""
+
+
+class Score(Protocol):
+    """How a candidate did."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics by name."""
+
+
+AnyScore = TypeVar("AnyScore", bound=Score)
+
+
+class SearchError(Exception):
+    """No candidate could be judged; the message says what the first failed with."""
+
+
+def search(
+    judge: Task[..., AnyScore], candidates: Sequence[Candidate], **same: Any
+) -> tuple[list[AnyScore], list[Trial]]:
+    """Return the candidates' scores, and all candidates as MLflow shall know them.
+
+    One that fails is left out of the scores, with a warning.
+
+    Args:
+        judge: A task with a parameter `candidate`.
+        candidates: Who is judged.
+        same: The task's other arguments, the same for all.
+
+    Raises:
+        SearchError: All failed.
+    """
+    arguments = {name: unmapped(value) for name, value in same.items()}
+    results = side_by_side(judge, candidate=candidates, **arguments)
+    scores, trials = [], []
+    for candidate, result in zip(candidates, results, strict=True):
+        params = {"family": candidate.family, **dict(candidate.params)}
+        if isinstance(result, BaseException):
+            get_run_logger().warning("The candidate %s failed: %s", candidate.name, result)
+            trials.append(Trial(candidate.name, params, {}, error=str(result)))
+        else:
+            scores.append(result)
+            trials.append(Trial(candidate.name, params, result.metrics))
+    if not scores:
+        raise SearchError(f"No candidate could be judged. The first failed with: {results[0]}")
+    return scores, trials
+
+
+def side_by_side(task: Task[..., Any], **parameters: Any) -> list[Any]:
+    """Run a task for each item of its parameters at once, and wait; return each result, or what it failed with.
+
+    A parameter in `unmapped(...)` is the same for all, as in `task.map`.
+    """
+    with candidate_runner() as runner:
+        futures = runner.map(task, parameters)
+        futures.wait()
+        return [future.state.result(raise_on_failure=False) for future in futures]
+
+
+def candidate_runner() -> TaskRunner[Any]:
+    """Return what runs tasks side by side: this machine's cores, or a Dask cluster where one is set."""
+    if address := Settings().dask_scheduler_address:
+        from prefect_dask.task_runners import DaskTaskRunner
+
+        return DaskTaskRunner(address=address)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolTaskRunner(max_workers=cores)

@@ -1,0 +1,105 @@
+"""The plots of a training: how good the forecasts are, what they rest on, and what then happened."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.calibration import CalibrationDisplay
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
+
+from flows.weather.features import TARGET
+from flows.weather.model import SEED, Training
+
+SHOWN_DAYS = 60
+
+
+def draw(training: Training) -> dict[str, Figure]:
+    """Return the plots by file name; all are of the holdout days."""
+    return {
+        "roc.png": draw_roc(training),
+        "precision_recall.png": draw_precision_recall(training),
+        "calibration.png": draw_calibration(training),
+        "importance.png": draw_importance(training),
+        "forecast.png": draw_forecast(training),
+    }
+
+
+def draw_roc(training: Training) -> Figure:
+    """Return the ROC curves of model and baselines."""
+    figure, axes = _square()
+    for name, probability in training.forecasts.items():
+        RocCurveDisplay.from_predictions(training.holdout[TARGET], probability, name=name, ax=axes)
+    axes.set(
+        title="Wet days found against false alarms",
+        xlabel="Share of dry days called wet",
+        ylabel="Share of wet days called wet",
+    )
+    return figure
+
+
+def draw_precision_recall(training: Training) -> Figure:
+    """Return the precision-recall curves of model and baselines."""
+    figure, axes = _square()
+    for name, probability in training.forecasts.items():
+        PrecisionRecallDisplay.from_predictions(training.holdout[TARGET], probability, name=name, ax=axes)
+    axes.set(
+        title="How many of the days called wet were wet?",
+        xlabel="Share of wet days called wet (recall)",
+        ylabel="Share of days called wet that were (precision)",
+    )
+    return figure
+
+
+def draw_calibration(training: Training) -> Figure:
+    """Return the calibration curves of model and baselines."""
+    figure, axes = _square()
+    for name, probability in training.forecasts.items():
+        CalibrationDisplay.from_predictions(training.holdout[TARGET], probability, n_bins=10, name=name, ax=axes)
+    axes.set(
+        title="Of the days given a chance of rain, how many were wet?",
+        xlabel="Forecast probability of a wet day",
+        ylabel="Share of days that were wet",
+    )
+    return figure
+
+
+def draw_importance(training: Training, repeats: int = 3) -> Figure:
+    """Return the permutation importance of each feature: the log loss that the model gains without it.
+
+    Breiman, Random Forests, Machine Learning 45 (2001), here on the holdout.
+    """
+    features = training.holdout.drop(columns=TARGET)
+    found = permutation_importance(
+        training.estimator,
+        features,
+        training.holdout[TARGET],
+        scoring="neg_log_loss",
+        n_repeats=repeats,
+        random_state=SEED,
+    )
+    columns = {"mean": found.importances_mean, "deviation": found.importances_std}
+    importance = pd.DataFrame(columns, index=features.columns).sort_values("mean")
+    figure = Figure(figsize=(7, 5), layout="tight")
+    axes = figure.subplots()
+    axes.barh(importance.index, importance["mean"], xerr=importance["deviation"])
+    axes.set(title="What the forecast rests on", xlabel="Rise of the log loss when the feature is shuffled")
+    return figure
+
+
+def draw_forecast(training: Training) -> Figure:
+    """Return the newest forecasts beside what happened."""
+    figure = Figure(figsize=(10, 4), layout="tight")
+    axes = figure.subplots()
+    newest = training.holdout.tail(SHOWN_DAYS)
+    days = pd.DatetimeIndex(newest.index) + pd.Timedelta(days=1)
+    axes.bar(days, newest[TARGET].astype(float), width=1.0, color="lightsteelblue", label="was wet")
+    axes.plot(days, training.forecasts["model"][-len(newest) :], marker=".", color="black", label="forecast")
+    axes.set(title=f"The last {len(newest)} days: forecast and what happened", ylabel="Probability of a wet day")
+    axes.legend(loc="upper left")
+    figure.autofmt_xdate()
+    return figure
+
+
+def _square() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 6), layout="tight")
+    return figure, figure.subplots()
