@@ -11,6 +11,7 @@ import sys
 
 import httpx
 from minio.error import MinioException
+from pydantic import ValidationError
 from urllib3.exceptions import HTTPError as StorageUnreachable
 
 from infra.provision.accounts import provision_accounts
@@ -48,7 +49,7 @@ def parse_parameters(text: str) -> dict[str, object]:
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"the parameters are not JSON: {error}") from error
     if not isinstance(parameters, dict):
-        raise argparse.ArgumentTypeError('the parameters must be a JSON object, such as {"place": "Oslo"}')
+        raise argparse.ArgumentTypeError('the parameters must be a JSON object, such as {"places": ["Oslo"]}')
     return parameters
 
 
@@ -63,7 +64,11 @@ def main() -> None:
     run.add_argument("parameters", nargs="?", default="{}", type=parse_parameters)
     arguments = parser.parse_args()
 
-    settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    except ValidationError as error:
+        found = {str(problem["loc"][0]).upper(): problem["msg"] for problem in error.errors()}
+        sys.exit("".join(f"{name}: {text.removeprefix('Value error, ')}.\n" for name, text in found.items()).strip())
     try:
         match arguments.command:
             case "up":

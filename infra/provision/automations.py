@@ -1,5 +1,6 @@
 """Automations: what the server does by itself when something happens."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -33,6 +34,48 @@ CRASH_LOST_RUNS: dict[str, Any] = {
         }
     ],
 }
+
+MAIL_RUN_EVENTS = "mail-run-events"
+MAIL_TAG = "mail"
+
+
+def mail_run_events(deployment_id: str, events: Iterable[str]) -> dict[str, Any]:
+    """Return the automation that has a mail sent about each run with the tag `mail` that ends in a certain way.
+
+    Args:
+        deployment_id: The deployment of the flow that sends it.
+        events: Types of states, as "Completed"; without any, no mail is sent.
+    """
+    types = [event.upper() for event in events]
+    return {
+        "name": MAIL_RUN_EVENTS,
+        "description": f"A run with the tag `{MAIL_TAG}` that ends is told to people by mail (MAIL_EVENTS in .env).",
+        "enabled": bool(types),
+        "trigger": {
+            "type": "event",
+            "posture": "Reactive",
+            "expect": ["prefect.flow-run.*"],
+            # By the type and not the name of the state: Failed is TimedOut as well, and what a flow calls its failure.
+            "match": {"prefect.resource.id": "prefect.flow-run.*", "prefect.state-type": types or ["none"]},
+            "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{MAIL_TAG}"},
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": 0,
+        },
+        "actions": [
+            {
+                "type": "run-deployment",
+                "source": "selected",
+                "deployment_id": deployment_id,
+                "parameters": {
+                    "flow_run_id": {
+                        "__prefect_kind": "jinja",
+                        "template": "{{ event.resource.id | replace('prefect.flow-run.', '') }}",
+                    }
+                },
+            }
+        ],
+    }
 
 
 def save_automation(api: httpx.Client, automation: dict[str, Any]) -> None:

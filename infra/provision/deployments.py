@@ -1,4 +1,4 @@
-"""Prefect's side of an installation: work pool, automation, block for results, deployments and the first run."""
+"""Prefect's side of an installation: work pool, automations, block for results, deployments and the first run."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,13 @@ import httpx
 import yaml
 
 from infra.provision.api import find_deployments, prefect_api
-from infra.provision.automations import CRASH_LOST_RUNS, find_automations, save_automation
+from infra.provision.automations import (
+    CRASH_LOST_RUNS,
+    MAIL_RUN_EVENTS,
+    find_automations,
+    mail_run_events,
+    save_automation,
+)
 from infra.provision.settings import Settings
 from infra.provision.storage import RESULTS_BUCKET, RESULTS_USER
 
@@ -22,6 +28,9 @@ WORK_POOL, WORK_POOL_TYPE = "training", "warm-process"
 RESULTS_BLOCK = "results"
 VARIABLE = "trainyard_provisioned"  # Prefect's own database remembers what was done to it
 PROJECT_FILE = Path("prefect.yaml")
+MAIL_DEPLOYMENT = "send-mail"
+# Mails have a queue of their own, so that those that wait for a slow mail server leave the worker's places to runs.
+MAIL_QUEUE, MAILS_AT_ONCE = "mail", 2
 
 
 class DeployError(Exception):
@@ -29,7 +38,7 @@ class DeployError(Exception):
 
 
 def provision_deployments(settings: Settings) -> None:
-    """Make work pool, automation, results block and deployments, where they are not as the project's files say.
+    """Make work pool, automations, results block and deployments, where they are not as the project's files say.
 
     Raises:
         DeployError: prefect.yaml or a flow is wrong.
@@ -43,14 +52,17 @@ def provision_deployments(settings: Settings) -> None:
         save_automation(api, CRASH_LOST_RUNS)
         if settings.minio_address:
             save_results_block(settings)
+        make_mail_queue(api)
         deploy()
+        save_mail_automation(api, settings)
         record_fingerprint(api, fingerprint)
 
 
 def fingerprint_of_project(settings: Settings) -> str:
     """Return a digest of everything that decides what the deployments and blocks look like."""
     digest = hashlib.sha256(importlib.metadata.version("prefect").encode())
-    digest.update(f"{WORK_POOL_TYPE} {settings.minio_address} {CRASH_LOST_RUNS}".encode())
+    digest.update(f"{WORK_POOL_TYPE} {settings.minio_address} {settings.schedules_active} {CRASH_LOST_RUNS}".encode())
+    digest.update(f"{mail_run_events('', settings.mail_events)}".encode())
     digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
     for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py"))]:
         digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
@@ -76,10 +88,10 @@ def is_complete(api: httpx.Client, settings: Settings) -> bool:
     """Tell whether nobody has deleted what was made."""
     names = set(deployment_names())
     there = {deployment["name"] for deployment in find_deployments(api, *names)}
-    needed = [f"/work_pools/{WORK_POOL}"]
+    needed = [f"/work_pools/{WORK_POOL}", f"/work_pools/{WORK_POOL}/queues/{MAIL_QUEUE}"]
     if settings.minio_address:
         needed.append(f"/block_types/slug/s3-bucket/block_documents/name/{RESULTS_BLOCK}")
-    watched = bool(find_automations(api, CRASH_LOST_RUNS["name"]))
+    watched = all(find_automations(api, name) for name in (CRASH_LOST_RUNS["name"], MAIL_RUN_EVENTS))
     return names == there and watched and all(api.get(path).is_success for path in needed)
 
 
@@ -115,6 +127,28 @@ def make_work_pool(api: httpx.Client) -> None:
     else:
         there.raise_for_status()
         api.patch(f"/work_pools/{WORK_POOL}", json=pool).raise_for_status()
+
+
+def make_mail_queue(api: httpx.Client) -> None:
+    """Make the queue of the flow that sends mail; a limit that somebody gave it stays."""
+    queues = f"/work_pools/{WORK_POOL}/queues"
+    there = api.get(f"{queues}/{MAIL_QUEUE}")
+    if there.status_code == httpx.codes.NOT_FOUND:
+        queue = {"name": MAIL_QUEUE, "description": "Mail about runs.", "concurrency_limit": MAILS_AT_ONCE}
+        there = api.post(queues, json=queue)
+    there.raise_for_status()
+
+
+def save_mail_automation(api: httpx.Client, settings: Settings) -> None:
+    """Save the automation that has mail sent about runs.
+
+    Raises:
+        DeployError: prefect.yaml has not the deployment that sends it.
+    """
+    found = find_deployments(api, MAIL_DEPLOYMENT)
+    if not found:
+        raise DeployError(f"{PROJECT_FILE} needs the deployment {MAIL_DEPLOYMENT}, which sends the mail about runs.")
+    save_automation(api, mail_run_events(found[0]["id"], settings.mail_events))
 
 
 def save_results_block(settings: Settings) -> None:

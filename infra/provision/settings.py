@@ -1,7 +1,11 @@
 """What provisioning must know of the installation; nothing else here reads the environment."""
 
-from pydantic import SecretStr
-from pydantic_settings import BaseSettings
+from typing import Annotated
+
+from pydantic import SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode
+
+MAIL_EVENTS = ("Completed", "Failed", "Crashed")
 
 
 class Settings(BaseSettings):
@@ -27,5 +31,26 @@ class Settings(BaseSettings):
     mlflow_s3_secret_key: SecretStr = SecretStr("")
     prefect_s3_secret_key: SecretStr = SecretStr("")
 
+    # Which ends of a run with the tag `mail` are told by mail; empty for none.
+    mail_events: Annotated[tuple[str, ...], NoDecode] = ()
+
+    # Whether the schedules of prefect.yaml start runs.
+    schedules_active: bool = True
+
     # FLOW/DEPLOYMENT that runs once in an installation's life; empty for none.
     first_run: str = ""
+
+    @field_validator("mail_events", mode="before")
+    @classmethod
+    def split(cls, given: object) -> object:
+        """Split the variable's text at its commas."""
+        return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+
+    @field_validator("mail_events")
+    @classmethod
+    def know(cls, events: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what is no end of a run."""
+        for event in events:
+            if event not in MAIL_EVENTS:
+                raise ValueError(f"{event!r} is none of {', '.join(MAIL_EVENTS)}")
+        return events

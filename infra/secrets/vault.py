@@ -3,12 +3,14 @@
 Runs in a container of its own that alone sees the whole volume. Each service mounts its own folder of it, read-only:
 
     vault/NAME        one file for each secret, written once: 32 random bytes, or the value given in .env
-    SERVICE/FILE      what one service needs, in the form it needs, derived from the vault at each start
+    SERVICE/FILE      what one service needs, in the form it needs, derived from the vault at each start, together
+                      with the passwords of servers elsewhere, which are as .env has them and not kept
 
 Standard library only: it runs on the bare Python image.
 """
 
 import os
+import re
 import secrets
 import shlex
 import string
@@ -34,6 +36,9 @@ SERVICES = (
 )
 NAMES = PEOPLE + SERVICES
 
+# Those of servers elsewhere: they cannot be made here, and what they look like is not ours to say.
+FOREIGN = ("SMTP_PASSWORD",)
+
 # What products ship or tutorials print, and people then keep; without the endings that people add to them.
 KNOWN_DEFAULTS = (
     "admin", "administrator", "changeme", "changethis", "default", "example", "letmein", "minio", "minioadmin",
@@ -58,7 +63,10 @@ def is_known_default(value: str) -> bool:
 def problems(given: Mapping[str, str]) -> Iterator[str]:
     """Yield a sentence for each given secret that is not safe to use; the value itself is not repeated."""
     for name, value in given.items():
-        if len(value) < MINIMUM_LENGTH:
+        if name in FOREIGN:
+            if not value.isascii() or not value.isprintable():
+                yield f"{name} has a control character or a letter beyond ASCII"
+        elif len(value) < MINIMUM_LENGTH:
             yield f"{name} has {len(value)} characters and needs at least {MINIMUM_LENGTH}"
         elif is_known_default(value):
             yield f"{name} is a known default"
@@ -67,9 +75,19 @@ def problems(given: Mapping[str, str]) -> Iterator[str]:
 
 
 def read_settings(path: Path = SETTINGS) -> dict[str, str]:
-    """Read the settings that compose passes on from .env and the shell: a NAME=value each line, empty where unset."""
-    lines = path.read_text().splitlines()
-    return {name: value for name, _, value in (line.partition("=") for line in lines) if value}
+    """Read the settings that compose passes on from .env and the shell: a NAME=value each line, empty where unset.
+
+    Raises:
+        SystemExit: A value has a line break, so that its rest stands on a line of its own.
+    """
+    settings, name = {}, "The file"
+    for line in path.read_text().removesuffix("\n").split("\n"):
+        if not re.match("[A-Z][A-Z0-9_]*=", line):
+            sys.exit(f"Nothing was started, because of a setting in .env: {name} has a line break.")
+        name, _, value = line.partition("=")
+        if value:
+            settings[name] = value
+    return settings
 
 
 def fill_vault(volume: Path, given: Mapping[str, str]) -> dict[str, str]:
@@ -125,6 +143,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "PREFECT_API_AUTH_STRING": prefect_login,
             "MLFLOW_TRACKING_USERNAME": "worker",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
+            **{name: settings[name] for name in FOREIGN if name in settings},
         },
         "provision": {
             "PREFECT_API_AUTH_STRING": prefect_login,
@@ -164,13 +183,14 @@ def write(file: Path, text: str, *, mode: int) -> None:
 def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
     """Refuse what is unsafe; else fill the vault and each service's folder."""
     settings = read_settings(settings_file)
-    given = {name: settings[name] for name in NAMES if name in settings}
+    given = {name: settings[name] for name in NAMES + FOREIGN if name in settings}
     found = list(problems(given))
     if found:
         sys.exit(
             "Nothing was started, because of a setting in .env:\n"
             + "".join(f"  - {problem}.\n" for problem in found)
-            + "Leave it empty and a safe one is made for you, or choose one of at least 12 characters."
+            + "Leave it empty and a safe one is made for you, or choose one of at least 12 characters.\n"
+            + f"Only {', '.join(FOREIGN)} may be shorter: another server chose it."
         )
     os.umask(0)  # each mode below is the one meant
     for service, files in folders(fill_vault(volume, given), settings).items():

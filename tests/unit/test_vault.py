@@ -84,3 +84,37 @@ def test_a_password_with_any_character_survives_an_address(tmp_path: Path) -> No
     ini = configparser.ConfigParser()
     ini.read_string(folders["mlflow"]["accounts.ini"])
     assert make_url(ini["mlflow"]["database_uri"]).password == password
+
+
+@pytest.mark.parametrize("password", ["abc", "with spaces as Google's", "password1234"])
+def test_another_servers_password_is_passed_on_as_it_is(tmp_path: Path, password: str) -> None:
+    vault.make(tmp_path, settings_file(tmp_path, SMTP_PASSWORD=password))
+    assert (tmp_path / "worker" / "SMTP_PASSWORD").read_text() == password
+    assert not (tmp_path / "vault" / "SMTP_PASSWORD").exists()
+    assert [file.parent.name for file in tmp_path.glob("*/SMTP_PASSWORD")] == ["worker"]
+
+
+def test_another_servers_password_goes_when_it_is_no_longer_given(tmp_path: Path) -> None:
+    vault.make(tmp_path, settings_file(tmp_path, SMTP_PASSWORD="abc"))
+    vault.make(tmp_path, settings_file(tmp_path, SMTP_PASSWORD=""))
+    assert not list(tmp_path.rglob("SMTP_PASSWORD"))
+
+
+@pytest.mark.parametrize(
+    ("password", "problem"),
+    [
+        ("hunter\ntwo", "SMTP_PASSWORD has a line break"),
+        ("hunter2\n", "SMTP_PASSWORD has a line break"),
+        ("hunter\rtwo", "SMTP_PASSWORD has a line break"),
+        ("hunter\ttwo", "SMTP_PASSWORD has a control character or a letter beyond ASCII"),
+        ("häuptling", "SMTP_PASSWORD has a control character or a letter beyond ASCII"),
+    ],
+)
+def test_a_password_that_could_not_be_passed_on_is_refused(tmp_path: Path, password: str, problem: str) -> None:
+    settings = tmp_path / "settings"
+    settings_file(tmp_path, SMTP_PASSWORD=password)
+    with pytest.raises(SystemExit) as refused:
+        vault.make(tmp_path / "volume", settings)
+    assert problem in str(refused.value)
+    assert "hunter" not in str(refused.value)
+    assert not (tmp_path / "volume").exists()
