@@ -1,0 +1,1 @@
+"""Which cultivar is a wine of? A small pipeline on data that scikit-learn ships."""
