@@ -42,7 +42,7 @@ def lock(name: str, timeout_seconds: float | None = LOCK_SECONDS) -> Iterator[No
         client.upsert_global_concurrency_limit_by_name(name, limit=1)
     deadline = None if timeout_seconds is None else monotonic() + timeout_seconds
     with ExitStack() as held:
-        # Asked for once at a time: left to wait by itself, Prefect does so for minutes after the lock is free.
+        # Asked for once at a time: left to wait by itself, Prefect looks again only after as much as half a minute.
         while not _take(name, held):
             if deadline is not None and monotonic() > deadline:
                 raise TimeoutError(f"{name} is locked by another run.")

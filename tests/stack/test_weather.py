@@ -15,6 +15,11 @@ from tests.support.waiting import wait_until
 
 MODEL = "rain-tomorrow"
 UNCHANGED = "Nothing has changed since it was trained."
+STORE = (
+    "import io; from minio import Minio; from infra.provision.settings import Settings; s = Settings();"
+    "store = Minio(endpoint='minio:9000', access_key=s.minio_root_user,"
+    " secret_key=s.minio_root_password.get_secret_value(), secure=False);"
+)
 
 
 @pytest.fixture
@@ -76,12 +81,24 @@ def test_a_re_run_is_taken_from_the_cache_in_the_bucket(stack: Stack, api: httpx
     assert {name: list(states[name]) for name in cached} == {name: ["Cached"] for name in cached}
 
     objects = stack.provisioner(
-        "from minio import Minio; from infra.provision.settings import Settings; s = Settings();"
-        "store = Minio(endpoint='minio:9000', access_key=s.minio_root_user,"
-        " secret_key=s.minio_root_password.get_secret_value(), secure=False);"
-        "print(*(o.object_name for o in store.list_objects('prefect-results', 'cache/', recursive=True)), sep='\\n')"
+        STORE + "print(*(o.object_name for o in store.list_objects('prefect-results', 'cache/', recursive=True)))"
     )
     assert "cache/fetch-archive/" in objects
+
+
+def test_an_entry_that_cannot_be_read_is_computed_anew_with_a_warning(stack: Stack, api: httpx.Client) -> None:
+    make_run(stack)
+    stack.provisioner(
+        STORE
+        + "[store.put_object(bucket_name='prefect-results', object_name=o.object_name, data=io.BytesIO(b'broken'), length=6)"
+        " for o in store.list_objects('prefect-results', 'cache/fit/', recursive=True)]"
+    )
+    output = make_run(stack)
+    warnings = [line for line in output.splitlines() if "cannot be read" in line]
+    assert len(warnings) == 1
+    assert "WARNING" in warnings[0]
+    assert "cache/fit/" in warnings[0]
+    assert UNCHANGED in output, "what was computed anew is the same"
 
 
 def test_a_changed_parameter_and_changed_code_are_computed(stack: Stack, api: httpx.Client) -> None:
