@@ -22,7 +22,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
-from flows.shared.gate import Decision
+from flows.shared.gate import Decision, Thresholds
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 LOCK_SECONDS, POLL_SECONDS = 600, 0.3
@@ -68,10 +68,16 @@ def champion(model: str) -> ModelVersion | None:
     return _with_alias(model, CHAMPION)
 
 
-def judge(model: str, version: int, decide: Callable[[ModelVersion | None], Decision]) -> Decision:
+def judge(
+    model: str,
+    version: int,
+    decide: Callable[[ModelVersion | None], Decision],
+    terms: Thresholds | None = None,
+) -> Decision:
     """Let a candidate take the champion's place, or register it as challenger with the reason why not.
 
-    `decide` is called with the reigning version while no other run can change it.
+    `decide` is called with the reigning version while no other run can change it. With its `terms`, the
+    decision can be found again by `judged`.
     """
     with lock(f"registry-{model}"):
         reigning = champion(model)
@@ -85,7 +91,22 @@ def judge(model: str, version: int, decide: Callable[[ModelVersion | None], Deci
             client.set_registered_model_alias(model, CHALLENGER, str(version))
             _note(model, version, "challenger", decision.reason)
             _note_key(model, version, "gate.judged_against", str(reigning.version if reigning else "none"))
+            _note_key(model, version, "gate.terms", terms.model_dump_json() if terms else "")
         return decision
+
+
+def judged(model: str, version: int, terms: Thresholds) -> Decision | None:
+    """Return what was decided about a version, if on the same terms and against the champion that still reigns."""
+    reigning = champion(model)
+    if reigning and int(reigning.version) == version:
+        return Decision(promote=True, reason="It is the champion.")
+    tags = MlflowClient().get_model_version(model, str(version)).tags
+    lost = {
+        "gate.decision": "challenger",
+        "gate.judged_against": str(reigning.version if reigning else "none"),
+        "gate.terms": terms.model_dump_json(),
+    }
+    return Decision(promote=False, reason=tags["gate.reason"]) if lost.items() <= tags.items() else None
 
 
 def promote(model: str, version: int) -> str:

@@ -79,7 +79,7 @@ def promote(examples: Examples, training: Training, logged: tracking.Registered,
         question = promotion.describe_question(examples, training)
         return promotion.compare_with_champion(question, training, reigning and reigning.tags, champion, gate)
 
-    return registry.judge(logged.model, logged.version, compare)
+    return registry.judge(logged.model, logged.version, compare, gate)
 
 
 def describe(examples: Examples, training: Training) -> dict[str, Any]:
@@ -135,8 +135,9 @@ def train(
     training = fit(train_days, holdout, model.choose(scores).candidate)
     settings = {"holdout_fraction": holdout_fraction, "folds": folds, "candidates": len(trials)}
     logged, reused = log_once(log_run, examples, training, trials, settings)
-    # Judged each time, as thresholds or the champion may be others.
-    outcome = Outcome(logged, promote(examples, training, logged, gate), training.metrics, reused)
+    known = registry.judged(logged.model, logged.version, gate) if reused else None
+    decision = known or promote(examples, training, logged, gate)
+    outcome = Outcome(logged, decision, training.metrics, reused)
     report(outcome, about(examples, training), model.compare(training.metrics))
     return outcome
 

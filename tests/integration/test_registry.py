@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows.shared import registry
-from flows.shared.gate import Decision
+from flows.shared.gate import Decision, Thresholds
 from flows.shared.registry import RegistryError
 
 MODEL = "test-registry"
@@ -61,6 +61,21 @@ def test_the_worse_is_challenger_and_says_why(versions: MlflowClient) -> None:
     assert (tags["gate.decision"], tags["gate.reason"]) == ("challenger", "It is worse.")
     assert tags["gate.judged_against"] == "1"
     assert registry.judge(MODEL, 1, never).promote, "the champion is not judged against itself"
+
+
+def test_a_decision_is_found_again_on_the_same_terms_and_against_the_same_champion(versions: MlflowClient) -> None:
+    terms, others = Thresholds(), Thresholds(min_improvement=0.1)
+    registry.judge(MODEL, 1, always, terms)
+    assert registry.judged(MODEL, 2, terms) is None
+    decision = registry.judge(MODEL, 2, never, terms)
+    assert registry.judged(MODEL, 2, terms) == decision
+    assert registry.judged(MODEL, 2, others) is None
+    registry.promote(MODEL, 3)
+    assert registry.judged(MODEL, 2, terms) is None, "it lost against another champion"
+    registry.promote(MODEL, 2)
+    assert registry.judged(MODEL, 2, others) == Decision(promote=True, reason="It is the champion.")
+    registry.promote(MODEL, 3)
+    assert registry.judged(MODEL, 2, terms) is None, "it was promoted since, and is to be judged again"
 
 
 def test_people_promote_and_roll_back(versions: MlflowClient) -> None:
