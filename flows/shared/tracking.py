@@ -16,7 +16,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from prefect import runtime
@@ -195,9 +195,8 @@ def use_again(registered: Registered) -> bool:
         client.get_model_version(registered.model, str(registered.version))
         if client.get_run(registered.run_id).info.lifecycle_stage != "active":
             return False
-        for tag, value in _links().items():
-            if tag in (LAST_RUN, LAST_COMPONENT):
-                client.set_tag(registered.run_id, tag, value)
+        links = {tag: value for tag, value in _links().items() if tag in (LAST_RUN, LAST_COMPONENT)}
+        client.log_batch(registered.run_id, tags=[RunTag(tag, value) for tag, value in links.items()])
         return True
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
