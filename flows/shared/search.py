@@ -1,50 +1,22 @@
 """The search for the best candidate: each is judged by a task run of its own, side by side."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from prefect import Task, get_run_logger, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.settings import Settings
+from flows.shared.candidates import Candidate, Score
 from flows.shared.tracking import Trial
-
-
-class Candidate(Protocol):
-    """What a search must know of a candidate."""
-
-    @property
-    def name(self) -> str:
-        """The candidate as people read it."""
-
-    @property
-    def family(self) -> str:
-        """The kind of estimator."""
-
-    @property
-    def params(self) -> Iterable[tuple[str, float]]:
-        """Its main parameters."""
-
-
-class Score(Protocol):
-    """How a candidate did."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Metrics by name."""
-
-
-AnyScore = TypeVar("AnyScore", bound=Score)
 
 
 class SearchError(Exception):
     """No candidate could be judged; the message says what the first failed with."""
 
 
-def search(
-    judge: Task[..., AnyScore], candidates: Sequence[Candidate], **same: Any
-) -> tuple[list[AnyScore], list[Trial]]:
+def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any) -> tuple[list[Score], list[Trial]]:
     """Return the candidates' scores, and all candidates as MLflow shall know them.
 
     One that fails is left out of the scores, with a warning.

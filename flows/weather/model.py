@@ -14,6 +14,7 @@ from sklearn.model_selection import TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from flows.shared.candidates import Candidate, Score
 from flows.shared.metrics import beside, table
 from flows.weather.features import TARGET, WET_TODAY
 from flows.weather.observations import WeatherDataError
@@ -35,27 +36,6 @@ TRUSTED_TYPES = (
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
 )
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An estimator that is not fitted yet: its family and main parameters."""
-
-    family: Family
-    params: tuple[tuple[str, float], ...]
-
-    @property
-    def name(self) -> str:
-        """The candidate as people read it."""
-        return f"{self.family} " + " ".join(f"{name}={value:g}" for name, value in self.params)
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a candidate did in cross-validation: means over the folds; lower is better."""
-
-    candidate: Candidate
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)

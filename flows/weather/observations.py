@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import WithJsonSchema
+
+from flows.shared.data import Frame
 
 WEATHER_COLUMNS = ("precipitation_mm", "temp_max_c", "temp_min_c", "wind_ms")
-
-# A frame travels inside a model but stays out of its JSON: Prefect stores the parameters of a run.
-Frame = Annotated[pd.DataFrame, Field(exclude=True, repr=False), WithJsonSchema({"type": "object"})]
 
 Problem = dict[str, str | int]
 """One row of a table of what is wrong: column, check, first_day, last_day, count (of days), example."""

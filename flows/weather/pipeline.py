@@ -12,14 +12,15 @@ from pydantic.json_schema import SkipJsonSchema
 
 from flows.shared import registry, tracking
 from flows.shared.cache import cached, refreshing
+from flows.shared.candidates import Candidate, Score
 from flows.shared.fingerprint import code_fingerprint
 from flows.shared.gate import Decision, Thresholds
 from flows.shared.outcome import Outcome, log_once, report
 from flows.shared.search import search
 from flows.weather import model, places, plots, promotion
 from flows.weather.features import TARGET, Examples
-from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, fetch_weather, preprocess
-from flows.weather.model import Candidate, Family, Score, Training
+from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, preprocess
+from flows.weather.model import Family, Training
 
 HoldoutFraction = Annotated[float, Field(ge=0.05, le=0.5)]
 Folds = Annotated[int, Field(ge=2, le=20)]
@@ -27,8 +28,6 @@ Families = Annotated[list[Family], Field(min_length=1, max_length=3)]
 Places = Annotated[list[PlaceName], Field(min_length=1, max_length=50)]
 Overlap = Literal["wait", "skip"]
 SKIP_AFTER_SECONDS = 1.0
-
-__all__ = ["fetch_weather", "preprocess", "train", "weather_pipeline"]
 
 
 class PlacesFailedError(Exception):

@@ -1,7 +1,8 @@
 """The plots of a training: how good the forecasts are, what they rest on, and what then happened."""
 
+from typing import Any
+
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.calibration import CalibrationDisplay
 from sklearn.inspection import permutation_importance
@@ -16,50 +17,40 @@ SHOWN_DAYS = 60
 def draw(training: Training) -> dict[str, Figure]:
     """Return the plots by file name; all are of the holdout days."""
     return {
-        "roc.png": draw_roc(training),
-        "precision_recall.png": draw_precision_recall(training),
-        "calibration.png": draw_calibration(training),
+        "roc.png": compare(
+            training,
+            RocCurveDisplay,
+            title="Wet days found against false alarms",
+            xlabel="Share of dry days called wet",
+            ylabel="Share of wet days called wet",
+        ),
+        "precision_recall.png": compare(
+            training,
+            PrecisionRecallDisplay,
+            title="How many of the days called wet were wet?",
+            xlabel="Share of wet days called wet (recall)",
+            ylabel="Share of days called wet that were (precision)",
+        ),
+        "calibration.png": compare(
+            training,
+            CalibrationDisplay,
+            n_bins=10,
+            title="Of the days given a chance of rain, how many were wet?",
+            xlabel="Forecast probability of a wet day",
+            ylabel="Share of days that were wet",
+        ),
         "importance.png": draw_importance(training),
         "forecast.png": draw_forecast(training),
     }
 
 
-def draw_roc(training: Training) -> Figure:
-    """Return the ROC curves of model and baselines."""
-    figure, axes = _square()
+def compare(training: Training, display: Any, title: str, xlabel: str, ylabel: str, **options: Any) -> Figure:
+    """Return one of scikit-learn's displays of model and baselines in one figure."""
+    figure = Figure(figsize=(6, 6), layout="tight")
+    axes = figure.subplots()
     for name, probability in training.forecasts.items():
-        RocCurveDisplay.from_predictions(training.holdout[TARGET], probability, name=name, ax=axes)
-    axes.set(
-        title="Wet days found against false alarms",
-        xlabel="Share of dry days called wet",
-        ylabel="Share of wet days called wet",
-    )
-    return figure
-
-
-def draw_precision_recall(training: Training) -> Figure:
-    """Return the precision-recall curves of model and baselines."""
-    figure, axes = _square()
-    for name, probability in training.forecasts.items():
-        PrecisionRecallDisplay.from_predictions(training.holdout[TARGET], probability, name=name, ax=axes)
-    axes.set(
-        title="How many of the days called wet were wet?",
-        xlabel="Share of wet days called wet (recall)",
-        ylabel="Share of days called wet that were (precision)",
-    )
-    return figure
-
-
-def draw_calibration(training: Training) -> Figure:
-    """Return the calibration curves of model and baselines."""
-    figure, axes = _square()
-    for name, probability in training.forecasts.items():
-        CalibrationDisplay.from_predictions(training.holdout[TARGET], probability, n_bins=10, name=name, ax=axes)
-    axes.set(
-        title="Of the days given a chance of rain, how many were wet?",
-        xlabel="Forecast probability of a wet day",
-        ylabel="Share of days that were wet",
-    )
+        display.from_predictions(training.holdout[TARGET], probability, name=name, ax=axes, **options)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure
 
 
@@ -98,8 +89,3 @@ def draw_forecast(training: Training) -> Figure:
     axes.legend(loc="upper left")
     figure.autofmt_xdate()
     return figure
-
-
-def _square() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6, 6), layout="tight")
-    return figure, figure.subplots()

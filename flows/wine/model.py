@@ -4,7 +4,7 @@
 UCI Machine Learning Repository, https://archive.ics.uci.edu/dataset/109/wine), as scikit-learn ships them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from flows.shared import metrics
+from flows.shared.candidates import Candidate, Score
 from flows.shared.data import Frame, check
 from flows.shared.fingerprint import fingerprint
 
@@ -63,27 +64,6 @@ class Split(BaseModel):
     def train_rows(self) -> str:
         """A digest of what was fitted on: two models of the same have the same holdout."""
         return fingerprint(self.train)[:16]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An estimator that is not fitted yet: its family and main parameter."""
-
-    family: Family
-    params: tuple[tuple[str, float], ...]
-
-    @property
-    def name(self) -> str:
-        """The candidate as people read it."""
-        return f"{self.family} " + " ".join(f"{name}={value:g}" for name, value in self.params)
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a candidate did in cross-validation: means over the folds."""
-
-    candidate: Candidate
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)

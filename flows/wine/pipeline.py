@@ -10,11 +10,12 @@ from pydantic.json_schema import SkipJsonSchema
 
 from flows.shared import metrics, registry, tracking
 from flows.shared.cache import cached, refreshing
+from flows.shared.candidates import Candidate, Score
 from flows.shared.gate import Decision, Thresholds, decide
 from flows.shared.outcome import Outcome, log_once, report
 from flows.shared.search import search
 from flows.wine import model
-from flows.wine.model import Candidate, Score, Split, Training
+from flows.wine.model import Split, Training
 
 EXPERIMENT, MODEL, METRIC = "wine", "wine-cultivar", "log_loss"
 Folds = Annotated[int, Field(ge=2, le=20)]

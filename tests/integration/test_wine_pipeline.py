@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
+from flows.shared.candidates import Candidate
 from flows.shared.data import check
 from flows.shared.gate import Thresholds
 from flows.shared.outcome import Outcome
@@ -200,7 +201,7 @@ def test_the_training_runs_by_itself() -> None:
 
 
 def test_a_candidate_that_fails_is_left_out(tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = model.Candidate("random-forest", (("no_such_parameter", 1.0),))
+    broken = Candidate("random-forest", (("no_such_parameter", 1.0),))
     monkeypatch.setattr(model, "CANDIDATES", (*model.CANDIDATES[:2], broken))
     outcome, _ = run()
     found = candidates_of(tracking, tracking.get_run(outcome.registered.run_id))

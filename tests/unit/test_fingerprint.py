@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.shared import fingerprint as module
+from flows.shared.candidates import Candidate
 from flows.shared.fingerprint import code_fingerprint, fingerprint
 from flows.weather import features, model
 from tests.unit.weather import make_frame, make_observations
@@ -66,7 +67,7 @@ def test_a_frame_counts_by_its_cells_index_and_columns() -> None:
 
 
 @pytest.mark.parametrize("candidate", model.make_candidates()[::4], ids=lambda each: each.family)
-def test_a_model_is_the_same_after_the_cache(candidate: model.Candidate) -> None:
+def test_a_model_is_the_same_after_the_cache(candidate: Candidate) -> None:
     examples = features.build_examples(make_observations()).frame
     training = model.fit_and_score(*model.split_by_time(examples, 0.2), candidate)
     assert fingerprint(pickle.loads(pickle.dumps(training))) == fingerprint(training)

@@ -8,7 +8,8 @@ from prefect.flows import load_flow_from_entrypoint
 
 from flows.cat_facts import cat_facts
 from flows.settings import Settings
-from flows.weather.pipeline import fetch_weather, preprocess, train, weather_pipeline
+from flows.weather.ingest import fetch_weather, preprocess
+from flows.weather.pipeline import train, weather_pipeline
 
 
 def test_names() -> None:

@@ -6,9 +6,10 @@ import pytest
 import skops.io
 from matplotlib.figure import Figure
 
+from flows.shared.candidates import Candidate, Score
 from flows.weather import model, plots
 from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_examples, build_features
-from flows.weather.model import Candidate, Family, Training
+from flows.weather.model import Family, Training
 from flows.weather.observations import WeatherDataError
 from tests.unit.weather import make_frame, make_observations
 
@@ -125,7 +126,7 @@ class TestCandidates:
 
     def test_the_lowest_log_loss_wins(self) -> None:
         scores = [
-            model.Score(each, {"cv_log_loss": loss})
+            Score(each, {"cv_log_loss": loss})
             for each, loss in zip(model.make_candidates()[:3], (3, 1, 2), strict=True)
         ]
         assert model.choose(scores).candidate.name == "logistic-regression C=0.1"

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from flows.shared import metrics
+from flows.shared.candidates import Candidate
 from flows.shared.data import DataError, check
 from flows.wine import model
 from flows.wine.pipeline import train_wine, wine_pipeline
@@ -34,7 +35,7 @@ def test_other_wines_have_another_digest(wines: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("candidate", model.CANDIDATES, ids=lambda candidate: candidate.name)
-def test_every_candidate_beats_the_baseline(wines: pd.DataFrame, candidate: model.Candidate) -> None:
+def test_every_candidate_beats_the_baseline(wines: pd.DataFrame, candidate: Candidate) -> None:
     data = model.split(wines)
     training = model.fit(data, candidate)
     assert training.metrics["model_log_loss"] < training.metrics["baseline_log_loss"] / 2
