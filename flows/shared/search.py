@@ -11,12 +11,15 @@ from flows.settings import Settings
 from flows.shared.candidates import Candidate, Score
 from flows.shared.tracking import Trial
 
+Found = tuple[list[Score], list[Trial]]
+"""The candidates' scores, without those that failed, and all candidates as MLflow shall know them."""
+
 
 class SearchError(Exception):
     """No candidate could be judged; the message says what the first failed with."""
 
 
-def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any) -> tuple[list[Score], list[Trial]]:
+def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any) -> Found:
     """Return the candidates' scores, and all candidates as MLflow shall know them.
 
     One that fails is left out of the scores, with a warning.
@@ -43,6 +46,15 @@ def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any
     if not scores:
         raise SearchError(f"No candidate could be judged. The first failed with: {results[0]}")
     return scores, trials
+
+
+def search_once(step: Task[..., Found], *arguments: Any) -> Found:
+    """Run a cached task that searches; where one from the cache had a candidate that failed, try that one again."""
+    state: Any = step(*arguments, return_state=True)
+    found: Found = state.result()
+    if state.name == "Cached" and any(trial.error for trial in found[1]):
+        return step.with_options(refresh_cache=True)(*arguments)
+    return found
 
 
 def side_by_side(task: Task[..., Any], **parameters: Any) -> list[Any]:

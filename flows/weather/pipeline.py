@@ -16,7 +16,7 @@ from flows.shared.candidates import Candidate, Score
 from flows.shared.fingerprint import code_fingerprint
 from flows.shared.gate import Decision, Thresholds
 from flows.shared.outcome import Outcome, log_once, report
-from flows.shared.search import search
+from flows.shared.search import Found, search, search_once
 from flows.weather import model, places, plots, promotion
 from flows.weather.features import TARGET, Examples
 from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, preprocess
@@ -38,6 +38,12 @@ class PlacesFailedError(Exception):
 def cross_validate(train_days: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
     """Judge one candidate over folds of time."""
     return model.cross_validate(train_days, candidate, folds)
+
+
+@task(name="search", **cached())
+def search_candidates(train_days: pd.DataFrame, families: list[Family], folds: int) -> Found:
+    """Judge all candidates side by side: one step, so that a search of which nothing has changed is one look-up."""
+    return search(cross_validate, model.make_candidates(families), train_days=train_days, folds=folds)
 
 
 @task(name="fit", **cached(model))
@@ -130,7 +136,7 @@ def train(
     if examples is None:
         examples = preprocess()
     train_days, holdout = model.split_by_time(examples.frame, holdout_fraction)
-    scores, trials = search(cross_validate, model.make_candidates(families), train_days=train_days, folds=folds)
+    scores, trials = search_once(search_candidates, train_days, families, folds)
     training = fit(train_days, holdout, model.choose(scores).candidate)
     settings = {"holdout_fraction": holdout_fraction, "folds": folds, "candidates": len(trials)}
     logged, reused = log_once(log_run, examples, training, trials, settings)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
@@ -18,7 +19,9 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from flows.shared import registry
+from flows.shared.candidates import Candidate, Score
 from flows.shared.outcome import Outcome
+from flows.weather import model
 from flows.weather.ingest import fetch_weather
 from flows.weather.pipeline import train, weather_pipeline
 from tests.support.open_meteo_server import OpenMeteoServer
@@ -42,8 +45,8 @@ def storage(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_models(tracking: MlflowClient) -> Iterator[None]:
     yield
-    for model in tracking.search_registered_models():
-        tracking.delete_registered_model(model.name)
+    for registered in tracking.search_registered_models():
+        tracking.delete_registered_model(registered.name)
 
 
 def versions(tracking: MlflowClient, model: str = MODEL) -> int:
@@ -75,6 +78,12 @@ def task_states(prefect: SyncPrefectClient, flow_run_id: UUID | None) -> dict[st
         children = prefect.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(below))
         waiting += [child.id for child in children]
     return found
+
+
+def candidates_of(tracking: MlflowClient, outcome: Outcome) -> Counter[str]:
+    """Count the states of the runs beneath a training's."""
+    parent = f"tags.`mlflow.parentRunId` = '{outcome.registered.run_id}'"
+    return Counter(run.info.status for run in tracking.search_runs([outcome.registered.experiment_id], parent))
 
 
 @pytest.fixture
@@ -177,7 +186,7 @@ def test_an_unchanged_re_run_takes_every_step_from_the_cache(
     last = tracking.get_run(again.registered.run_id).data.tags["prefect.last_flow_run_id"]
     assert last == str(state.state_details.flow_run_id)
 
-    cached = {"find_place", "fetch_archive", "build_features", "cross_validate", "fit", "log_run"}
+    cached = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit", "log_run"}
 
     def states() -> dict[str, Counter[str]] | None:
         found = task_states(prefect, state.state_details.flow_run_id)
@@ -185,7 +194,34 @@ def test_an_unchanged_re_run_takes_every_step_from_the_cache(
 
     seen = wait_until(states, 20, "the task runs")
     assert {name: list(seen[name]) for name in cached} == {name: ["Cached"] for name in cached}
-    assert seen["cross_validate"]["Cached"] == 3
+    assert "cross_validate" not in seen, "the search is one step"
+
+
+def test_only_the_candidates_that_failed_are_judged_again(
+    tracking: MlflowClient, prefect: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, *others = model.make_candidates(["logistic-regression"])
+    judge = model.cross_validate
+
+    def judge_all_but_one(days: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
+        if candidate == broken:
+            raise MemoryError("too little for this one")
+        return judge(days, candidate, folds)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "cross_validate", judge_all_but_one)
+        first = run()
+    assert candidates_of(tracking, first) == Counter(FAILED=1, FINISHED=len(others))
+
+    state = weather_pipeline(**QUICK, return_state=True)
+    (again,) = state.result()
+    assert candidates_of(tracking, again) == Counter(FINISHED=1 + len(others))
+
+    def judged() -> Counter[str] | None:
+        found = task_states(prefect, state.state_details.flow_run_id).get("cross_validate", Counter())
+        return found if found.total() == 1 + len(others) else None
+
+    assert wait_until(judged, 20, "the task runs") == Counter(Completed=1, Cached=len(others))
 
 
 def test_a_changed_parameter_is_computed_and_refresh_computes_all(outcome: Outcome, tracking: MlflowClient) -> None:
@@ -256,7 +292,7 @@ class TestPlaces:
         assert "knows no place called 'Atlantis'" in message
         assert "not consecutive" in message
         assert (versions(tracking), versions(tracking, OSLO)) == (1, 1)
-        assert {model.name for model in tracking.search_registered_models()} == {MODEL, OSLO}
+        assert {each.name for each in tracking.search_registered_models()} == {MODEL, OSLO}
 
     def test_each_has_its_own_champion(self, tracking: MlflowClient) -> None:
         outcomes = weather_pipeline(places=["Seattle", "Oslo", "Seattle"], **QUICK)

@@ -71,7 +71,7 @@ def test_a_re_run_is_taken_from_the_cache_in_the_bucket(stack: Stack, api: httpx
     assert len(stack.model_versions()) == before
 
     newest = stack.flow_runs("weather-pipeline")[0]
-    cached = {"find_place", "fetch_archive", "build_features", "cross_validate", "fit", "log_run"}
+    cached = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit", "log_run"}
 
     def recorded() -> dict[str, Counter[str]] | None:
         states = states_below(api, newest["id"])
