@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -78,6 +78,25 @@ def burst(api: httpx.Client, deployment_id: str, number: int, timeout: float = 9
     runs = wait_for_all(api, run_ids, timeout, every=0.5)
     assert {run["state"]["type"] for run in runs} == {"COMPLETED"}
     return max(datetime.fromisoformat(run["end_time"]).timestamp() for run in runs) - start
+
+
+def wait_until_idle(api: httpx.Client, seconds: float = 2, timeout: float = 300) -> None:
+    """Return once no run has been due or under way for some seconds."""
+    deadline = time.monotonic() + timeout
+    idle_since = None
+    while idle_since is None or time.monotonic() < idle_since + seconds:
+        assert time.monotonic() < deadline, "the stack is not idle"
+        under_way = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+        due = {
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "expected_start_time": {"before_": datetime.now(UTC).isoformat()},
+        }
+        queries = [{"flow_runs": selected} for selected in (under_way, due)]
+        if any(api.post("/flow_runs/count", json=query).raise_for_status().json() for query in queries):
+            idle_since = None
+        elif idle_since is None:
+            idle_since = time.monotonic()
+        Event().wait(0.2)
 
 
 def wait_for_all(api: httpx.Client, run_ids: Sequence[str], timeout: float, every: float = 0.1) -> list[dict[str, Any]]:
