@@ -35,6 +35,11 @@ class Settings(BaseSettings):
     dask_scheduler_address: str | None = None
     """A Dask scheduler such as tcp://scheduler:8786, on whose cluster candidates are then searched."""
 
+    serving_url: str = "http://localhost:8000"
+    serving_api_key: SecretStr = SecretStr("")
+    monitor_retrain: bool = False
+    """Whether an alert of the monitor has the model trained again."""
+
     mlflow_ui_url: str = "http://localhost:5001"
     """MLflow's address as a person's browser sees it; the links of a run lead there."""
 

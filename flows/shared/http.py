@@ -80,7 +80,13 @@ def may_pass(_task: Any, _task_run: Any, state: Any) -> bool:
     return isinstance(state.data, SourceUnreachableError | RateLimitedError)
 
 
-def get_json(url: str, query: Mapping[str, str], timeout_seconds: float, max_bytes: int = MAX_BYTES) -> Any:
+def get_json(
+    url: str,
+    query: Mapping[str, str],
+    timeout_seconds: float,
+    max_bytes: int = MAX_BYTES,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
     """Return the JSON that a GET request answers with.
 
     The connection must stand after a fifth of `timeout_seconds`, each piece of the answer be there
@@ -92,7 +98,7 @@ def get_json(url: str, query: Mapping[str, str], timeout_seconds: float, max_byt
     """
     host = httpx.URL(url).netloc.decode()
     _clock.wait(host)
-    answer, body = _fetch(url, query, timeout_seconds, max_bytes)
+    answer, body = _fetch(url, query, timeout_seconds, max_bytes, headers or {})
     if answer.status_code in {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}:
         _heed_retry_after(host, answer)
     if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
@@ -152,12 +158,12 @@ def _heed_retry_after(host: str, answer: httpx.Response) -> None:
 
 
 def _fetch(
-    url: str, query: Mapping[str, str], timeout_seconds: float, max_bytes: int
+    url: str, query: Mapping[str, str], timeout_seconds: float, max_bytes: int, headers: Mapping[str, str]
 ) -> tuple[httpx.Response, bytearray]:
     timeout = httpx.Timeout(timeout_seconds, connect=timeout_seconds / 5)
     deadline, body = monotonic() + timeout_seconds, bytearray()
     try:
-        with httpx.stream("GET", url, params=dict(query), timeout=timeout) as answer:
+        with httpx.stream("GET", url, params=dict(query), headers=headers, timeout=timeout) as answer:
             for piece in answer.iter_bytes():
                 body += piece
                 if len(body) > max_bytes:

@@ -117,6 +117,8 @@ def rows(facts: Facts) -> Iterator[Row]:
         yield Row("Parameters", [parameters])
     if not facts.good:
         yield Row("Error", [last_line(facts.message)])
+    elif facts.state not in VERBS and facts.message:  # one that the flow gave a name of its own
+        yield Row("Message", [facts.message])
     yield Row("Prefect", [facts.url], link=True)
     for run in facts.tracked:
         yield Row("MLflow", [run.url], link=True)

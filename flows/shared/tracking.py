@@ -24,6 +24,7 @@ from prefect.utilities.urls import url_for
 from sklearn.base import BaseEstimator
 
 from flows.settings import Settings
+from flows.shared.evaluation import as_table
 
 # The newest flow run that ended in this training, and its component; an unchanged re-run trains nothing anew.
 LAST_RUN, LAST_COMPONENT = "prefect.last_flow_run_id", "prefect.last_subflow_run_id"
@@ -68,6 +69,8 @@ class Training:
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """By file name; flows.shared.evaluation makes those that the dashboard and the monitor look for."""
     trials: Sequence[Trial] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     """Of the run and of the registered version."""
@@ -120,13 +123,15 @@ def log_training(training: Training) -> Registered:
     """
     experiment = mlflow.set_experiment(training.experiment)
     tags = {**training.tags, "model": training.model}
-    with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | _links()) as run:
+    with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | links()) as run:
         mlflow.log_params(dict(training.params))
         mlflow.log_metrics(dict(training.metrics))
         mlflow.log_input(describe(training.dataset), "training")
         log_trials(training.trials, run.info.run_id, experiment.experiment_id, training.tags)
         for name, figure in training.figures.items():
             mlflow.log_figure(figure, name)
+        for name, table in training.tables.items():
+            mlflow.log_dict(as_table(table), name)
         model = mlflow.sklearn.log_model(
             training.estimator,
             name="model",
@@ -151,7 +156,7 @@ def describe(dataset: Dataset) -> PandasDataset:
     return from_pandas(dataset.frame, source=source, targets=dataset.target, name=dataset.name)
 
 
-def _links() -> dict[str, str]:
+def links() -> dict[str, str]:
     """Return the tags that lead from a run to the flow run that somebody started, and to its component."""
     root = runtime.flow_run.root_flow_run_id
     if root is None:
@@ -162,7 +167,7 @@ def _links() -> dict[str, str]:
         "prefect.flow_run_url": url,
         LAST_RUN: root,
         LAST_COMPONENT: str(runtime.flow_run.id),
-        "mlflow.note.content": f"Trained by [this Prefect run]({url}).",
+        "mlflow.note.content": f"Made by [this Prefect run]({url}).",
     }
 
 
@@ -195,8 +200,8 @@ def use_again(registered: Registered) -> bool:
         client.get_model_version(registered.model, str(registered.version))
         if client.get_run(registered.run_id).info.lifecycle_stage != "active":
             return False
-        links = {tag: value for tag, value in _links().items() if tag in (LAST_RUN, LAST_COMPONENT)}
-        client.log_batch(registered.run_id, tags=[RunTag(tag, value) for tag, value in links.items()])
+        newest = [RunTag(tag, value) for tag, value in links().items() if tag in (LAST_RUN, LAST_COMPONENT)]
+        client.log_batch(registered.run_id, tags=newest)
         return True
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":

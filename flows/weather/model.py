@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from flows.shared.candidates import Candidate, Score
+from flows.shared.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
 from flows.shared.metrics import beside, table
 from flows.weather.features import TARGET, WET_TODAY
 from flows.weather.observations import WeatherDataError
@@ -142,8 +143,11 @@ def climatology(train: pd.DataFrame, holdout: pd.DataFrame) -> Probabilities:
 
 
 def _month_of_tomorrow(examples: pd.DataFrame) -> pd.Series:
-    tomorrow = pd.DatetimeIndex(examples.index) + pd.Timedelta(days=1)
-    return pd.Series(tomorrow.month, index=examples.index, name="month")
+    return pd.Series(_tomorrow(examples).month, index=examples.index, name="month")
+
+
+def _tomorrow(examples: pd.DataFrame) -> pd.DatetimeIndex:
+    return pd.DatetimeIndex(examples.index) + pd.Timedelta(days=1)
 
 
 BASELINES = {"persistence": persistence, "climatology": climatology}
@@ -192,6 +196,16 @@ def fit_and_score(train: pd.DataFrame, holdout: pd.DataFrame, candidate: Candida
     forecasts |= {name: baseline(train, holdout) for name, baseline in BASELINES.items()}
     metrics = beside({who: score(holdout[TARGET], probability) for who, probability in forecasts.items()})
     return Training(candidate, estimator, metrics, train, holdout, forecasts)
+
+
+def tables(training: Training) -> dict[str, pd.DataFrame]:
+    """Return the holdout's forecasts and a sample of the training days; each row is about the day it forecasts."""
+    inputs = training.train.drop(columns=TARGET)
+    wet = training.holdout[TARGET].astype(int)
+    return {
+        HOLDOUT: holdout_table(wet, training.forecasts, _tomorrow(training.holdout)),
+        SAMPLE: training_sample(inputs, training.estimator.predict_proba(inputs)[:, 1], _tomorrow(inputs)),
+    }
 
 
 def compare(metrics: Mapping[str, float]) -> str:

@@ -68,6 +68,7 @@ def log_run(
             params=describe(examples, training) | settings,
             metrics=training.metrics,
             figures=plots.draw(training),
+            tables=model.tables(training),
             trials=trials,
             tags=question | {"code": code_fingerprint(None, [model])[:12]},
             trusted_types=model.TRUSTED_TYPES,

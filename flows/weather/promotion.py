@@ -15,10 +15,13 @@ MIN_DAYS = 30
 
 
 def describe_question(examples: Examples, training: Training) -> dict[str, str]:
-    """Return the tags by which a later candidate sees whether it can be compared with this one."""
+    """Return the tags by which others see what the model answers: a later candidate, and who asks for a forecast."""
+    place = examples.origin.place
     return {
         "data_source": examples.origin.source,
-        "place": examples.origin.place.name,
+        "place": place.name,
+        "latitude": f"{place.latitude}",
+        "longitude": f"{place.longitude}",
         "wet_day_mm": f"{examples.wet_day_mm:g}",
         "train_last_day": f"{training.train.index.max():%F}",
     }

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_wine
@@ -26,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from flows.shared import metrics
 from flows.shared.candidates import Candidate, Score
 from flows.shared.data import Frame, check
+from flows.shared.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
 from flows.shared.fingerprint import fingerprint
 
 SOURCE = "sklearn.datasets.load_wine"
@@ -73,6 +75,8 @@ class Training:
     candidate: Candidate
     estimator: BaseEstimator
     metrics: dict[str, float]
+    forecasts: dict[str, NDArray[np.float64]]
+    """By name, `model` and `baseline`: the probability that each gave the cultivar that a holdout wine is of."""
 
 
 CANDIDATES = (
@@ -143,5 +147,24 @@ def fit(data: Split, candidate: Candidate) -> Training:
     features, cultivar = data.train.drop(columns=TARGET), data.train[TARGET]
     estimator = make_estimator(candidate).fit(features, cultivar)
     baseline = DummyClassifier(strategy="prior").fit(features, cultivar)
-    scores = {"model": score(estimator, data.holdout), "baseline": score(baseline, data.holdout)}
-    return Training(candidate, estimator, metrics.beside(scores))
+    both = {"model": estimator, "baseline": baseline}
+    scores = {who: score(one, data.holdout) for who, one in both.items()}
+    forecasts = {who: right_probability(one, data.holdout) for who, one in both.items()}
+    return Training(candidate, estimator, metrics.beside(scores), forecasts)
+
+
+def right_probability(estimator: Any, wines: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the probability that a fitted estimator gives each wine's own cultivar."""
+    every = pd.DataFrame(estimator.predict_proba(wines.drop(columns=TARGET)), columns=estimator.classes_)
+    own = every.columns.get_indexer(pd.Index(wines[TARGET]))
+    probability: NDArray[np.float64] = every.to_numpy()[np.arange(len(wines)), own]
+    return probability
+
+
+def tables(data: Split, training: Training) -> dict[str, pd.DataFrame]:
+    """Return what was said of the holdout's wines, and a sample of those that were fitted on."""
+    inputs = data.train.drop(columns=TARGET)
+    return {
+        HOLDOUT: holdout_table(data.holdout[TARGET], training.forecasts),
+        SAMPLE: training_sample(inputs, training.estimator.predict(inputs)),
+    }

@@ -46,6 +46,7 @@ def log_run(data: Split, training: Training, trials: list[tracking.Trial], folds
             dataset=tracking.Dataset("wine", model.SOURCE, pd.concat([data.train, data.holdout]), model.TARGET),
             params={"family": candidate.family, **dict(candidate.params), "folds": folds},
             metrics=training.metrics,
+            tables=model.tables(data, training),
             trials=trials,
             tags={"train_rows": data.train_rows},
             trusted_types=model.TRUSTED_TYPES,

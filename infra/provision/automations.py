@@ -8,7 +8,7 @@ import httpx
 HEARTBEAT_WINDOW_SECONDS = 90  # three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY): one may be late
 ENDED_OR_WAITING = (
     "Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot",
-    "Paused", "Suspended",
+    "Paused", "Suspended", "Alert",
 )  # fmt: skip
 
 CRASH_LOST_RUNS: dict[str, Any] = {
@@ -35,8 +35,8 @@ CRASH_LOST_RUNS: dict[str, Any] = {
     ],
 }
 
-MAIL_RUN_EVENTS = "mail-run-events"
-MAIL_TAG = "mail"
+MAIL_RUN_EVENTS, MAIL_TAG = "mail-run-events", "mail"
+MAIL_ALERTS, ALERTS_TAG = "mail-alerts", "mail-alerts"
 
 
 def mail_run_events(deployment_id: str, events: Iterable[str]) -> dict[str, Any]:
@@ -47,17 +47,39 @@ def mail_run_events(deployment_id: str, events: Iterable[str]) -> dict[str, Any]
         events: Types of states, as "Completed"; without any, no mail is sent.
     """
     types = [event.upper() for event in events]
+    # By the type and not the name of the state: Failed is TimedOut as well, and what a flow calls its failure.
+    ended = {"prefect.state-type": types or ["none"]}
+    about = f"A run with the tag `{MAIL_TAG}` that ends is told to people by mail (MAIL_EVENTS in .env)."
+    return _mail(MAIL_RUN_EVENTS, about, bool(types), deployment_id, MAIL_TAG, ended)
+
+
+def mail_alerts(deployment_id: str, events: Iterable[str]) -> dict[str, Any]:
+    """Return the automation that has a mail sent about each run with the tag `mail-alerts` that has bad news.
+
+    That is one that fails or crashes, or that ends in the state `Alert`.
+
+    Args:
+        deployment_id: The deployment of the flow that sends it.
+        events: As of `mail_run_events`; without any, no mail is sent.
+    """
+    bad = {"prefect.state-name": ["Alert", "Failed", "TimedOut", "Crashed"]}
+    about = f"A run with the tag `{ALERTS_TAG}` that fails or raises an alert is told to people by mail."
+    return _mail(MAIL_ALERTS, about, bool(list(events)), deployment_id, ALERTS_TAG, bad)
+
+
+def _mail(
+    name: str, description: str, enabled: bool, deployment_id: str, tag: str, match: dict[str, list[str]]
+) -> dict[str, Any]:
     return {
-        "name": MAIL_RUN_EVENTS,
-        "description": f"A run with the tag `{MAIL_TAG}` that ends is told to people by mail (MAIL_EVENTS in .env).",
-        "enabled": bool(types),
+        "name": name,
+        "description": description,
+        "enabled": enabled,
         "trigger": {
             "type": "event",
             "posture": "Reactive",
             "expect": ["prefect.flow-run.*"],
-            # By the type and not the name of the state: Failed is TimedOut as well, and what a flow calls its failure.
-            "match": {"prefect.resource.id": "prefect.flow-run.*", "prefect.state-type": types or ["none"]},
-            "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{MAIL_TAG}"},
+            "match": {"prefect.resource.id": "prefect.flow-run.*", **match},
+            "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
             "for_each": ["prefect.resource.id"],
             "threshold": 1,
             "within": 0,

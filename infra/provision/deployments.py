@@ -16,8 +16,10 @@ import yaml
 from infra.provision.api import find_deployments, prefect_api
 from infra.provision.automations import (
     CRASH_LOST_RUNS,
+    MAIL_ALERTS,
     MAIL_RUN_EVENTS,
     find_automations,
+    mail_alerts,
     mail_run_events,
     save_automation,
 )
@@ -54,7 +56,7 @@ def provision_deployments(settings: Settings) -> None:
             save_results_block(settings)
         make_mail_queue(api)
         deploy()
-        save_mail_automation(api, settings)
+        save_mail_automations(api, settings)
         record_fingerprint(api, fingerprint)
 
 
@@ -62,7 +64,7 @@ def fingerprint_of_project(settings: Settings) -> str:
     """Return a digest of everything that decides what the deployments and blocks look like."""
     digest = hashlib.sha256(importlib.metadata.version("prefect").encode())
     digest.update(f"{WORK_POOL_TYPE} {settings.minio_address} {settings.schedules_active} {CRASH_LOST_RUNS}".encode())
-    digest.update(f"{mail_run_events('', settings.mail_events)}".encode())
+    digest.update(f"{[make('', settings.mail_events) for make in (mail_run_events, mail_alerts)]}".encode())
     digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
     for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py"))]:
         digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
@@ -91,7 +93,7 @@ def is_complete(api: httpx.Client, settings: Settings) -> bool:
     needed = [f"/work_pools/{WORK_POOL}", f"/work_pools/{WORK_POOL}/queues/{MAIL_QUEUE}"]
     if settings.minio_address:
         needed.append(f"/block_types/slug/s3-bucket/block_documents/name/{RESULTS_BLOCK}")
-    watched = all(find_automations(api, name) for name in (CRASH_LOST_RUNS["name"], MAIL_RUN_EVENTS))
+    watched = all(find_automations(api, name) for name in (CRASH_LOST_RUNS["name"], MAIL_RUN_EVENTS, MAIL_ALERTS))
     return names == there and watched and all(api.get(path).is_success for path in needed)
 
 
@@ -139,8 +141,8 @@ def make_mail_queue(api: httpx.Client) -> None:
     there.raise_for_status()
 
 
-def save_mail_automation(api: httpx.Client, settings: Settings) -> None:
-    """Save the automation that has mail sent about runs.
+def save_mail_automations(api: httpx.Client, settings: Settings) -> None:
+    """Save the automations that have mail sent about runs.
 
     Raises:
         DeployError: prefect.yaml has not the deployment that sends it.
@@ -148,7 +150,8 @@ def save_mail_automation(api: httpx.Client, settings: Settings) -> None:
     found = find_deployments(api, MAIL_DEPLOYMENT)
     if not found:
         raise DeployError(f"{PROJECT_FILE} needs the deployment {MAIL_DEPLOYMENT}, which sends the mail about runs.")
-    save_automation(api, mail_run_events(found[0]["id"], settings.mail_events))
+    for make in (mail_run_events, mail_alerts):
+        save_automation(api, make(found[0]["id"], settings.mail_events))
 
 
 def save_results_block(settings: Settings) -> None:
