@@ -91,7 +91,9 @@ class Catalog:
         """
         champions = registry.champions()
         kept = {name: model for name, model in self.state.models.items() if champions.get(name) is not None}
-        refused = {name: why for name, why in self.state.unservable.items() if self._refused[name] == champions.get(name)}
+        refused = {
+            name: why for name, why in self.state.unservable.items() if self._refused.get(name) == champions.get(name)
+        }
         self.state = State(
             MappingProxyType(kept), frozenset(champions), MappingProxyType(refused), time.time(), self.state.error
         )
@@ -108,11 +110,16 @@ class Catalog:
         name, started, state = champion.model, time.perf_counter(), self.state
         try:
             model = load(registry, champion, self._settings)
-        except RegistryError:
-            raise
+        except RegistryError as error:  # files that cannot be had now; they are asked for again
+            why = f"version {champion.version} cannot be fetched: {error}"
+            log.warning("%s: %s", name, why)
+            self.state = replace(state, unservable=MappingProxyType({**state.unservable, name: why}))
+            return
         except Exception as error:  # noqa: BLE001 - an estimator may fail in any way; the others go on
             known = isinstance(error, UnservableError | ForeignArtifactsError)
-            why = f"version {champion.version} cannot be served: {error if known else f'{type(error).__name__}: {error}'}"
+            why = (
+                f"version {champion.version} cannot be served: {error if known else f'{type(error).__name__}: {error}'}"
+            )
             log.error("%s: %s", name, why)
             self._refused[name] = champion
             self.state = replace(state, unservable=MappingProxyType({**state.unservable, name: why}))

@@ -125,7 +125,9 @@ def _same(one: Answer, other: Answer) -> bool:
 class Model:
     """A version that answers requests. Each keeps its own to the end of those it began."""
 
-    def __init__(self, champion: Champion, created: float, estimator: Estimator, reader: Reader, schema: Schema) -> None:
+    def __init__(
+        self, champion: Champion, created: float, estimator: Estimator, reader: Reader, schema: Schema
+    ) -> None:
         self.champion, self.created, self.schema, self.reader = champion, created, schema, reader
         self.example: dict[str, Any] | None = None
         self._estimator = estimator
@@ -249,7 +251,10 @@ def read_example(document: Any, schema: Schema) -> Table | None:
     with suppress(ValueError, TypeError):
         at = [document["columns"].index(name) for name in schema.names]
         rows = schema.adapter("rows", strict=False).validate_python(
-            [{schema.names[i]: row[at[i]] for i in range(len(at)) if row[at[i]] is not None} for row in document["data"]]
+            [
+                {schema.names[i]: row[at[i]] for i in range(len(at)) if row[at[i]] is not None}
+                for row in document["data"]
+            ]
         )
         return Table([[row.get(name) for row in rows] for name in schema.names], len(rows))
     return None
