@@ -88,7 +88,7 @@ def _predict(model: Model, most_rows: int) -> dict[str, Any]:
                     "schema": {"oneOf": [row, {"type": "array", "items": row, "minItems": 1, "maxItems": most_rows}]}
                 },
                 CSV: {"schema": {"type": "string"}},
-                **{media: binary for media in (STREAM, FILE, PARQUET)},
+                **dict.fromkeys((STREAM, FILE, PARQUET), binary),
             },
         },
         "responses": {

@@ -97,10 +97,10 @@ class Estimator:
         """
         rows = table.to_array(self._dtype) if self._dtype else table.to_frame(self._schema)
         if not self._has_probabilities:
-            said = np.asarray(self._fitted.predict(rows))
-            if self.classes is None and not np.isfinite(said).all():
+            values = np.asarray(self._fitted.predict(rows))
+            if self.classes is None and not np.isfinite(values).all():
                 raise ValueError("the prediction is not a finite number")
-            return Answer(said.tolist(), None)
+            return Answer(values.tolist(), None)
         probabilities = self._fitted.predict_proba(rows)
         if not np.isfinite(probabilities).all():
             raise ValueError("a probability is not a finite number")

@@ -68,7 +68,8 @@ class Column:
             about |= {"ge": self.kind.json["minimum"], "le": self.kind.json["maximum"]}
         if self.kind.python is float:
             about["allow_inf_nan"] = False
-        inner = Annotated[self.kind.python, Field(**about)]
+        python: Any = self.kind.python
+        inner: Any = Annotated[python, Field(**about)]
         return inner if self.required else NotRequired[inner | None]
 
 
@@ -90,11 +91,11 @@ class Schema:
 
     def adapter(self, shape: Literal["row", "rows"], strict: bool, most: int | None = None) -> TypeAdapter[Any]:
         """Return what checks one row, or a batch of at most `most`."""
-        row = TypedDict("Row", {column.name: column.type(strict) for column in self.columns})  # type: ignore[misc]
-        row = with_config(ConfigDict(extra="forbid"))(row)
+        make: Any = TypedDict  # the types are known only here
+        row: Any = with_config(ConfigDict(extra="forbid"))(make("Row", {c.name: c.type(strict) for c in self.columns}))
         if shape == "row":
             return TypeAdapter(row)
-        return TypeAdapter(Annotated[list[row], Field(min_length=1, max_length=most)])  # type: ignore[valid-type]
+        return TypeAdapter(Annotated[list[row], Field(min_length=1, max_length=most)])
 
     def as_json(self) -> dict[str, Any]:
         """Return a row's JSON Schema."""
