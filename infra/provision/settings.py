@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     mlflow_tracking_username: str | None = None
     mlflow_tracking_password: SecretStr = SecretStr("")
     mlflow_worker_password: SecretStr = SecretStr("")
+    mlflow_serving_password: SecretStr = SecretStr("")
     mlflow_ui_url: str = "http://localhost:5001"
 
     minio_address: str | None = None
