@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -38,10 +39,8 @@ class Gate:
             self._listener.close()
             self._listener = None
         for connection in self._connections:
-            try:
+            with suppress(OSError):  # it ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it ended by itself
-                pass
             connection.close()
         self._connections.clear()
 
