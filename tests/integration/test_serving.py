@@ -140,7 +140,7 @@ def ask(api: httpx.Client, name: str, rows: Any, **arguments: Any) -> httpx.Resp
     return api.post(f"/models/{name}/predict", json=rows, **arguments)
 
 
-def encoded(frame: pd.DataFrame, form: str) -> bytes:
+def encoded(frame: pd.DataFrame, form: str, compression: str | None = None) -> bytes:
     """Return a frame in a format."""
     sink = io.BytesIO()
     if form == JSON:
@@ -152,7 +152,7 @@ def encoded(frame: pd.DataFrame, form: str) -> bytes:
         return sink.getvalue()
     table = pa.Table.from_pandas(frame)
     make = pa.ipc.new_stream if form == STREAM else pa.ipc.new_file
-    with make(sink, table.schema) as writer:
+    with make(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         writer.write_table(table)
     return sink.getvalue()
 
@@ -225,6 +225,9 @@ def test_callers_side_by_side_each_get_their_own_answer(api: httpx.Client, fores
         (encoded(DAYS.head(2).assign(rain="much"), PARQUET), PARQUET, 422, "invalid-rows", "rain"),
         (encoded(DAYS.head(2).assign(rain=np.inf), STREAM), STREAM, 422, "not-finite", "rain"),
         (encoded(DAYS.head(0), PARQUET), PARQUET, 422, "invalid-rows", None),
+        (encoded(DAYS.head(9), STREAM, "zstd"), STREAM, 415, "content-type", None),
+        (encoded(DAYS.head(9), FILE, "lz4"), FILE, 415, "content-type", None),
+        (encoded(DAYS.head(9).assign(rain=pd.Categorical(["a"] * 9)), FILE, "lz4"), FILE, 415, "content-type", None),
         (DAY, "application/xml", 415, "content-type", None),
         (DAY, "application/json; charset=latin-1", 415, "content-type", None),
         (DAY, "", 415, "content-type", None),

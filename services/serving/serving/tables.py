@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,8 @@ from serving.schema import SINGLE, Column, Schema
 JSON, CSV = "application/json", "text/csv"
 STREAM, FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
 PARQUET = "application/vnd.apache.parquet"
+MOST_UNPACKED = 64
+"""How much larger than its body a Parquet file may be."""
 CONTENT_TYPES = (JSON, CSV, STREAM, FILE, PARQUET)
 
 
@@ -156,20 +159,62 @@ def _arrow_table(body: bytes, media: str, most_rows: int) -> Any:
         file = pq.ParquetFile(pa.BufferReader(body))
         if file.metadata.num_rows > most_rows:
             raise too_many(most_rows)
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > MOST_UNPACKED * max(len(body), 65536):
+            raise RequestError("body-too-large", "The body unpacks to too much: send several.")
         return file.read(use_threads=False)
-    batches, rows = [], 0
     if media == FILE:
-        opened = pa.ipc.open_file(pa.BufferReader(body))
-        schema, source = opened.schema, (opened.get_batch(i) for i in range(opened.num_record_batches))
-    else:
-        opened = pa.ipc.open_stream(pa.BufferReader(body))
-        schema, source = opened.schema, iter(opened)
-    for batch in source:
+        # A stream between a head and a foot; the foot, which may point anywhere, is not asked.
+        head, body = body[:8], body[8:]
+        if head != b"ARROW1\0\0":
+            raise RequestError("malformed", "The body is no Arrow file.")
+    refuse_compressed(body)
+    batches, rows = [], 0
+    opened = pa.ipc.open_stream(pa.BufferReader(body))
+    for batch in opened:
         rows += batch.num_rows
         if rows > most_rows:
             raise too_many(most_rows)
         batches.append(batch)
-    return pa.Table.from_batches(batches, schema)
+    return pa.Table.from_batches(batches, opened.schema)
+
+
+def refuse_compressed(stream: bytes) -> None:
+    """Refuse an Arrow stream with compressed batches: a small one may unpack to any size, before a row is counted.
+
+    pyarrow does not say, so the field is looked up in each message's flatbuffer (Arrow's format/Message.fbs).
+
+    Raises:
+        RequestError: A batch is compressed, or a message is none.
+    """
+    import pyarrow as pa
+
+    try:
+        for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
+            data = message.metadata.to_pybytes()
+            root = struct.unpack_from("<I", data, 0)[0]
+            header = _table(data, root, 2)
+            batch = _table(data, header, 1) if message.type == "dictionary" else header
+            if message.type in ("dictionary", "record batch") and batch is not None and _slot(data, batch, 3):
+                raise RequestError("content-type", "Send Arrow without compression, or Parquet.")
+    except struct.error as error:
+        raise RequestError("malformed", "The body is no Arrow.") from error
+
+
+def _slot(data: bytes, table: int, field: int) -> int:
+    """Return where a field of a flatbuffer's table stands, from its start; 0 if it is not there."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    at = 4 + 2 * field
+    if vtable < 0 or at >= struct.unpack_from("<H", data, vtable)[0]:
+        return 0
+    return int(struct.unpack_from("<H", data, vtable + at)[0])
+
+
+def _table(data: bytes, table: int | None, field: int) -> int | None:
+    """Return where the table in a field stands."""
+    if table is None or not (slot := _slot(data, table, field)):
+        return None
+    return int(table + slot + struct.unpack_from("<I", data, table + slot)[0])
 
 
 def _arrow_column(column: Column, values: Any) -> Sequence[Any]:
