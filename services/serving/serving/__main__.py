@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 import uvicorn
 from pydantic import ValidationError
@@ -19,6 +20,8 @@ def main() -> None:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         sys.exit("; ".join(f"{'.'.join(map(str, e['loc'])).upper()} {e['msg']}".strip() for e in found))
+    # An estimator fitted with names is given a matrix without, in the order that was checked when it was warmed.
+    warnings.filterwarnings("ignore", message="X does not have valid feature names")
     # One process: several would each hold every model.
     uvicorn.run(
         create_app(settings),

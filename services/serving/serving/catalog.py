@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -131,7 +130,3 @@ class Catalog:
             unservable=MappingProxyType({other: why for other, why in state.unservable.items() if other != name}),
         )
         log.info("%s: version %s answers (%.1f s)", name, champion.version, time.perf_counter() - started)
-
-
-# An estimator fitted with names is given a matrix without, in the order that was checked when it was warmed.
-warnings.filterwarnings("ignore", message="X does not have valid feature names")
