@@ -10,8 +10,8 @@ USERS = "/api/2.0/mlflow/users"
 def provision_accounts(settings: Settings) -> None:
     """Make the accounts of worker and serving, or give them the passwords they should have.
 
-    Neither is admin: it may change what it made and read the rest. The worker makes experiments and models; serving
-    makes none, so that for it the registry is there to be read.
+    Neither is admin: it may read everything and change what it made. MLflow lets every account make experiments and
+    models; serving makes none, so it can change nothing, aliases and artifacts of others included.
 
     Raises:
         httpx.HTTPError: MLflow refused a step or did not answer.

@@ -1,6 +1,7 @@
 """The OpenAPI document: the paths of the models that there are, with the fields of their signatures."""
 
 from typing import Any
+from urllib.parse import quote
 
 from serving.catalog import State
 from serving.model import Model
@@ -33,7 +34,8 @@ PROBLEM = {
 def describe(state: State, most_rows: int, require_key: bool) -> dict[str, Any]:
     """Return the document for the models that are served."""
     paths: dict[str, Any] = {
-        f"/models/{name}/predict": {"post": _predict(model, most_rows)} for name, model in sorted(state.models.items())
+        f"/models/{quote(name, safe='')}/predict": {"post": _predict(model, most_rows)}
+        for name, model in sorted(state.models.items())
     }
     paths |= {
         "/models": {"get": _get("What is served, and what cannot be", ANY, key=True)},
