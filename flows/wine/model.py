@@ -25,8 +25,9 @@ from sklearn.preprocessing import StandardScaler
 
 from flows.shared import metrics
 from flows.shared.candidates import Candidate, Score
-from flows.shared.data import Frame, check
+from flows.shared.data import check
 from flows.shared.fingerprint import fingerprint
+from flows.shared.frames import Frame
 
 SOURCE = "sklearn.datasets.load_wine"
 TARGET = "cultivar"
