@@ -18,7 +18,6 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from mlflow import MlflowClient
-from mlflow.models import infer_signature
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import response_schema_conformance
 from sklearn.base import BaseEstimator
@@ -30,6 +29,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from tests.support import champions
+from tests.support.champions import HEADERS, KEY, crown, wait_for
 from tests.support.gate import Gate
 from tests.support.servers import serving_server
 from tests.support.waiting import wait_until
@@ -39,8 +40,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:jsonschema.exceptions.RefResolutionError:DeprecationWarning"),
 ]
 
-KEY = "a-key-of-the-tests"
-HEADERS = {"Authorization": f"Bearer {KEY}"}
 MOST_ROWS, MOST_BYTES = 40, 16384
 LIMITS = {"SERVING_MAX_ROWS": str(MOST_ROWS), "SERVING_MAX_BODY_BYTES": str(MOST_BYTES), "SERVING_API_KEY": KEY}
 JSON, CSV = "application/json", "text/csv"
@@ -57,36 +56,9 @@ FOREST_TYPES = ["numpy.dtype", "sklearn.tree._tree.Tree"]
 
 
 def register(
-    name: str,
-    estimator: BaseEstimator,
-    *,
-    inputs: pd.DataFrame = DAYS,
-    target: Any = WET,
-    types: list[str] | None = None,
-    form: str = "skops",
-    champion: bool = True,
+    name: str, estimator: BaseEstimator, *, inputs: pd.DataFrame = DAYS, target: Any = WET, **about: Any
 ) -> int:
-    """Fit, log and register an estimator; return its version."""
-    fitted = estimator.fit(inputs, target)
-    arguments = {"skops_trusted_types": types or ["numpy.dtype"]} if form == "skops" else {}
-    with mlflow.start_run():
-        logged = mlflow.sklearn.log_model(
-            fitted,
-            name="model",
-            signature=infer_signature(inputs, fitted.predict(inputs)),
-            input_example=inputs.head(3),
-            serialization_format=form,
-            pip_requirements=["scikit-learn"],
-            **arguments,
-        )
-    version = int(mlflow.register_model(logged.model_uri, name).version)
-    if champion:
-        crown(name, version)
-    return version
-
-
-def crown(name: str, version: int) -> None:
-    MlflowClient().set_registered_model_alias(name, "champion", str(version))
+    return champions.register(name, estimator, inputs, target, **about)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,14 +91,6 @@ def forest(api: httpx.Client) -> RandomForestClassifier:
     version = register("forest", estimator, types=FOREST_TYPES)
     wait_for(api, "forest", version)
     return estimator
-
-
-def wait_for(api: httpx.Client, name: str, version: int) -> None:
-    def answers() -> bool:
-        found = api.get("/models").json()["models"].get(name)
-        return bool(found and found["version"] == version)
-
-    wait_until(answers, 30, f"{name} version {version}")
 
 
 def wait_for_refusal(api: httpx.Client, name: str) -> str:

@@ -13,6 +13,7 @@ import httpx
 from tests.support.waiting import wait_until
 
 SCRIPTS = Path(sys.executable).parent
+CHECKOUT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -103,7 +104,7 @@ def serving_server(folder: Path, mlflow_address: str, **settings: str) -> Iterat
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {
-        "PYTHONPATH": str(Path(__file__).parents[2] / "services" / "serving"),
+        "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "services" / "serving"), str(CHECKOUT)]),
         "OMP_NUM_THREADS": "1",
         "MLFLOW_TRACKING_URI": mlflow_address,
         "SERVING_PORT": str(port),

@@ -1,5 +1,6 @@
 """The service's pages: predictions, health, metrics and documentation."""
 
+import asyncio
 import hmac
 import logging
 import time
@@ -20,10 +21,14 @@ from swagger_ui_bundle import swagger_ui_path
 
 from serving.catalog import Catalog
 from serving.documentation import describe
-from serving.metrics import UNKNOWN, Metrics
+from serving.forecast import Forecaster, find_champion, parse_query
+from serving.forecast import render as render_forecast
+from serving.metrics import Metrics
 from serving.model import Answer, Model, label
 from serving.problems import RequestError
+from serving.records import Record, Recorder, RecordsDownError, parse_page
 from serving.settings import Settings
+from serving.tables import Table
 
 log = logging.getLogger("serving")
 PAGE = {"Cache-Control": "no-store"}
@@ -32,16 +37,21 @@ PAGE = {"Cache-Control": "no-store"}
 def create_app(settings: Settings) -> FastAPI:
     """Return the service; it follows the registry while it runs."""
     catalog = Catalog(settings)
-    metrics = Metrics(catalog)
+    recorder = Recorder(settings)
+    metrics = Metrics(catalog, recorder)
+    forecaster = Forecaster(settings)
     threads = ThreadPoolExecutor(2, thread_name_prefix="predict")
     key = settings.serving_api_key.get_secret_value().encode() if settings.serving_api_key else b""
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
         catalog.start()
+        recorder.start()
         yield
         catalog.stop()
+        forecaster.stop()
         threads.shutdown(wait=True)
+        recorder.stop()
 
     app = FastAPI(title="Trainyard serving", lifespan=run, openapi_url=None, docs_url=None, redoc_url=None)
     app.mount("/docs/files", StaticFiles(directory=str(swagger_ui_path)), name="docs-files")
@@ -54,34 +64,55 @@ def create_app(settings: Settings) -> FastAPI:
         if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key):
             raise RequestError("no-key", "Send the key as Authorization: Bearer ..., or as X-API-Key.")
 
+    async def ask(model: Model, table: Table, about: dict[str, Any] | None = None) -> Answer:
+        answer = await model.predict(table, threads)
+        count_classes(metrics, model, answer)
+        champion = model.champion
+        names, columns = model.schema.names, table.columns
+        recorder.put(Record(time.time(), champion.model, champion.version, names, columns, answer, about))
+        return answer
+
     @app.post("/models/{name}/predict")
     async def predict(name: str, request: Request) -> Response:
-        started, counted = time.perf_counter(), UNKNOWN
-        status = 500
-        try:
+        with metrics.watch() as watched:
             want_key(request)
             if name in catalog.state.registered:
-                counted = name
+                watched.model = name
             model = catalog.model(name)
             body = await read_body(request, settings.serving_max_body_bytes)
             if request.headers.get("content-encoding", "identity") != "identity":
                 raise RequestError("content-type", "Send the body as it is, without Content-Encoding.")
             table = model.reader.read(body, request.headers.get("content-type", ""))
-            answer = await model.predict(table, threads)
-            count_classes(metrics, model, answer)
-            status = 200
+            answer = await ask(model, table)
             version = {"X-Model-Name": name.encode("ascii", "backslashreplace").decode()}
             version["X-Model-Version"] = str(model.champion.version)
             return Response(render(model, answer), media_type="application/json", headers=version)
-        except RequestError as error:
-            status = error.status
-            raise
-        except ClientDisconnect:
-            status = 499
-            raise
-        finally:
-            metrics.requests.labels(counted, str(status)).inc()
-            metrics.seconds.labels(counted).observe(time.perf_counter() - started)
+
+    @app.get("/forecast")
+    async def forecast(request: Request) -> Response:
+        with metrics.watch() as watched:
+            want_key(request)
+            query = parse_query(request.query_params)
+            outlook = await forecaster.outlook(query.place)
+            model = find_champion(catalog, outlook)
+            watched.model = model.champion.model
+            rows = await forecaster.rows(model, outlook, query.days)
+            return _json(render_forecast(model, rows, await ask(model, rows.table, rows.about())))
+
+    @app.get("/models/{name}/predictions")
+    async def predictions(name: str, request: Request) -> Response:
+        want_key(request)
+        if not recorder.enabled:
+            raise RequestError("not-recorded", "Set SERVING_DATABASE_URL, and SERVING_KEEP_DAYS to more than 0.")
+        page = parse_page(request.query_params)
+        state = catalog.state
+        if state.answered is not None and name not in state.registered:
+            raise RequestError("unknown-model", f"No model {name!r} is registered.")
+        try:
+            found, more = await asyncio.to_thread(recorder.page, name, page)
+        except RecordsDownError as error:
+            raise RequestError("records-down", f"The database does not answer: {error}") from error
+        return _json({"predictions": found, "next": more})
 
     @app.get("/models")
     async def models(request: Request) -> Response:

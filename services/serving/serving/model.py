@@ -16,7 +16,7 @@ import yaml
 from skops.io.exceptions import UntrustedTypesFoundException
 
 from serving.problems import RequestError
-from serving.registry import Champion, Registry
+from serving.registry import Champion, Registry, Version
 from serving.schema import Schema, UnservableError, parse_signature
 from serving.settings import Settings
 from serving.tables import Reader, Table, join
@@ -126,9 +126,10 @@ class Model:
     """A version that answers requests. Each keeps its own to the end of those it began."""
 
     def __init__(
-        self, champion: Champion, created: float, estimator: Estimator, reader: Reader, schema: Schema
+        self, champion: Champion, version: Version, estimator: Estimator, reader: Reader, schema: Schema
     ) -> None:
-        self.champion, self.created, self.schema, self.reader = champion, created, schema, reader
+        self.champion, self.schema, self.reader = champion, schema, reader
+        self.created, self.tags = version.created, version.tags
         self.example: dict[str, Any] | None = None
         self._estimator = estimator
         self.classes = estimator.classes
@@ -210,7 +211,7 @@ def load(registry: Registry, champion: Champion, settings: Settings) -> Model:
     content = registry.file(version, str(flavor["pickled_model"]))
     estimator = Estimator(open_file(content, str(flavor.get("serialization_format")), settings), schema)
     reader = Reader(schema, settings.serving_max_rows)
-    model = Model(champion, version.created, estimator, reader, schema)
+    model = Model(champion, version, estimator, reader, schema)
     if document.get("saved_input_example_info"):
         name = str(document["saved_input_example_info"]["artifact_path"])
         example = read_example(json.loads(registry.file(version, name)), schema)

@@ -12,14 +12,21 @@ CODES: dict[str, tuple[int, str]] = {
     "malformed": (400, "The body is not of the format that Content-Type says."),
     "no-key": (401, "The API key is missing or wrong."),
     "unknown-model": (404, "No such model is registered."),
+    "unknown-place": (404, "Open-Meteo knows no such place."),
+    "not-recorded": (404, "Predictions are not recorded: a setting says so."),
     "too-many-rows": (413, "The batch has too many rows."),
     "body-too-large": (413, "The body is too large."),
     "content-type": (415, "Content-Type is none of those that are understood."),
     "invalid-rows": (422, "Rows do not fit the model's signature; `problems` names each field."),
     "not-finite": (422, "A number is NaN or infinite; `problems` names each field."),
     "refused-by-model": (422, "The rows fit the signature, and the estimator refuses them."),
+    "invalid-query": (422, "A parameter of the query is missing or wrong; `problems` names it."),
+    "weather-data": (502, "Open-Meteo's answer cannot be used."),
     "no-champion": (503, "The model has no champion that can be loaded."),
     "registry-unknown": (503, "MLflow has not answered yet, so no model is known."),
+    "features-unfit": (503, "The flows' code does not make the features that the champion was fitted on."),
+    "weather-down": (503, "Open-Meteo does not answer, or asks for fewer requests."),
+    "records-down": (503, "The database of the predictions does not answer."),
 }
 
 
@@ -50,3 +57,8 @@ class RequestError(Exception):
         if self.problems:
             body["problems"] = [problem.as_json() for problem in self.problems[:MOST_SHOWN]]
         return body
+
+
+def wrong_parameter(name: str, rule: str) -> RequestError:
+    """Return the refusal of a query's parameter that breaks a rule, such as `is a number`."""
+    return RequestError("invalid-query", f"The parameter {name!r} {rule}.", [Problem(None, name, rule)])

@@ -4,6 +4,7 @@ MLflow's own client would cost a second and 80 MiB, and over S3 it would ask the
 come through MLflow's proxy, so that the service needs no key of the store.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -35,11 +36,12 @@ class Champion:
 
 @dataclass(frozen=True)
 class Version:
-    """A version's files, as the proxy knows them, and its age."""
+    """A version's age and tags, and its files as the proxy knows them."""
 
     created: float
     """Seconds since the epoch."""
     folder: str
+    tags: Mapping[str, str]
 
 
 class Registry:
@@ -83,7 +85,8 @@ class Registry:
             source = str(logged["model"]["info"]["artifact_uri"])
         if not source.startswith("mlflow-artifacts:"):
             raise ForeignArtifactsError(f"its files are at {source}, not behind MLflow's proxy")
-        return Version(int(about["creation_timestamp"]) / 1000, urlsplit(source).path.strip("/"))
+        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in about.get("tags", [])}
+        return Version(int(about["creation_timestamp"]) / 1000, urlsplit(source).path.strip("/"), tags)
 
     def file(self, version: Version, name: str) -> bytes:
         """Return the bytes of a file of a version."""

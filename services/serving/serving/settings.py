@@ -49,6 +49,16 @@ class Settings(BaseSettings):
     serving_allow_pickle: bool = False
     """Whether models saved by pickle are loaded: whoever may register one then runs code in this service."""
 
+    serving_database_url: SecretStr | None = None
+    """Where predictions are recorded, as postgresql://user:password@host/database; without it they are not."""
+    serving_keep_days: int = Field(default=30, ge=0, le=36500)
+    """How long a recorded prediction is kept; 0 records none, and deletes those there are."""
+
+    weather_forecast_url: str = "https://api.open-meteo.com/v1/forecast"
+    weather_geocoding_url: str = "https://geocoding-api.open-meteo.com/v1/search"
+    weather_timeout_seconds: float = Field(default=5.0, gt=0)
+    """Longest wait for an answer of these; each is asked three times at most."""
+
     @field_validator("serving_trusted_types", mode="before")
     @classmethod
     def split(cls, given: object) -> object:
