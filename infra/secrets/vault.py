@@ -36,6 +36,7 @@ SERVICES = (
     "PREFECT_DATABASE_PASSWORD",
     "MLFLOW_DATABASE_PASSWORD",
     "MLFLOW_ACCOUNTS_DATABASE_PASSWORD",
+    "SERVING_DATABASE_PASSWORD",
     "MLFLOW_SESSION_KEY",
     "MLFLOW_WORKER_PASSWORD",
     "MLFLOW_SERVING_PASSWORD",
@@ -122,8 +123,8 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
     """
     prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
 
-    def database(role: str, name: str) -> str:
-        return f"postgresql+psycopg2://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
+    def database(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
+        return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
 
     return {
         "postgres": {
@@ -131,6 +132,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "prefect": values["PREFECT_DATABASE_PASSWORD"],
             "mlflow": values["MLFLOW_DATABASE_PASSWORD"],
             "mlflow_accounts": values["MLFLOW_ACCOUNTS_DATABASE_PASSWORD"],
+            "serving": values["SERVING_DATABASE_PASSWORD"],
         },
         "minio": {"access_key": settings["MINIO_ROOT_USER"], "secret_key": values["MINIO_ROOT_PASSWORD"]},
         "prefect": {
@@ -168,6 +170,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "MLFLOW_TRACKING_USERNAME": "serving",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_SERVING_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
+            "SERVING_DATABASE_URL": database("serving", "SERVING_DATABASE_PASSWORD", "postgresql"),
         },
         "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
     }
