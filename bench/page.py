@@ -91,7 +91,20 @@ def pipeline(results: dict[str, Any]) -> str:
     return table(["weather pipeline", "s"], rows)
 
 
-SECTIONS = (start, demo, latency, throughput, idle, pipeline)
+def serving(results: dict[str, Any]) -> str:
+    """Predictions for one row, asked for over eight connections at once."""
+    rows = []
+    for model, servers in results["models"].items():
+        ours, theirs = (servers[name]["requests_per_second"]["median"] for name in ("trainyard", "mlflow models serve"))
+        for name, found in servers.items():
+            rate, wait = found["requests_per_second"]["median"], found["milliseconds"]
+            ratio = f"{ours / theirs:.1f}" if name == "trainyard" else ""
+            memory = f"{found['idle_memory_mib']:.0f}"
+            rows.append([model, name, f"{rate:.0f}", ratio, f"{wait['median']:.1f} / {wait['p95']:.1f}", memory])
+    return table(["model", "server", "requests/s", "ratio", "ms, median / p95", "idle MiB"], rows)
+
+
+SECTIONS = (start, demo, latency, throughput, idle, pipeline, serving)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import boto3
 import pandas as pd
@@ -17,12 +17,9 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NotConnectedError
 from pandera.errors import SchemaErrors
-from pydantic import Field, WithJsonSchema
 
 from flows.shared.http import SourceUnreachableError
 
-# A frame as a field of a pydantic model: no copy of it goes to Prefect's API among a run's parameters.
-Frame = Annotated[pd.DataFrame, Field(exclude=True, repr=False), WithJsonSchema({"type": "object"})]
 S3 = "s3://"
 CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -63,11 +63,11 @@ class HostClock:
         with self._lock:
             return max(0.0, self._not_before.get(host, 0.0) - monotonic())
 
-    def wait(self, host: str) -> None:
-        """Wait until the host may be asked; raise WaitTooLongError if that is LONGEST_WAIT_SECONDS away."""
+    def wait(self, host: str, longest: float = LONGEST_WAIT_SECONDS) -> None:
+        """Wait until the host may be asked; raise WaitTooLongError if that is more than `longest` seconds away."""
         never = Event()
         while seconds := self.remaining(host):  # more than once if another thread is told to wait meanwhile
-            refuse_long_wait(host, seconds)
+            refuse_long_wait(host, seconds, longest)
             print(f"{host} asked for a pause; the next request to it is in {seconds:.0f} s")
             never.wait(seconds)
 
@@ -85,22 +85,23 @@ def get_json(
     query: Mapping[str, str],
     timeout_seconds: float,
     max_bytes: int = MAX_BYTES,
+    longest_wait: float = LONGEST_WAIT_SECONDS,
     headers: Mapping[str, str] | None = None,
 ) -> Any:
     """Return the JSON that a GET request answers with.
 
     The connection must stand after a fifth of `timeout_seconds`, each piece of the answer be there
     after `timeout_seconds` and all of it too, give or take one piece; `max_bytes` bounds its length
-    when unpacked.
+    when unpacked. A host that asks for a pause is given `longest_wait` seconds of it.
 
     Raises SourceUnreachableError and RateLimitedError, which are worth another try, and
     WaitTooLongError, RefusedError and BadAnswerError, which are not.
     """
     host = httpx.URL(url).netloc.decode()
-    _clock.wait(host)
+    _clock.wait(host, longest_wait)
     answer, body = _fetch(url, query, timeout_seconds, max_bytes, headers or {})
     if answer.status_code in {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}:
-        _heed_retry_after(host, answer)
+        _heed_retry_after(host, answer, longest_wait)
     if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
         raise RateLimitedError(f"{url} asks for fewer requests (429). Run again in some minutes.")
     if answer.is_server_error:
@@ -134,14 +135,14 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (until - now) / timedelta(seconds=1))
 
 
-def refuse_long_wait(host: str, seconds: float) -> None:
-    """Raise WaitTooLongError if a host asks for more than LONGEST_WAIT_SECONDS."""
-    if seconds > LONGEST_WAIT_SECONDS:
+def refuse_long_wait(host: str, seconds: float, longest: float = LONGEST_WAIT_SECONDS) -> None:
+    """Raise WaitTooLongError if a host asks for more than `longest` seconds."""
+    if seconds > longest:
         # Rounded up: whoever comes back at the minute named must not be too early.
         until = datetime.now(UTC) + timedelta(seconds=min(seconds, 366 * 86400) + 60)
         raise WaitTooLongError(
-            f"{host} asks to be left alone for {seconds:.0f} s, longer than the {LONGEST_WAIT_SECONDS:.0f} s that "
-            f"a run waits. Run again after {until:%Y-%m-%d %H:%M} UTC."
+            f"{host} asks to be left alone for {seconds:.0f} s, longer than the {longest:.0f} s that "
+            f"may be waited. Run again after {until:%Y-%m-%d %H:%M} UTC."
         )
 
 
@@ -150,11 +151,11 @@ def _http_date(value: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _heed_retry_after(host: str, answer: httpx.Response) -> None:
+def _heed_retry_after(host: str, answer: httpx.Response, longest: float) -> None:
     seconds = retry_after_seconds(answer.headers)
     if seconds is not None:
         _clock.postpone(host, seconds)
-        refuse_long_wait(host, seconds)
+        refuse_long_wait(host, seconds, longest)
 
 
 def _fetch(

@@ -97,7 +97,7 @@ def _column(daily: dict[str, Any], name: str) -> list[Any]:
 
 def _unexpected(column: str, what: str) -> WeatherDataError:
     return WeatherDataError(
-        f"The weather archive's answer is not as documented: {what}. "
-        "Check WEATHER_ARCHIVE_URL; if it is Open-Meteo's, its format has changed.",
+        f"The weather service's answer is not as documented: {what}. "
+        "Check WEATHER_ARCHIVE_URL and WEATHER_FORECAST_URL; if they are Open-Meteo's, its format has changed.",
         [make_problem(column, what)],
     )

@@ -26,9 +26,10 @@ from sklearn.preprocessing import StandardScaler
 
 from flows.shared import metrics
 from flows.shared.candidates import Candidate, Score
-from flows.shared.data import Frame, check
+from flows.shared.data import check
 from flows.shared.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
 from flows.shared.fingerprint import fingerprint
+from flows.shared.frames import Frame
 
 SOURCE = "sklearn.datasets.load_wine"
 TARGET = "cultivar"

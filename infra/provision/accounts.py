@@ -4,30 +4,34 @@ import httpx
 
 from infra.provision.settings import Settings
 
-WORKER = "worker"
+USERS = "/api/2.0/mlflow/users"
 
 
 def provision_accounts(settings: Settings) -> None:
-    """Make the worker's account, or give it the password it should have.
+    """Make the accounts of worker and serving, or give them the passwords they should have.
 
-    It is no admin: it may make experiments and models, change those it made, and read the others.
+    Neither is admin: it may read everything and change what it made. MLflow lets every account make experiments and
+    models; serving makes none, so it can change nothing, aliases and artifacts of others included.
 
     Raises:
         httpx.HTTPError: MLflow refused a step or did not answer.
     """
     assert settings.mlflow_tracking_username is not None
-    users, password = "/api/2.0/mlflow/users", settings.mlflow_worker_password.get_secret_value()
+    admin = httpx.BasicAuth(settings.mlflow_tracking_username, settings.mlflow_tracking_password.get_secret_value())
+    passwords = {"worker": settings.mlflow_worker_password, "serving": settings.mlflow_serving_password}
     with httpx.Client(base_url=settings.mlflow_tracking_uri, timeout=30) as mlflow:
-        itself = mlflow.get(f"{users}/get", params={"username": WORKER}, auth=(WORKER, password))
-        if itself.status_code == httpx.codes.OK:
-            return
-        mlflow.auth = httpx.BasicAuth(
-            settings.mlflow_tracking_username, settings.mlflow_tracking_password.get_secret_value()
-        )
-        known = mlflow.get(f"{users}/get", params={"username": WORKER})
-        account = {"username": WORKER, "password": password}
-        if known.status_code == httpx.codes.NOT_FOUND:
-            mlflow.post(f"{users}/create", json=account).raise_for_status()
-        else:
-            known.raise_for_status()
-            mlflow.patch(f"{users}/update-password", json=account).raise_for_status()
+        for name, password in passwords.items():
+            _provide(mlflow, admin, name, password.get_secret_value())
+
+
+def _provide(mlflow: httpx.Client, admin: httpx.BasicAuth, name: str, password: str) -> None:
+    itself = mlflow.get(f"{USERS}/get", params={"username": name}, auth=(name, password))
+    if itself.status_code == httpx.codes.OK:
+        return
+    known = mlflow.get(f"{USERS}/get", params={"username": name}, auth=admin)
+    account = {"username": name, "password": password}
+    if known.status_code == httpx.codes.NOT_FOUND:
+        mlflow.post(f"{USERS}/create", json=account, auth=admin).raise_for_status()
+    else:
+        known.raise_for_status()
+        mlflow.patch(f"{USERS}/update-password", json=account, auth=admin).raise_for_status()

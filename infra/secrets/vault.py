@@ -24,13 +24,22 @@ VOLUME = Path("/secrets")
 MINIMUM_LENGTH = 12
 
 # Those that people use or may have chosen elsewhere already, then those that only services use.
-PEOPLE = ("PREFECT_PASSWORD", "MLFLOW_PASSWORD", "MAIL_PASSWORD", "MINIO_ROOT_PASSWORD", "POSTGRES_PASSWORD")
+PEOPLE = (
+    "PREFECT_PASSWORD",
+    "MLFLOW_PASSWORD",
+    "MAIL_PASSWORD",
+    "SERVING_API_KEY",
+    "MINIO_ROOT_PASSWORD",
+    "POSTGRES_PASSWORD",
+)
 SERVICES = (
     "PREFECT_DATABASE_PASSWORD",
     "MLFLOW_DATABASE_PASSWORD",
     "MLFLOW_ACCOUNTS_DATABASE_PASSWORD",
+    "SERVING_DATABASE_PASSWORD",
     "MLFLOW_SESSION_KEY",
     "MLFLOW_WORKER_PASSWORD",
+    "MLFLOW_SERVING_PASSWORD",
     "MLFLOW_S3_SECRET_KEY",
     "PREFECT_S3_SECRET_KEY",
 )
@@ -114,8 +123,8 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
     """
     prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
 
-    def database(role: str, name: str) -> str:
-        return f"postgresql+psycopg2://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
+    def database(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
+        return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
 
     return {
         "postgres": {
@@ -123,6 +132,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "prefect": values["PREFECT_DATABASE_PASSWORD"],
             "mlflow": values["MLFLOW_DATABASE_PASSWORD"],
             "mlflow_accounts": values["MLFLOW_ACCOUNTS_DATABASE_PASSWORD"],
+            "serving": values["SERVING_DATABASE_PASSWORD"],
         },
         "minio": {"access_key": settings["MINIO_ROOT_USER"], "secret_key": values["MINIO_ROOT_PASSWORD"]},
         "prefect": {
@@ -150,10 +160,17 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "MLFLOW_TRACKING_USERNAME": settings["MLFLOW_USER"],
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_PASSWORD"],
             "MLFLOW_WORKER_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
+            "MLFLOW_SERVING_PASSWORD": values["MLFLOW_SERVING_PASSWORD"],
             "MINIO_ROOT_USER": settings["MINIO_ROOT_USER"],
             "MINIO_ROOT_PASSWORD": values["MINIO_ROOT_PASSWORD"],
             "MLFLOW_S3_SECRET_KEY": values["MLFLOW_S3_SECRET_KEY"],
             "PREFECT_S3_SECRET_KEY": values["PREFECT_S3_SECRET_KEY"],
+        },
+        "serving": {
+            "MLFLOW_TRACKING_USERNAME": "serving",
+            "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_SERVING_PASSWORD"],
+            "SERVING_API_KEY": values["SERVING_API_KEY"],
+            "SERVING_DATABASE_URL": database("serving", "SERVING_DATABASE_PASSWORD", "postgresql"),
         },
         "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
     }
@@ -210,6 +227,7 @@ def show_accounts(volume: Path = VOLUME) -> None:
         ("Prefect", settings["PREFECT_ADDRESS"], settings["PREFECT_USER"], values["PREFECT_PASSWORD"]),
         ("MLflow", settings["MLFLOW_ADDRESS"], settings["MLFLOW_USER"], values["MLFLOW_PASSWORD"]),
         ("Mail", settings["MAIL_ADDRESS"], settings["MAIL_USER"], values["MAIL_PASSWORD"]),
+        ("Serving", settings["SERVING_ADDRESS"], "(API key)", values["SERVING_API_KEY"]),
     ]
     print(f"{'':8}  {'address':28}  {'user':12}  password")
     for service, address, user, password in rows:
@@ -218,7 +236,7 @@ def show_accounts(volume: Path = VOLUME) -> None:
 
 
 def show_environment(volume: Path = VOLUME) -> None:
-    """Print `export` lines that make the host's prefect and mlflow clients work against the stack."""
+    """Print `export` lines that make the host's prefect and mlflow clients, and callers of serving, use the stack."""
     settings, values = read_settings(), read_vault(volume)
     variables = {
         "PREFECT_API_URL": settings["PREFECT_ADDRESS"] + "/api",
@@ -226,6 +244,8 @@ def show_environment(volume: Path = VOLUME) -> None:
         "MLFLOW_TRACKING_URI": settings["MLFLOW_ADDRESS"],
         "MLFLOW_TRACKING_USERNAME": settings["MLFLOW_USER"],
         "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_PASSWORD"],
+        "SERVING_URL": settings["SERVING_ADDRESS"],
+        "SERVING_API_KEY": values["SERVING_API_KEY"],
     }
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")

@@ -17,7 +17,7 @@ from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
-RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "mail", "upstream"}
+RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "mail", "upstream"}
 ONE_SHOTS = {"secrets", "prefect-migrate", "mlflow-migrate", "provision"}
 
 
@@ -37,7 +37,7 @@ class Stack:
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
         self.project = f"trainyard-test-{uuid4().hex[:8]}"
-        self.ports = {name: free_port() for name in ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT")}
+        self.ports = {name: free_port() for name in ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT")}
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -51,6 +51,7 @@ class Stack:
                     "MINIO_",
                     "POSTGRES_",
                     "MAIL_",
+                    "SERVING_",
                     "SMTP_",
                     "MAKE",
                     "MFLAGS",

@@ -1,4 +1,4 @@
-"""A loopback stand-in for Open-Meteo's archive and geocoding, and for catfact.ninja.
+"""A loopback stand-in for Open-Meteo's archive, forecast and geocoding, and for catfact.ninja.
 
 It answers with the fields and status codes of the real services, but THE WEATHER IS SYNTHETIC: seasons,
 spells of rain, wind that rises before it, and noise from a fixed seed: the same days and place give the
@@ -154,7 +154,6 @@ def synthetic_day(
 def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
     """Answer as /v1/archive does, in status and JSON."""
     try:
-        latitude, longitude = float(query["latitude"]), float(query["longitude"])
         first, last = date.fromisoformat(query["start_date"]), date.fromisoformat(query["end_date"])
     except (KeyError, ValueError) as error:
         return 400, {"error": True, "reason": f"Parameter missing or invalid: {error}."}
@@ -163,6 +162,28 @@ def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
         if not FIRST_DAY <= day <= today:
             reason = f"Parameter '{name}' is out of allowed range from {FIRST_DAY} to {today}"
             return 400, {"error": True, "reason": reason}
+    return daily_answer(query, first, last, newest=today - timedelta(days=5))  # the archive lags behind
+
+
+def forecast(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """Answer as /v1/forecast does, in status and JSON: past days, today and days ahead."""
+    today, days = datetime.now(UTC).date(), []
+    for name, usual, least, most in (("past_days", "0", 0, 92), ("forecast_days", "7", 1, 16)):
+        text = query.get(name, usual)
+        if not text.isdigit() or not least <= int(text) <= most:
+            reason = f"Parameter '{name}' is out of allowed range from {least} to {most}. Given {text}."
+            return 400, {"error": True, "reason": reason}
+        days.append(timedelta(days=int(text)))
+    last = today + days[1] - timedelta(days=1)
+    return daily_answer(query, today - days[0], last, newest=last)
+
+
+def daily_answer(query: dict[str, str], first: date, last: date, newest: date) -> tuple[int, dict[str, Any]]:
+    """Return status and JSON with the days from `first` to `last`, blank after `newest`."""
+    try:
+        latitude, longitude = float(query["latitude"]), float(query["longitude"])
+    except (KeyError, ValueError) as error:
+        return 400, {"error": True, "reason": f"Parameter missing or invalid: {error}."}
     names = query.get("daily", "").split(",")
     if unknown := [name for name in names if name not in UNITS]:
         reason = f"Cannot initialize ForecastVariableDaily from invalid String value {unknown[0]}."
@@ -181,7 +202,7 @@ def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
         wet, wind = values["precipitation_sum"] > 0, values["wind_speed_10m_max"]
         if metric_wind:
             values["wind_speed_10m_max"] = round(values["wind_speed_10m_max"] / 3.6, 2)
-        if day > today - timedelta(days=5):  # the archive lags behind
+        if day > newest:
             values = dict.fromkeys(values)
         daily["time"].append(day.isoformat())
         for name in names:
@@ -215,7 +236,7 @@ class OpenMeteoServer:
     lengthless: answers have no length; their end is that of the connection.
     trickle: seconds between the bytes of a body.
     stalled: requests are taken and never answered.
-    change: a function that alters the archive's answer before it is sent.
+    change: a function that alters the archive's or the forecast's answer before it is sent.
     """
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1", fail_first: int = 0, fail_status: int = 503) -> None:
@@ -263,8 +284,8 @@ class OpenMeteoServer:
             return 200, {"fact": fact, "length": len(fact)}
         if path == "/v1/search":
             return 200, geocode(query)
-        if path == "/v1/archive":
-            status, content = archive(query)
+        if path in ("/v1/archive", "/v1/forecast"):
+            status, content = archive(query) if path == "/v1/archive" else forecast(query)
             if status == 200 and self.change:
                 self.change(content)
             return status, content

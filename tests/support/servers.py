@@ -13,6 +13,7 @@ import httpx
 from tests.support.waiting import wait_until
 
 SCRIPTS = Path(sys.executable).parent
+CHECKOUT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -29,7 +30,7 @@ def server(
     """Run a command until the block ends; it has answered at `health_url` when the block begins."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "SERVING_"))}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=clean | environment, stdout=output, stderr=subprocess.STDOUT
@@ -94,4 +95,21 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         "1",
     ]
     with server(command, f"{address}/health", folder, environment):
+        yield address
+
+
+@contextmanager
+def serving_server(folder: Path, mlflow_address: str, **settings: str) -> Iterator[str]:
+    """Run the service that answers with the champions; yields its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "services" / "serving"), str(CHECKOUT)]),
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": mlflow_address,
+        "SERVING_PORT": str(port),
+        "SERVING_POLL_SECONDS": "0.2",
+        **settings,
+    }
+    with server([sys.executable, "-m", "serving"], f"{address}/health/live", folder, environment):
         yield address

@@ -1,0 +1,9 @@
+"""A data frame as a field of a pydantic model."""
+
+from typing import Annotated
+
+import pandas as pd
+from pydantic import Field, WithJsonSchema
+
+# No copy of it goes to Prefect's API among a run's parameters.
+Frame = Annotated[pd.DataFrame, Field(exclude=True, repr=False), WithJsonSchema({"type": "object"})]

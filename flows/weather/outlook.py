@@ -1,0 +1,90 @@
+"""What a forecast starts from: a place's last weeks, and the days ahead as Open-Meteo expects them.
+
+The archive that models are fitted on lags some days. Open-Meteo's forecast has the same daily values up to today and
+beyond, by the place's own clock; those of today are in part expected. https://open-meteo.com/en/docs
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import httpx
+import pandas as pd
+
+from flows.shared.http import get_json
+from flows.weather.features import LONGEST_WINDOW, build_features
+from flows.weather.observations import Observations, Origin, Place, WeatherDataError
+from flows.weather.open_meteo import DAILY, parse_archive
+from flows.weather.validation import Limits, check_days
+
+PAST_DAYS = LONGEST_WINDOW + 10
+AHEAD_DAYS = 8
+"""Today and a week: one day more than is forecast, for those who ask just after midnight."""
+LIMITS = Limits(max_gap_days=2, max_filled_share=0.1, max_age_days=5)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Daily values from some weeks ago to a week ahead, and what the place's clock is ahead of UTC."""
+
+    observations: Observations
+    utc_offset: timedelta
+
+    @property
+    def place(self) -> Place:
+        """The place."""
+        return self.observations.origin.place
+
+    @property
+    def today(self) -> date:
+        """The day that the place's clock shows now."""
+        return (datetime.now(UTC) + self.utc_offset).date()
+
+    def features(self, wet_day_mm: float, days: int) -> pd.DataFrame:
+        """Return what is known, or expected, at the end of today and of the days after it: a row each, `days` in all.
+
+        Raises WeatherDataError if a day's values are not there.
+        """
+        features = build_features(self.observations.frame, wet_day_mm)
+        wanted = pd.date_range(self.today, periods=days, name="date")
+        absent = wanted.difference(pd.DatetimeIndex(features.index))
+        if not absent.empty:
+            raise WeatherDataError(f"The weather service sent no values for {absent[0]:%F}. Ask again later.")
+        return features.loc[wanted]
+
+
+def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: float) -> Outlook:
+    """Return the outlook of a place from the forecast service at `url`.
+
+    Raises what `get_json` of `flows.shared.http` raises, and WeatherDataError if the answer has another form than
+    documented or breaks a rule of `flows.weather.validation`.
+    """
+    query = outlook_query(place)
+    answer = get_json(url, query, timeout_seconds, longest_wait=longest_wait)
+    days = parse_archive(answer)
+    seconds = answer.get("utc_offset_seconds")
+    if not isinstance(seconds, int) or abs(seconds) > 86400:
+        raise WeatherDataError(f"The weather service's answer has the UTC offset {seconds!r}. Check its address.")
+    offset = timedelta(seconds=seconds)
+    today = (datetime.now(UTC) + offset).date()
+    asked = (today - timedelta(days=PAST_DAYS + 1), today + timedelta(days=AHEAD_DAYS))  # midnight may pass meanwhile
+    checked = check_days(days, place.latitude, LIMITS, asked)
+    origin = Origin(place=place, source="open-meteo", url=str(httpx.URL(url, params=query)))
+    observations = Observations(
+        origin=origin, frame=checked.frame, filled=checked.filled, dropped_duplicates=checked.dropped_duplicates
+    )
+    return Outlook(observations, offset)
+
+
+def outlook_query(place: Place) -> dict[str, str]:
+    """Return the request's parameters: some weeks, today, and a week ahead, by the place's own clock."""
+    return {
+        "latitude": str(place.latitude),
+        "longitude": str(place.longitude),
+        "past_days": str(PAST_DAYS),
+        "forecast_days": str(AHEAD_DAYS),
+        "daily": ",".join(DAILY),
+        "timezone": "auto",
+        "temperature_unit": "celsius",
+        "wind_speed_unit": "ms",
+        "precipitation_unit": "mm",
+    }

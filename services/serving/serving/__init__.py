@@ -1,0 +1,1 @@
+"""Answers with the registry's champions: follows the alias, swaps versions while requests go on."""

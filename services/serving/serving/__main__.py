@@ -1,0 +1,42 @@
+"""Run the service: `python -m serving`."""
+
+import logging
+import sys
+import warnings
+
+import uvicorn
+from pydantic import ValidationError
+
+from serving.app import create_app
+from serving.settings import Settings
+
+
+def main() -> None:
+    """Serve until a signal; end with one line where a setting is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each poll
+    try:
+        settings = Settings()  # type: ignore[call-arg] # from the environment
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        sys.exit("; ".join(f"{'.'.join(map(str, e['loc'])).upper()} {e['msg']}".strip() for e in found))
+    # An estimator fitted with names is given a matrix without, in the order that was checked when it was warmed.
+    warnings.filterwarnings("ignore", message="X does not have valid feature names")
+    # One process: several would each hold every model.
+    uvicorn.run(
+        create_app(settings),
+        host=settings.serving_host,
+        port=settings.serving_port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,403 @@
+"""Serving against a real registry: who answers, in which formats, what is refused, and what happens meanwhile."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from mlflow import MlflowClient
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import response_schema_conformance
+from sklearn.base import BaseEstimator
+from sklearn.compose import make_column_transformer
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from tests.support import champions
+from tests.support.champions import HEADERS, KEY, crown, wait_for
+from tests.support.gate import Gate
+from tests.support.servers import serving_server
+from tests.support.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Inferred schema contains integer column:UserWarning"),
+    pytest.mark.filterwarnings("ignore:jsonschema.exceptions.RefResolutionError:DeprecationWarning"),
+]
+
+MOST_ROWS, MOST_BYTES = 40, 16384
+LIMITS = {"SERVING_MAX_ROWS": str(MOST_ROWS), "SERVING_MAX_BODY_BYTES": str(MOST_BYTES), "SERVING_API_KEY": KEY}
+JSON, CSV = "application/json", "text/csv"
+STREAM, FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
+PARQUET = "application/vnd.apache.parquet"
+
+random = np.random.default_rng(0)
+DAYS = pd.DataFrame(random.normal(size=(200, 3)), columns=["rain", "wind speed", "temp"]).assign(
+    station=random.integers(0, 5, 200), frost=random.random(200) > 0.5
+)
+WET = (DAYS["rain"] + random.normal(size=200) > 0).map({True: "wet", False: "dry"})
+DAY = {"rain": 1.0, "wind speed": 0.5, "temp": -1, "station": 3, "frost": True}
+FOREST_TYPES = ["numpy.dtype", "sklearn.tree._tree.Tree"]
+
+
+def register(
+    name: str, estimator: BaseEstimator, *, inputs: pd.DataFrame = DAYS, target: Any = WET, **about: Any
+) -> int:
+    return champions.register(name, estimator, inputs, target, **about)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registry(mlflow_address: str) -> Iterator[None]:
+    """Let this module's helpers register with the session's MLflow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+        mlflow.set_experiment("serving")
+        yield
+
+
+@pytest.fixture(scope="module")
+def address(mlflow_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the service."""
+    with serving_server(tmp_path_factory.mktemp("serving"), mlflow_address, **LIMITS) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def api(address: str) -> Iterator[httpx.Client]:
+    """A client of the service, with the key."""
+    with httpx.Client(base_url=address, headers=HEADERS, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def forest(api: httpx.Client) -> RandomForestClassifier:
+    """An estimator that is the champion of `forest`, in its first version."""
+    estimator = RandomForestClassifier(20, random_state=0)
+    version = register("forest", estimator, types=FOREST_TYPES)
+    wait_for(api, "forest", version)
+    return estimator
+
+
+def wait_for_refusal(api: httpx.Client, name: str) -> str:
+    def said() -> str | None:
+        return api.get("/models").json()["unservable"].get(name)
+
+    return wait_until(said, 30, f"a refusal of {name}")
+
+
+def ask(api: httpx.Client, name: str, rows: Any, **arguments: Any) -> httpx.Response:
+    return api.post(f"/models/{name}/predict", json=rows, **arguments)
+
+
+def encoded(frame: pd.DataFrame, form: str, compression: str | None = None) -> bytes:
+    """Return a frame in a format."""
+    sink = io.BytesIO()
+    if form == JSON:
+        return frame.to_json(orient="records", double_precision=15).encode()
+    if form == CSV:
+        return frame.to_csv(index=False).encode()
+    if form == PARQUET:
+        frame.to_parquet(sink)
+        return sink.getvalue()
+    table = pa.Table.from_pandas(frame)
+    make = pa.ipc.new_stream if form == STREAM else pa.ipc.new_file
+    with make(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("form", [JSON, CSV, STREAM, FILE, PARQUET])
+def test_a_batch_in_each_format(api: httpx.Client, forest: RandomForestClassifier, form: str) -> None:
+    rows = DAYS.head(20)
+    answer = api.post("/models/forest/predict", content=encoded(rows, form), headers={"Content-Type": form})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Model-Version"] == "1"
+    body = answer.json()
+    assert (body["model"], body["version"]) == ("forest", 1)
+    assert [said["class"] for said in body["predictions"]] == list(forest.predict(rows))
+    shares = [[said["probabilities"][name] for name in forest.classes_] for said in body["predictions"]]
+    assert np.allclose(shares, forest.predict_proba(rows))
+
+
+def test_columns_may_come_in_any_order(api: httpx.Client, forest: RandomForestClassifier) -> None:
+    turned = DAYS.head(5)[DAYS.columns[::-1]]
+    for form in (JSON, CSV, PARQUET):
+        answer = api.post("/models/forest/predict", content=encoded(turned, form), headers={"Content-Type": form})
+        assert [said["class"] for said in answer.json()["predictions"]] == list(forest.predict(DAYS.head(5)))
+
+
+def test_callers_side_by_side_each_get_their_own_answer(api: httpx.Client, forest: RandomForestClassifier) -> None:
+    rows, expected = DAYS.head(40).to_dict("records"), forest.predict_proba(DAYS.head(40))
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda row: ask(api, "forest", row).json()["predictions"], rows))
+    for (said,), shares in zip(answers, expected, strict=True):
+        assert np.allclose([said["probabilities"][name] for name in forest.classes_], shares)
+
+
+@pytest.mark.usefixtures("forest")
+@pytest.mark.parametrize(
+    ("body", "form", "status", "code", "field"),
+    [
+        ('{"rain": 1', JSON, 400, "malformed", None),
+        ("", JSON, 400, "malformed", None),
+        ("3", JSON, 422, "invalid-rows", None),
+        ("[]", JSON, 422, "invalid-rows", None),
+        ("[[1, 2]]", JSON, 422, "invalid-rows", None),
+        ([DAY, DAY | {"rain": "much"}], JSON, 422, "invalid-rows", "rain"),
+        (DAY | {"rain": True}, JSON, 422, "invalid-rows", "rain"),
+        (DAY | {"rain": None}, JSON, 422, "invalid-rows", "rain"),
+        (DAY | {"rain": 1e300}, JSON, 422, "invalid-rows", "rain"),
+        (DAY | {"station": 2**64}, JSON, 422, "invalid-rows", "station"),
+        (DAY | {"station": 1.5}, JSON, 422, "invalid-rows", "station"),
+        (DAY | {"frost": 1}, JSON, 422, "invalid-rows", "frost"),
+        ({k: v for k, v in DAY.items() if k != "temp"}, JSON, 422, "invalid-rows", "temp"),
+        (DAY | {"snow": 1}, JSON, 422, "invalid-rows", "snow"),
+        (DAY | {"rain": float("nan")}, JSON, 422, "not-finite", "rain"),
+        (DAY | {"wind speed": float("-inf")}, JSON, 422, "not-finite", "wind speed"),
+        ([DAY] * (MOST_ROWS + 1), JSON, 413, "too-many-rows", None),
+        (" " * (MOST_BYTES + 1), JSON, 413, "body-too-large", None),
+        ("[" * 10_000, JSON, 400, "malformed", None),
+        (b"\xff\xfe", JSON, 400, "malformed", None),
+        ("rain,temp\n1,2\n", CSV, 422, "invalid-rows", "wind speed"),
+        ("rain,wind speed,temp,station,frost\n1,2,3,4,true\n1,nan,3,4,true\n", CSV, 422, "not-finite", "wind speed"),
+        ("rain,wind speed,temp,station,frost\n1,,3,4,true\n", CSV, 422, "invalid-rows", "wind speed"),
+        ("rain,wind speed,temp,station,frost\n1,2\n", CSV, 400, "malformed", None),
+        ("rain,rain\n1,2\n", CSV, 400, "malformed", None),
+        ("rain,wind speed,temp,station,frost\n" + "1,2,3,4,true\n" * (MOST_ROWS + 1), CSV, 413, "too-many-rows", None),
+        (b"\xff\xfe", CSV, 400, "malformed", None),
+        ("", CSV, 400, "malformed", None),
+        ("no arrow", STREAM, 400, "malformed", None),
+        ("no arrow", FILE, 400, "malformed", None),
+        ("PAR1 not PAR1", PARQUET, 400, "malformed", None),
+        (encoded(pd.concat([DAYS.head(9)] * 5), PARQUET), PARQUET, 413, "too-many-rows", None),
+        (encoded(DAYS.head(2).drop(columns="temp"), STREAM), STREAM, 422, "invalid-rows", "temp"),
+        (encoded(DAYS.head(2).assign(rain="much"), PARQUET), PARQUET, 422, "invalid-rows", "rain"),
+        (encoded(DAYS.head(2).assign(rain=np.inf), STREAM), STREAM, 422, "not-finite", "rain"),
+        (encoded(DAYS.head(0), PARQUET), PARQUET, 422, "invalid-rows", None),
+        (encoded(DAYS.head(9), STREAM, "zstd"), STREAM, 415, "content-type", None),
+        (encoded(DAYS.head(9), FILE, "lz4"), FILE, 415, "content-type", None),
+        (encoded(DAYS.head(9).assign(rain=pd.Categorical(["a"] * 9)), FILE, "lz4"), FILE, 415, "content-type", None),
+        (DAY, "application/xml", 415, "content-type", None),
+        (DAY, "application/json; charset=latin-1", 415, "content-type", None),
+        (DAY, "", 415, "content-type", None),
+    ],
+)
+def test_bad_input_is_refused_and_its_field_named(
+    api: httpx.Client, body: Any, form: str, status: int, code: str, field: str | None
+) -> None:
+    content = body if isinstance(body, str | bytes) else json.dumps(body)
+    answer = api.post("/models/forest/predict", content=content, headers={"Content-Type": form})
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert "Traceback" not in answer.text
+    if field:
+        assert field in [problem.get("field") for problem in answer.json()["problems"]]
+
+
+@pytest.mark.usefixtures("forest")
+def test_a_body_that_hides_its_length_is_read_no_further_than_it_may_be(api: httpx.Client) -> None:
+    sent = []
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(100):
+            sent.append(1)
+            yield b" " * 4096
+
+    answer = api.post("/models/forest/predict", content=chunks(), headers={"Content-Type": JSON})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body-too-large")
+
+
+@pytest.mark.usefixtures("forest")
+def test_the_key(address: str) -> None:
+    url = f"{address}/models/forest/predict"
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": KEY},
+        {"X-API-Key": ""},
+        {"X-API-Key": "ü"},
+    ):
+        refused = httpx.post(url, json=DAY, headers={k.encode(): v.encode() for k, v in headers.items()})
+        assert (refused.status_code, refused.json()["code"]) == (401, "no-key")
+    assert httpx.get(f"{address}/models").status_code == 401
+    assert httpx.post(url, json=DAY, headers={"X-API-Key": KEY}).status_code == 200
+    for page in ("/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"):
+        assert httpx.get(address + page).status_code == 200
+
+
+def test_an_unknown_model_and_one_without_a_champion(api: httpx.Client) -> None:
+    register("uncrowned", LogisticRegression(), champion=False)
+    unknown = ask(api, "nobody", DAY)
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown-model")
+    wait_until(lambda: "uncrowned" in api.get("/models").json()["without_champion"], 30, "the model")
+    missing = ask(api, "uncrowned", DAY)
+    assert (missing.status_code, missing.json()["code"]) == (503, "no-champion")
+    crown("uncrowned", 1)
+    wait_for(api, "uncrowned", 1)
+    assert ask(api, "uncrowned", DAY).status_code == 200
+    MlflowClient().delete_registered_model_alias("uncrowned", "champion")
+    wait_until(lambda: ask(api, "uncrowned", DAY).status_code == 503, 30, "the champion's end")
+
+
+def test_no_request_fails_while_the_champion_changes(api: httpx.Client) -> None:
+    name = "changing"
+    # Each version says its own number, so that an answer of a half-changed model would show.
+    versions = [register(name, DummyClassifier(strategy="prior"), target=[n] * 200) for n in (1, 2)]
+    versions += [register(name, RandomForestClassifier(20), target=[3] * 199 + [3], types=FOREST_TYPES)]
+    wait_for(api, name, 3)
+    done, seen = Event(), []
+
+    def call() -> int:
+        calls = 0
+        with httpx.Client(base_url=api.base_url, headers=HEADERS, timeout=30) as caller:
+            while not done.is_set():
+                answer = ask(caller, name, DAY)
+                assert answer.status_code == 200, answer.text
+                body = answer.json()
+                assert str(body["version"]) == answer.headers["X-Model-Version"]
+                assert body["predictions"][0]["class"] == body["version"]
+                seen.append(body["version"])
+                calls += 1
+        return calls
+
+    with ThreadPoolExecutor(4) as callers:
+        calls = [callers.submit(call) for _ in range(4)]
+        try:
+            for version in versions * 3:
+                crown(name, version)
+                wait_for(api, name, version)
+        finally:
+            done.set()
+        assert sum(future.result() for future in calls) > 50
+    assert set(seen) == set(versions)
+
+
+def test_a_pickle_is_refused_and_the_champion_before_it_goes_on(api: httpx.Client) -> None:
+    register("pickled", LogisticRegression())
+    wait_for(api, "pickled", 1)
+    register("pickled", LogisticRegression(), form="cloudpickle")
+    assert "cloudpickle" in wait_for_refusal(api, "pickled")
+    assert ask(api, "pickled", DAY).json()["version"] == 1
+    crown("pickled", 1)
+    wait_until(lambda: "pickled" not in api.get("/models").json()["unservable"], 30, "the refusal's end")
+
+
+def test_types_that_the_models_own_file_trusts_are_not_trusted_for_that(api: httpx.Client) -> None:
+    optimizer = "sklearn.neural_network._stochastic_optimizers.AdamOptimizer"
+    types = ["numpy.dtype", optimizer, "sklearn.preprocessing._label.LabelBinarizer"]
+    register("network", MLPClassifier((2,), max_iter=1000, tol=0.1), types=types)
+    assert optimizer in wait_for_refusal(api, "network")
+    assert ask(api, "network", DAY).json()["code"] == "no-champion"
+
+
+def test_a_pickle_and_a_type_that_the_settings_allow(mlflow_address: str, tmp_path: Path) -> None:
+    register("allowed-pickle", LogisticRegression(), form="cloudpickle")
+    allowed = {"SERVING_ALLOW_PICKLE": "true", "SERVING_REQUIRE_KEY": "false"}
+    with serving_server(tmp_path, mlflow_address, **allowed) as address, httpx.Client(base_url=address) as client:
+        wait_for(client, "allowed-pickle", 1)
+        assert ask(client, "allowed-pickle", DAY).status_code == 200
+
+
+def test_texts_missing_values_and_numbers(api: httpx.Client) -> None:
+    places = pd.DataFrame({"place": ["Oslo", "Rome", "Oslo", "Bonn"], "rain": [1.0, 2.0, None, 4.0]})
+    encode = make_column_transformer((OneHotEncoder(), ["place"]), remainder="drop")
+    register("places", make_pipeline(encode, LinearRegression()), inputs=places, target=[1.0, 2.0, 1.0, 3.0])
+    wait_for(api, "places", 1)
+    for rain in (0.5, None):
+        (said,) = ask(api, "places", {"place": "Rome", "rain": rain}).json()["predictions"]
+        assert said == {"value": pytest.approx(2.0)}
+    assert ask(api, "places", {"place": "Rome"}).status_code == 200
+    refused = ask(api, "places", {"place": "Atlantis"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "refused-by-model")
+
+
+def test_without_mlflow_it_lives_and_goes_on_with_what_it_has(mlflow_address: str, tmp_path: Path) -> None:
+    register("steady", make_pipeline(StandardScaler(), LogisticRegression()))
+    with (
+        Gate(mlflow_address) as gate,
+        serving_server(tmp_path, gate.address, **LIMITS) as address,
+        httpx.Client(base_url=address, headers=HEADERS) as client,
+    ):
+        wait_until(lambda: client.get("/health/ready").json().get("reason", "").startswith("MLflow"), 10, "a reason")
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/health/ready").status_code == 503
+        unknown = ask(client, "steady", DAY)
+        assert (unknown.status_code, unknown.json()["code"]) == (503, "registry-unknown")
+        gate.open()
+        wait_for(client, "steady", 1)
+        gate.shut()
+        wait_until(lambda: not client.get("/health/ready").json()["registry_answers"], 30, "MLflow's end")
+        assert client.get("/health/ready").status_code == 200
+        assert ask(client, "steady", DAY).status_code == 200
+        assert "serving_registry_up 0.0" in client.get("/metrics").text
+        gate.open()
+        wait_until(lambda: client.get("/health/ready").json()["registry_answers"], 30, "MLflow's return")
+
+
+@pytest.mark.usefixtures("forest")
+def test_the_metrics_and_the_documentation(api: httpx.Client) -> None:
+    ask(api, "forest", DAY)
+    ask(api, "forest", 3)
+    ask(api, "x" * 300, DAY)
+    text = api.get("/metrics").text
+    for pattern in (
+        r'serving_requests_total\{model="forest",status="200"\} [1-9]',
+        r'serving_requests_total\{model="forest",status="422"\} [1-9]',
+        r'serving_predictions_total\{class="(wet|dry)",model="forest"\} [1-9]',
+        r'serving_request_seconds_count\{model="forest"\} [1-9]',
+        r'serving_model_version\{model="forest"\} 1.0',
+        r'serving_model_age_seconds\{model="forest"\} [0-9]',
+        r"serving_registry_up 1.0",
+    ):
+        assert re.search(pattern, text), pattern
+    assert "xxx" not in text
+    body = api.get("/openapi.json").json()["paths"]["/models/forest/predict"]["post"]["requestBody"]
+    row = body["content"][JSON]["schema"]["oneOf"][0]
+    assert list(row["properties"]) == list(DAYS.columns)
+    assert row["properties"]["station"]["type"] == "integer"
+    assert "swagger" in api.get("/docs").text
+    assert api.get("/docs/files/swagger-ui-bundle.js").status_code == 200
+
+
+@pytest.mark.usefixtures("forest")
+def test_whatever_is_sent_is_answered_as_documented(address: str) -> None:
+    document = httpx.get(f"{address}/openapi.json").json()
+    path = "/models/forest/predict"
+    operation = document["paths"][path]["post"]
+    del operation["security"]  # what is broken shall be the body
+    content = operation["requestBody"]["content"]
+    operation["requestBody"]["content"] = {JSON: content[JSON]}
+    (found,) = schemathesis.openapi.from_dict(document).include(path=path).get_all_operations()
+    strategy = found.ok().as_strategy  # type: ignore[union-attr] # our own document is valid
+    sure = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
+    @sure
+    @given(case=strategy(generation_mode=GenerationMode.POSITIVE))
+    def valid(case: Any) -> None:
+        answer = case.call(base_url=address, headers=HEADERS)
+        assert answer.status_code == 200, answer.text
+        case.validate_response(answer, checks=[response_schema_conformance])
+
+    @sure
+    @given(case=strategy(generation_mode=GenerationMode.NEGATIVE))
+    def broken(case: Any) -> None:
+        answer = case.call(base_url=address, headers=HEADERS)
+        assert 400 <= answer.status_code < 500, answer.text
+        case.validate_response(answer, checks=[response_schema_conformance])
+
+    valid()
+    broken()
