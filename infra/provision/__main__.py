@@ -30,11 +30,12 @@ def up(settings: Settings) -> None:
         provision_accounts(settings)
     provision_deployments(settings)
     start_first_run(settings)
-    serving = f"  Serving  {settings.serving_ui_url}\n" if settings.serving_ui_url else ""
+    dashboard = f"  Dashboard  {settings.dashboard_url}\n" if settings.dashboard_url else ""
+    serving = f"  Serving    {settings.serving_ui_url}\n" if settings.serving_ui_url else ""
     print(
-        "Trainyard is ready.\n"
-        f"  Prefect  {settings.prefect_ui_url}\n"
-        f"  MLflow   {settings.mlflow_ui_url}\n"
+        f"Trainyard is ready.\n{dashboard}"
+        f"  Prefect    {settings.prefect_ui_url}\n"
+        f"  MLflow     {settings.mlflow_ui_url}\n"
         f"{serving}"
         "Accounts and passwords: docker compose run --rm secrets info"
     )

@@ -8,17 +8,21 @@ USERS = "/api/2.0/mlflow/users"
 
 
 def provision_accounts(settings: Settings) -> None:
-    """Make the accounts of worker and serving, or give them the passwords they should have.
+    """Make the accounts of worker, serving and dashboard, or give them the passwords they should have.
 
-    Neither is admin: it may read everything and change what it made. MLflow lets every account make experiments and
-    models; serving makes none, so it can change nothing, aliases and artifacts of others included.
+    None is admin: each may read everything and change what it made. MLflow lets every account make experiments and
+    models; serving and dashboard make none, so they can change nothing, aliases and artifacts of others included.
 
     Raises:
         httpx.HTTPError: MLflow refused a step or did not answer.
     """
     assert settings.mlflow_tracking_username is not None
     admin = httpx.BasicAuth(settings.mlflow_tracking_username, settings.mlflow_tracking_password.get_secret_value())
-    passwords = {"worker": settings.mlflow_worker_password, "serving": settings.mlflow_serving_password}
+    passwords = {
+        "worker": settings.mlflow_worker_password,
+        "serving": settings.mlflow_serving_password,
+        "dashboard": settings.mlflow_dashboard_password,
+    }
     with httpx.Client(base_url=settings.mlflow_tracking_uri, timeout=30) as mlflow:
         for name, password in passwords.items():
             _provide(mlflow, admin, name, password.get_secret_value())

@@ -24,10 +24,13 @@ class Settings(BaseSettings):
     mlflow_tracking_password: SecretStr = SecretStr("")
     mlflow_worker_password: SecretStr = SecretStr("")
     mlflow_serving_password: SecretStr = SecretStr("")
+    mlflow_dashboard_password: SecretStr = SecretStr("")
     mlflow_ui_url: str = "http://localhost:5001"
 
     # The page of a service that answers with the champions; an installation without one leaves it empty.
     serving_ui_url: str = ""
+    # Where people find the dashboard; empty where there is none.
+    dashboard_url: str = ""
 
     minio_address: str | None = None
     minio_root_user: str = ""

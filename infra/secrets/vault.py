@@ -29,6 +29,7 @@ PEOPLE = (
     "MLFLOW_PASSWORD",
     "MAIL_PASSWORD",
     "SERVING_API_KEY",
+    "DASHBOARD_PASSWORD",
     "MINIO_ROOT_PASSWORD",
     "POSTGRES_PASSWORD",
 )
@@ -40,6 +41,9 @@ SERVICES = (
     "MLFLOW_SESSION_KEY",
     "MLFLOW_WORKER_PASSWORD",
     "MLFLOW_SERVING_PASSWORD",
+    "MLFLOW_DASHBOARD_PASSWORD",
+    "PREFECT_READING_PASSWORD",
+    "DASHBOARD_SESSION_KEY",
     "MLFLOW_S3_SECRET_KEY",
     "PREFECT_S3_SECRET_KEY",
 )
@@ -122,6 +126,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
     A file in capitals becomes the variable of that name (services/with-secrets).
     """
     prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
+    prefect_reading_login = f"dashboard:{values['PREFECT_READING_PASSWORD']}"
 
     def database(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
         return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
@@ -138,6 +143,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
         "prefect": {
             "PREFECT_SERVER_API_AUTH_STRING": prefect_login,
             "PREFECT_API_AUTH_STRING": prefect_login,
+            "PREFECT_READING_AUTH_STRING": prefect_reading_login,
             "PREFECT_SERVER_DATABASE_PASSWORD": values["PREFECT_DATABASE_PASSWORD"],
         },
         "mlflow": {
@@ -161,6 +167,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_PASSWORD"],
             "MLFLOW_WORKER_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
             "MLFLOW_SERVING_PASSWORD": values["MLFLOW_SERVING_PASSWORD"],
+            "MLFLOW_DASHBOARD_PASSWORD": values["MLFLOW_DASHBOARD_PASSWORD"],
             "MINIO_ROOT_USER": settings["MINIO_ROOT_USER"],
             "MINIO_ROOT_PASSWORD": values["MINIO_ROOT_PASSWORD"],
             "MLFLOW_S3_SECRET_KEY": values["MLFLOW_S3_SECRET_KEY"],
@@ -171,6 +178,13 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_SERVING_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
             "SERVING_DATABASE_URL": database("serving", "SERVING_DATABASE_PASSWORD", "postgresql"),
+        },
+        "dashboard": {
+            "PREFECT_API_AUTH_STRING": prefect_reading_login,
+            "MLFLOW_TRACKING_USERNAME": "dashboard",
+            "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_DASHBOARD_PASSWORD"],
+            "DASHBOARD_PASSWORD": values["DASHBOARD_PASSWORD"],
+            "DASHBOARD_SESSION_KEY": values["DASHBOARD_SESSION_KEY"],
         },
         "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
     }
@@ -228,10 +242,11 @@ def show_accounts(volume: Path = VOLUME) -> None:
         ("MLflow", settings["MLFLOW_ADDRESS"], settings["MLFLOW_USER"], values["MLFLOW_PASSWORD"]),
         ("Mail", settings["MAIL_ADDRESS"], settings["MAIL_USER"], values["MAIL_PASSWORD"]),
         ("Serving", settings["SERVING_ADDRESS"], "(API key)", values["SERVING_API_KEY"]),
+        ("Dashboard", settings["DASHBOARD_ADDRESS"], settings["DASHBOARD_USER"], values["DASHBOARD_PASSWORD"]),
     ]
-    print(f"{'':8}  {'address':28}  {'user':12}  password")
+    print(f"{'':9}  {'address':28}  {'user':12}  password")
     for service, address, user, password in rows:
-        print(f"{service:8}  {address:28}  {user:12}  {password}")
+        print(f"{service:9}  {address:28}  {user:12}  {password}")
     print("\nPrefect asks for user:password in one field, for example " + f"{settings['PREFECT_USER']}:<its password>")
 
 

@@ -17,7 +17,8 @@ from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
-RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "mail", "upstream"}
+RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "upstream"}
+PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
 ONE_SHOTS = {"secrets", "prefect-migrate", "mlflow-migrate", "provision"}
 
 
@@ -37,7 +38,7 @@ class Stack:
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
         self.project = f"trainyard-test-{uuid4().hex[:8]}"
-        self.ports = {name: free_port() for name in ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT")}
+        self.ports = {name: free_port() for name in PORTS}
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -52,6 +53,7 @@ class Stack:
                     "POSTGRES_",
                     "MAIL_",
                     "SERVING_",
+                    "DASHBOARD_",
                     "SMTP_",
                     "MAKE",
                     "MFLAGS",

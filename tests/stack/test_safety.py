@@ -8,7 +8,7 @@ import pytest
 
 from tests.stack.stack import ONE_SHOTS, Stack
 
-OWN_IMAGES = {"prefect", "prefect-migrate", "mlflow", "mlflow-migrate", "provision", "worker", "serving"}
+OWN_IMAGES = {"prefect", "prefect-migrate", "mlflow", "mlflow-migrate", "provision", "worker", "serving", "dashboard"}
 
 
 def secrets_of(stack: Stack) -> dict[str, str]:
@@ -50,7 +50,7 @@ def test_nothing_listens_beyond_this_machine(stack: Stack) -> None:
         for published in (container["NetworkSettings"]["Ports"] or {}).values()
         for binding in published or []
     ]
-    assert {service for service, _ in bindings} == {"prefect", "mlflow", "mail", "serving"}
+    assert {service for service, _ in bindings} == {"prefect", "mlflow", "mail", "serving", "dashboard"}
     for service, binding in bindings:
         assert ipaddress.ip_address(binding["HostIp"]).is_loopback, service
 

@@ -14,6 +14,7 @@ from tests.support.waiting import wait_until
 
 SCRIPTS = Path(sys.executable).parent
 CHECKOUT = Path(__file__).parents[2]
+SERVICES = CHECKOUT / "services"
 
 
 def free_port() -> int:
@@ -30,7 +31,7 @@ def server(
     """Run a command until the block ends; it has answered at `health_url` when the block begins."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "SERVING_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "SERVING_", "DASHBOARD_"))}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=clean | environment, stdout=output, stderr=subprocess.STDOUT
@@ -57,9 +58,12 @@ def server(
 
 
 @contextmanager
-def prefect_server(folder: Path) -> Iterator[str]:
-    """Run a Prefect server; yields its API address."""
-    port = free_port()
+def prefect_server(folder: Path, port: int | None = None, admin: str = "", reader: str = "") -> Iterator[str]:
+    """Run a Prefect server; yields its API address.
+
+    With the logins of an admin and a reader, `user:password`, it is started as in the stack and asks for one of them.
+    """
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {
         "PREFECT_HOME": str(folder),
@@ -67,15 +71,19 @@ def prefect_server(folder: Path) -> Iterator[str]:
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
     }
-    command = [str(SCRIPTS / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(SCRIPTS / "prefect"), "server", "start"]
+    if reader:
+        environment |= {"PREFECT_SERVER_API_AUTH_STRING": admin, "PREFECT_READING_AUTH_STRING": reader}
+        command = [sys.executable, str(SERVICES / "prefect" / "serve")]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     with server(command, f"{address}/api/ready", folder, environment):
         yield f"{address}/api"
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
+def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
     """Run an MLflow server that also serves artifacts; yields its address."""
-    port = free_port()
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -104,7 +112,7 @@ def serving_server(folder: Path, mlflow_address: str, **settings: str) -> Iterat
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {
-        "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "services" / "serving"), str(CHECKOUT)]),
+        "PYTHONPATH": os.pathsep.join([str(SERVICES / "serving"), str(CHECKOUT)]),
         "OMP_NUM_THREADS": "1",
         "MLFLOW_TRACKING_URI": mlflow_address,
         "SERVING_PORT": str(port),
@@ -112,4 +120,23 @@ def serving_server(folder: Path, mlflow_address: str, **settings: str) -> Iterat
         **settings,
     }
     with server([sys.executable, "-m", "serving"], f"{address}/health/live", folder, environment):
+        yield address
+
+
+@contextmanager
+def dashboard_server(folder: Path, mlflow_address: str, prefect_api: str, **settings: str) -> Iterator[str]:
+    """Run the service that shows what was logged; yields its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        "PYTHONPATH": str(SERVICES / "dashboard"),
+        "MLFLOW_TRACKING_URI": mlflow_address,
+        "PREFECT_API_URL": prefect_api,
+        "DASHBOARD_PORT": str(port),
+        "DASHBOARD_PASSWORD": "a-password-of-the-tests",
+        "DASHBOARD_SESSION_KEY": "a-key-of-the-tests-that-signs-the-sessions",
+        "DASHBOARD_CACHE_SECONDS": "0.2",
+        **settings,
+    }
+    with server([sys.executable, "-m", "dashboard"], f"{address}/health", folder, environment):
         yield address

@@ -12,6 +12,7 @@ SETTINGS = {
     "PREFECT_USER": "admin",
     "MLFLOW_USER": "admin",
     "MAIL_USER": "admin",
+    "DASHBOARD_USER": "admin",
     "MINIO_ROOT_USER": "trainyard",
 }
 
