@@ -63,7 +63,7 @@ def served_models() -> list[str]:
 @task(name="ask-for-forecast", task_run_name="{model}", **FETCHING)
 def ask_for_forecast(model: str) -> None:
     """Have tomorrow's forecast made, so that there is one of each day to measure."""
-    (said,) = ask_serving("/forecast", model=model, days="1")["forecasts"]
+    (said,) = ask_serving(f"/models/{quote(model, safe='')}/forecast", days="1")["forecasts"]
     print(f"{model}: rain on {said['day']} with probability {said['probability']:.2f}")
 
 

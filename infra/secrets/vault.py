@@ -159,6 +159,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "PREFECT_API_AUTH_STRING": prefect_login,
             "MLFLOW_TRACKING_USERNAME": "worker",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
+            "SERVING_API_KEY": values["SERVING_API_KEY"],
             **{name: settings[name] for name in FOREIGN if name in settings},
         },
         "provision": {

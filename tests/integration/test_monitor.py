@@ -119,7 +119,7 @@ def test_forecasts_are_scored_once_the_truth_is_known(serving: ServingServer, tr
     tomorrow = (NOW + timedelta(days=1)).date().isoformat()
     serving.forecasts[MODEL] = {"forecasts": [{"day": tomorrow, "probability": 0.4, "wet": False}]}
     assert ended().is_completed()
-    assert "/forecast" in serving.asked
+    assert f"/models/{MODEL}/forecast" in serving.asked
     run = newest_check(tracking)
     forecasts = table(run, FORECASTS)
     assert forecasts["day"].tolist() == days

@@ -46,7 +46,8 @@ def fitted(mlflow_address: str) -> Iterator[Pipeline]:
         examples = build_examples(observations).frame
         inputs, wet = examples.drop(columns=TARGET), examples[TARGET]
         estimator = scaled()
-        register(places.MODEL, estimator, inputs, wet, tags={"wet_day_mm": "1"})
+        of_place = {"place": SEATTLE.name, "latitude": str(SEATTLE.latitude), "longitude": str(SEATTLE.longitude)}
+        register(places.MODEL, estimator, inputs, wet, tags={"wet_day_mm": "1", **of_place})
         register(BARE, scaled(), inputs, wet)
         register(OTHER, scaled(), inputs[["rain_today"]], wet, tags={"wet_day_mm": "1"})
         register(OSLO, scaled(), inputs, wet, tags={"wet_day_mm": "1"}, champion=False)
@@ -232,6 +233,18 @@ def test_a_wrong_parameter_is_named(steady: httpx.Client, query: dict[str, str],
         assert answer.json()["problems"][0]["field"] == field
     else:
         assert answer.json()["code"] == "no-champion"
+
+
+def test_a_model_is_asked_for_its_own_place(steady: httpx.Client) -> None:
+    of_place, of_model = ask(steady, days=2), steady.get(f"/models/{places.MODEL}/forecast", params={"days": "2"})
+    assert of_model.status_code == 200
+    assert of_model.json() == of_place.json()
+    refused = steady.get(f"/models/{BARE}/forecast")
+    assert (refused.status_code, refused.json()["code"]) == (404, "no-forecast")
+    unknown = steady.get("/models/unheard-of/forecast")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown-model")
+    wrong = steady.get(f"/models/{places.MODEL}/forecast", params={"days": "9"})
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "invalid-query")
 
 
 def test_forecasts_want_the_key_and_are_counted(steady: httpx.Client) -> None:

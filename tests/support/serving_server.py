@@ -56,9 +56,9 @@ class ServingServer:
         match parts.path.strip("/").split("/"):
             case ["models"]:
                 return 200, {"models": {name: {} for name in self.records}}
-            case ["forecast"] if query["model"] in self.forecasts:
-                return 200, self.forecasts[query["model"]]
-            case ["forecast"]:
+            case ["models", name, "forecast"] if name in self.forecasts:
+                return 200, self.forecasts[name]
+            case ["models", _, "forecast"]:
                 return 404, {"code": "no-forecast", "message": "This model is of no place."}
             case ["models", name, "predictions"] if name in self.records:
                 return 200, self._page(self.records[name], query)

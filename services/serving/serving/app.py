@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -21,7 +21,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from serving.catalog import Catalog
 from serving.documentation import describe
-from serving.forecast import Forecaster, find_champion, parse_query
+from serving.forecast import Forecaster, find_champion, parse_days, parse_query
 from serving.forecast import render as render_forecast
 from serving.metrics import Metrics
 from serving.model import Answer, Model, label
@@ -29,6 +29,9 @@ from serving.problems import RequestError
 from serving.records import Record, Recorder, RecordsDownError, parse_page
 from serving.settings import Settings
 from serving.tables import Table
+
+if TYPE_CHECKING:
+    from flows.weather.outlook import Outlook
 
 log = logging.getLogger("serving")
 PAGE = {"Cache-Control": "no-store"}
@@ -88,6 +91,10 @@ def create_app(settings: Settings) -> FastAPI:
             version["X-Model-Version"] = str(model.champion.version)
             return Response(render(model, answer), media_type="application/json", headers=version)
 
+    async def answer_forecast(model: Model, outlook: "Outlook", days: int) -> Response:
+        rows = await forecaster.rows(model, outlook, days)
+        return _json(render_forecast(model, rows, await ask(model, rows.table, rows.about())))
+
     @app.get("/forecast")
     async def forecast(request: Request) -> Response:
         with metrics.watch() as watched:
@@ -96,8 +103,17 @@ def create_app(settings: Settings) -> FastAPI:
             outlook = await forecaster.outlook(query.place)
             model = find_champion(catalog, outlook)
             watched.model = model.champion.model
-            rows = await forecaster.rows(model, outlook, query.days)
-            return _json(render_forecast(model, rows, await ask(model, rows.table, rows.about())))
+            return await answer_forecast(model, outlook, query.days)
+
+    @app.get("/models/{name}/forecast")
+    async def forecast_of(name: str, request: Request) -> Response:
+        with metrics.watch() as watched:
+            want_key(request)
+            days = parse_days(request.query_params)
+            if name in catalog.state.registered:
+                watched.model = name
+            model = catalog.model(name)
+            return await answer_forecast(model, await forecaster.outlook_of(model), days)
 
     @app.get("/models/{name}/predictions")
     async def predictions(name: str, request: Request) -> Response:

@@ -52,6 +52,7 @@ def describe(state: State, most_rows: int, require_key: bool) -> dict[str, Any]:
     }
     for name in sorted(state.models):
         paths[f"/models/{quote(name, safe='')}/predictions"] = {"get": _records(name)}
+        paths[f"/models/{quote(name, safe='')}/forecast"] = {"get": _forecast(name)}
     paths |= {
         "/forecast": {"get": _forecast()},
         "/models": {"get": _get("What is served, and what cannot be", ANY, key=True)},
@@ -143,7 +144,7 @@ def _answer(model: Model) -> dict[str, Any]:
     }
 
 
-def _forecast() -> dict[str, Any]:
+def _forecast(model: str | None = None) -> dict[str, Any]:
     day = {"type": "string", "format": "date"}
     number = {"type": "number"}
     place = {"name": {"type": "string"}, "latitude": number, "longitude": number}
@@ -162,15 +163,19 @@ def _forecast() -> dict[str, Any]:
         "forecasts": {"type": "array", "items": _object(forecast), "minItems": 1, "maxItems": MOST_DAYS},
     }
     name = {"type": "string", "minLength": 2, "maxLength": 100}
+    place_of_choice = {**_parameter("place", name, "A name, or latitude,longitude"), "required": True}
     return {
-        "summary": "Whether it will rain in a place tomorrow, and on the days after",
+        "summary": f"Whether it will rain in {f'the place of {model}' if model else 'a place'} tomorrow, and on the days after",
         "description": "From the newest observations; for later days, from those that Open-Meteo expects.",
         "x-key": True,
         "parameters": [
-            {**_parameter("place", name, "A name, or latitude,longitude"), "required": True, "example": "Seattle"},
+            *([] if model else [{**place_of_choice, "example": "Seattle"}]),
             _parameter("days", {"type": "integer", "minimum": 1, "maximum": MOST_DAYS, "default": 1}, "How many days"),
         ],
-        "responses": {"200": _answered(_object(answer)), **_refusals(FORECAST)},
+        "responses": {
+            "200": _answered(_object(answer)),
+            **_refusals((*FORECAST, "no-forecast") if model else FORECAST),
+        },
     }
 
 

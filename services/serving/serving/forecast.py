@@ -68,12 +68,22 @@ def parse_query(given: Mapping[str, str]) -> Query:
     Raises:
         RequestError: One of them is missing or wrong.
     """
-    place, days = given.get("place", "").strip(), given.get("days", "1")
+    place = given.get("place", "").strip()
     if not 2 <= len(place) <= 100 or not place.isprintable():
         raise wrong_parameter("place", "is a name of 2 to 100 letters, or latitude,longitude")
+    return Query(place, parse_days(given))
+
+
+def parse_days(given: Mapping[str, str]) -> int:
+    """Return how many days a request asks for, one where it does not say.
+
+    Raises:
+        RequestError: It is no such number.
+    """
+    days = given.get("days", "1")
     if days not in {str(number) for number in range(1, MOST_DAYS + 1)}:
         raise wrong_parameter("days", f"is a number from 1 to {MOST_DAYS}")
-    return Query(place, int(days))
+    return int(days)
 
 
 class Forecaster:
@@ -107,6 +117,15 @@ class Forecaster:
                 self._kept.pop(next(iter(self._kept)))
             kept = self._kept[name] = (now + KEPT_SECONDS, task)
         return await asyncio.shield(kept[1])
+
+    async def outlook_of(self, model: Model) -> "Outlook":
+        """Return the outlook of the place that a champion was fitted for.
+
+        Raises:
+            RequestError: It is of no place, or the weather cannot be had.
+        """
+        place = await asyncio.get_running_loop().run_in_executor(self._threads, place_of, model)
+        return await self.outlook(self._remember(place.name, place).name)
 
     async def _ask(self, place: str, name: str) -> "Outlook":
         try:
@@ -164,6 +183,19 @@ class Forecaster:
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, make_rows, model, outlook, days)
+
+
+def place_of(model: Model) -> "Place":
+    """Return the place that a champion was fitted for."""
+    with own_errors():
+        from flows.weather.observations import WeatherDataError
+        from flows.weather.truth import place_of as place_of_tags
+    try:
+        return place_of_tags(model.tags)
+    except WeatherDataError as error:
+        raise RequestError(
+            "no-forecast", f"{model.champion.model} version {model.champion.version}: {error}"
+        ) from error
 
 
 def find_champion(catalog: Catalog, outlook: "Outlook") -> Model:

@@ -13,6 +13,7 @@ CODES: dict[str, tuple[int, str]] = {
     "no-key": (401, "The API key is missing or wrong."),
     "unknown-model": (404, "No such model is registered."),
     "unknown-place": (404, "Open-Meteo knows no such place."),
+    "no-forecast": (404, "The model is of no place, so there is nothing to forecast."),
     "not-recorded": (404, "Predictions are not recorded: a setting says so."),
     "too-many-rows": (413, "The batch has too many rows."),
     "body-too-large": (413, "The body is too large."),
