@@ -1,5 +1,7 @@
 """The champion of the first run, served in the stack."""
 
+import json
+import re
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack.stack import Stack
+from tests.stack.stack import CHECKOUT, Stack
 from tests.support.waiting import wait_until
 
 MODEL = "rain-tomorrow"
@@ -47,6 +49,17 @@ def test_the_champion_answers_soon_after_it_was_registered(stack: Stack, served:
     paths = served.get("/openapi.json").json()["paths"]
     rows = paths[f"/models/{MODEL}/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
     assert list(rows[0]["properties"]) == found["fields"]
+
+
+def test_the_readmes_commands_predict_and_forecast(stack: Stack, served: httpx.Client) -> None:
+    section = (CHECKOUT / "README.md").read_text().split("\n## Predictions\n")[1].split("\n## ")[0]
+    commands = re.findall(r"```shell\n(.*?)```", section, re.DOTALL)
+    assert len(commands) == 2
+    output = stack.shell("set -euo pipefail\n" + "echo\n".join(commands)).stdout
+    predicted, forecast = (json.loads(line) for line in output.splitlines())
+    assert predicted["model"] == forecast["model"] == MODEL
+    assert len(predicted["predictions"]) == 1
+    assert len(forecast["forecasts"]) == 3
 
 
 def test_predictions_want_the_key(stack: Stack, served: httpx.Client) -> None:
