@@ -92,16 +92,22 @@ def pipeline(results: dict[str, Any]) -> str:
 
 
 def serving(results: dict[str, Any]) -> str:
-    """Predictions for one row, asked for over eight connections at once."""
-    rows = []
-    for model, servers in results["models"].items():
-        ours, theirs = (servers[name]["requests_per_second"]["median"] for name in ("trainyard", "mlflow models serve"))
-        for name, found in servers.items():
-            rate, wait = found["requests_per_second"]["median"], found["milliseconds"]
-            ratio = f"{ours / theirs:.1f}" if name == "trainyard" else ""
-            memory = f"{found['idle_memory_mib']:.0f}"
-            rows.append([model, name, f"{rate:.0f}", ratio, f"{wait['median']:.1f} / {wait['p95']:.1f}", memory])
-    return table(["model", "server", "requests/s", "ratio", "ms, median / p95", "idle MiB"], rows)
+    """Predictions for one row, asked for over eight connections at once; the estimator alone is asked by one caller."""
+    rows, swaps = [], []
+    for model, found in results["models"].items():
+        servers = {name: each for name, each in found.items() if isinstance(each, dict) and "milliseconds" in each}
+        theirs = servers["mlflow models serve"]["requests_per_second"]["median"]
+        for name, server in servers.items():
+            rate, wait = server["requests_per_second"]["median"], server["milliseconds"]
+            waits = f"{wait['median']:.1f} / {wait['p99']:.1f}"
+            rows.append([model, name, f"{rate:.0f}", f"{rate / theirs:.1f}", waits, f"{server['idle_memory_mib']:.0f}"])
+        alone = found["predict_alone_milliseconds"]
+        rows.append(
+            [model, "the estimator alone", f"{1000 / alone:.0f}", f"{1000 / alone / theirs:.1f}", f"{alone:.1f}", ""]
+        )
+        swaps.append([model, both(found["swap_seconds"]), f"{found['swap_seconds']['n']:.0f}"])
+    head = ["model", "server", "requests/s", "to mlflow models serve", "ms, median / p99", "idle MiB"]
+    return f"{table(head, rows)}\n{table(['from the alias to the first answer of the new version', 's', 'n'], swaps)}"
 
 
 SECTIONS = (start, demo, latency, throughput, idle, pipeline, serving)

@@ -1,17 +1,22 @@
 """Requests for one row by eight callers: this repository's serving beside `mlflow models serve`, on one model each.
 
-Both are local processes over one MLflow server on SQLite and serve the same versions: the three families of the weather
-pipeline, fitted on synthetic days. They take turns; what is not measured is not running.
+All are local processes over one MLflow server on SQLite and serve the same versions: the three families of the weather
+pipeline, fitted on synthetic days. They take turns; what is not measured is not running. Ours records what it answers in
+a Postgres of the machine, as it does in the stack, and once more does not, which shows what that costs.
 """
 
+import math
 import os
 import re
 import socket
+import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +30,21 @@ from mlflow.models import infer_signature
 
 from bench.report import save, summary
 from flows.weather.model import FAMILIES, TRUSTED_TYPES, make_candidates, make_estimator
+from tests.support.postgres import postgres_server
 from tests.support.servers import SCRIPTS, free_port, mlflow_server, server, serving_server
 from tests.support.waiting import wait_until
 
-CALLERS, WARM_UP_SECONDS, SECONDS, TURNS = 8, 2.0, 8.0, 3
+CALLERS, WARM_UP_SECONDS, SECONDS, TURNS, SWAPS = 8, 2.0, 8.0, 3, 6
 KEY = "a-key-of-the-benchmark"
 
 
-def register_all(address: str) -> tuple[list[str], pd.DataFrame]:
-    """Register a champion of each family; return the models' names and a row."""
+def register_all(address: str) -> tuple[dict[str, float], pd.DataFrame]:
+    """Register two versions of each family, the first its champion; return each one's milliseconds a row, and a row."""
     os.environ["MLFLOW_TRACKING_URI"] = address
     random = np.random.default_rng(0)
     days = pd.DataFrame(random.normal(size=(1500, 15)), columns=[f"feature_{n}" for n in range(15)])
     wet = days["feature_0"] + random.normal(size=len(days)) > 0
+    alone: dict[str, float] = {}
     for family in FAMILIES:
         estimator = make_estimator(make_candidates([family])[1]).fit(days, wet)
         with mlflow.start_run():
@@ -50,15 +57,31 @@ def register_all(address: str) -> tuple[list[str], pd.DataFrame]:
                 skops_trusted_types=list(TRUSTED_TYPES),
                 pip_requirements=["scikit-learn"],
             )
-        version = mlflow.register_model(logged.model_uri, family).version
-        MlflowClient().set_registered_model_alias(family, "champion", version)
-    return list(FAMILIES), days.head(1)
+        for _ in range(2):
+            mlflow.register_model(logged.model_uri, family)
+        MlflowClient().set_registered_model_alias(family, "champion", "1")
+        alone[family] = predict_alone(estimator, days.head(1).to_numpy())
+    return alone, days.head(1)
+
+
+def predict_alone(estimator: Any, row: Any) -> float:
+    """Return how many milliseconds the estimator itself takes for a row: no server could be quicker on one core."""
+    times = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a matrix, which has no names
+        for _ in range(300):
+            started = time.perf_counter()
+            estimator.predict_proba(row)
+            times.append((time.perf_counter() - started) * 1000)
+    return statistics.median(times)
 
 
 @contextmanager
-def ours(folder: Path, registry: str, model: str, row: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
+def ours(
+    folder: Path, registry: str, model: str, row: pd.DataFrame, **settings: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run our service; yields its process's address and a request."""
-    with serving_server(folder, registry, SERVING_API_KEY=KEY) as address:
+    with serving_server(folder, registry, SERVING_API_KEY=KEY, **settings) as address:
         wait_until(lambda: model in httpx.get(f"{address}/health/ready").json().get("versions", {}), 60, model)
         body = row.to_dict("records")[0]
         yield f"{address}/models/{model}/predict", {"json": body, "headers": {"Authorization": f"Bearer {KEY}"}}
@@ -133,30 +156,63 @@ def memory_of(url: str) -> float:
     return sum(each.memory_full_info().pss for each in [process, *process.children(recursive=True)]) / 2**20
 
 
+def swap_seconds(folder: Path, registry: str, model: str, row: pd.DataFrame) -> list[float]:
+    """Return how long after each change of the alias the other version first answers, by the default settings."""
+    times = []
+    with ours(folder, registry, model, row, SERVING_POLL_SECONDS="2") as (url, request), httpx.Client() as client:
+        for number in range(SWAPS):
+            version = 2 - number % 2
+            MlflowClient().set_registered_model_alias(model, "champion", str(version))
+            started = time.perf_counter()
+            while client.post(url, **request).raise_for_status().json()["version"] != version:
+                pass  # callers go on meanwhile
+            times.append(time.perf_counter() - started)
+    MlflowClient().set_registered_model_alias(model, "champion", "1")
+    return times
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Return a percentile by the nearest rank."""
+    return round(sorted(values)[math.ceil(share * len(values)) - 1], 3)
+
+
+def compare(home: Path, registry: str, database: str, model: str, row: pd.DataFrame) -> dict[str, Any]:
+    """Measure all servers with one model, in turns; return their results by name."""
+    recording = partial(ours, SERVING_DATABASE_URL=database)
+    servers: dict[str, Any] = {"trainyard": recording, "trainyard, not recording": ours, "mlflow models serve": theirs}
+    rates: dict[str, list[float]] = {name: [] for name in servers}
+    times: dict[str, list[float]] = {name: [] for name in servers}
+    memory: dict[str, float] = {}
+    for _ in range(TURNS):
+        for number, (name, run) in enumerate(servers.items()):
+            with run(home / str(number), registry, model, row) as (url, request):
+                memory.setdefault(name, round(memory_of(url), 1))
+                rate, latencies = measure(url, request)
+                rates[name].append(rate)
+                times[name] += latencies
+    return {
+        name: {
+            "requests_per_second": summary(rates[name]),
+            "milliseconds": {**summary(times[name]), "p99": percentile(times[name], 0.99)},
+            "idle_memory_mib": memory[name],
+        }
+        for name in servers
+    }
+
+
 def main() -> None:
-    """Measure both, in turns, and save."""
+    """Measure and save."""
     results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as home, mlflow_server(Path(home) / "mlflow") as registry:
-        models, row = register_all(registry)
-        for model in models:
-            rates: dict[str, list[float]] = {"trainyard": [], "mlflow models serve": []}
-            times: dict[str, list[float]] = {name: [] for name in rates}
-            memory: dict[str, float] = {}
-            for _ in range(TURNS):
-                for name, run in (("trainyard", ours), ("mlflow models serve", theirs)):
-                    with run(Path(home) / name.split()[0], registry, model, row) as (url, request):
-                        memory.setdefault(name, round(memory_of(url), 1))
-                        rate, latencies = measure(url, request)
-                        rates[name].append(rate)
-                        times[name] += latencies
-            results[model] = {
-                name: {
-                    "requests_per_second": summary(rates[name]),
-                    "milliseconds": summary(times[name]),
-                    "idle_memory_mib": memory[name],
-                }
-                for name in rates
-            }
+    with (
+        tempfile.TemporaryDirectory() as home,
+        mlflow_server(Path(home) / "mlflow") as registry,
+        postgres_server() as database,
+    ):
+        alone, row = register_all(registry)
+        swaps = {model: summary(swap_seconds(Path(home) / "swaps", registry, model, row)) for model in alone}
+        for model, milliseconds in alone.items():
+            results[model] = compare(Path(home), registry, database, model, row)
+            results[model] |= {"predict_alone_milliseconds": round(milliseconds, 3), "swap_seconds": swaps[model]}
     save("serving", {"callers": CALLERS, "seconds": SECONDS, "models": results})
 
 

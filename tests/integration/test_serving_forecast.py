@@ -11,6 +11,7 @@ import httpx
 import mlflow
 import pandas as pd
 import pytest
+from schemathesis import GenerationMode
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,6 +22,7 @@ from flows.weather.observations import Place
 from flows.weather.open_meteo import observe
 from flows.weather.outlook import look_ahead
 from tests.support.champions import HEADERS, KEY, register, wait_for
+from tests.support.fuzzing import fuzz
 from tests.support.open_meteo_server import OpenMeteoServer
 from tests.support.postgres import postgres_server
 from tests.support.servers import serving_server
@@ -252,6 +254,13 @@ def test_forecasts_want_the_key_and_are_counted(steady: httpx.Client) -> None:
     assert ask(steady).status_code == 200
     text = steady.get("/metrics").text
     assert f'serving_requests_total{{model="{places.MODEL}",status="200"}}' in text
+
+
+@pytest.mark.filterwarnings("ignore:jsonschema.exceptions.RefResolutionError:DeprecationWarning")
+def test_whatever_is_asked_is_answered_as_documented(steady: httpx.Client) -> None:
+    address = str(steady.base_url).rstrip("/")
+    fuzz(address, "/forecast", GenerationMode.POSITIVE, lambda status: status in (200, 404, 422))
+    fuzz(address, "/forecast", GenerationMode.NEGATIVE, lambda status: status < 500)
 
 
 def test_a_forecast_is_recorded_with_place_and_days(

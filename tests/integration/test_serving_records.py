@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 import psycopg2
 import pytest
+from schemathesis import GenerationMode
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from tests.support.champions import HEADERS, KEY, register, wait_for
+from tests.support.fuzzing import fuzz
 from tests.support.gate import Gate
 from tests.support.postgres import postgres_server
 from tests.support.servers import serving_server
@@ -179,6 +181,13 @@ def test_records_want_the_key_and_a_known_model(api: httpx.Client) -> None:
     assert httpx.get(f"{api.base_url}/models/wet/predictions").status_code == 401
     unknown = api.get("/models/nobody/predictions")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown-model")
+
+
+@pytest.mark.filterwarnings("ignore:jsonschema.exceptions.RefResolutionError:DeprecationWarning")
+def test_whatever_is_asked_is_answered_as_documented(api: httpx.Client) -> None:
+    address, path = str(api.base_url).rstrip("/"), "/models/wet/predictions"
+    fuzz(address, path, GenerationMode.POSITIVE, lambda status: status in (200, 422))  # years that Python has not
+    fuzz(address, path, GenerationMode.NEGATIVE, lambda status: status < 500)
 
 
 def test_records_that_are_too_old_are_deleted(mlflow_address: str, database: str, tmp_path: Path) -> None:

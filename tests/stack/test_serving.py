@@ -1,5 +1,7 @@
 """The champion of the first run, served in the stack."""
 
+import json
+import re
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack.stack import Stack
+from tests.stack.stack import CHECKOUT, Stack
 from tests.support.waiting import wait_until
 
 MODEL = "rain-tomorrow"
@@ -49,6 +51,17 @@ def test_the_champion_answers_soon_after_it_was_registered(stack: Stack, served:
     assert list(rows[0]["properties"]) == found["fields"]
 
 
+def test_the_readmes_commands_predict_and_forecast(stack: Stack, served: httpx.Client) -> None:
+    section = (CHECKOUT / "README.md").read_text().split("\n## Predictions\n")[1].split("\n## ")[0]
+    commands = re.findall(r"```shell\n(.*?)```", section, re.DOTALL)
+    assert len(commands) == 2
+    output = stack.shell("set -euo pipefail\n" + "echo\n".join(commands)).stdout
+    predicted, forecast = (json.loads(line) for line in output.splitlines())
+    assert predicted["model"] == forecast["model"] == MODEL
+    assert len(predicted["predictions"]) == 1
+    assert len(forecast["forecasts"]) == 3
+
+
 def test_predictions_want_the_key(stack: Stack, served: httpx.Client) -> None:
     address = str(served.base_url).rstrip("/")
     assert httpx.post(f"{address}/models/{MODEL}/predict", json={}).status_code == 401
@@ -68,10 +81,53 @@ def test_its_account_reads_and_changes_nothing(stack: Stack, served: httpx.Clien
     assert stack.python("serving", program).stdout.strip() == "200 403 []"
 
 
-def test_it_reaches_neither_store(stack: Stack, served: httpx.Client) -> None:
-    for host, port in (("postgres", 5432), ("minio", 9000)):
-        program = f"import socket; socket.create_connection(({host!r}, {port}), timeout=3)"
-        assert stack.python("serving", program, check=False).returncode == 1, f"serving reached {host}"
+def test_it_reaches_its_own_database_alone_and_not_the_object_store(stack: Stack, served: httpx.Client) -> None:
+    program = "import socket; socket.create_connection(('minio', 9000), timeout=3)"
+    assert stack.python("serving", program, check=False).returncode == 1, "serving reached minio"
+    connect = "import os, psycopg2; psycopg2.connect(os.environ['SERVING_DATABASE_URL'], dbname={!r})"
+    assert stack.python("serving", connect.format("serving")).returncode == 0
+    for other in ("mlflow", "mlflow_accounts", "prefect"):
+        refused = stack.python("serving", connect.format(other), check=False)
+        assert "permission denied for database" in refused.stderr
+
+
+def records(served: httpx.Client, after: int = 0) -> list[dict[str, Any]]:
+    answer = served.get(f"/models/{MODEL}/predictions", params={"after": after, "limit": 1000})
+    found: list[dict[str, Any]] = answer.raise_for_status().json()["predictions"]
+    return found
+
+
+def newest(served: httpx.Client) -> int:
+    last, after = 0, 0
+    while found := records(served, after):
+        last = after = found[-1]["id"]
+    return last
+
+
+def test_tomorrows_rain_is_forecast_and_recorded(stack: Stack, served: httpx.Client) -> None:
+    after = newest(served)
+    answer = served.get("/forecast", params={"place": "Seattle", "days": 3})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["model"], body["version"]) == (MODEL, about(served)[MODEL]["version"])
+    assert [0 <= each["probability"] <= 1 for each in body["forecasts"]] == [True] * 3
+    (record,) = wait_until(lambda: records(served, after), 30, "the record")
+    assert record["about"]["days"] == [each["day"] for each in body["forecasts"]]
+    assert served.get("/forecast", params={"place": "Arica"}).json()["code"] == "unknown-model"
+
+
+def test_predictions_wait_for_a_database_that_is_down(stack: Stack, served: httpx.Client) -> None:
+    after, example = newest(served), about(served)[MODEL]["example"]
+    stack.shell("docker compose stop postgres")
+    try:
+        for _ in range(20):
+            assert served.post(f"/models/{MODEL}/predict", json=example).status_code == 200
+        assert served.get(f"/models/{MODEL}/predictions").json()["code"] == "records-down"
+    finally:
+        stack.shell("docker compose up --detach --wait --no-recreate postgres")
+    wait_until(lambda: served.get(f"/models/{MODEL}/predictions").status_code == 200, 60, "the database")
+    wait_until(lambda: len(records(served, after)) == 20, 60, "the records")
+    wait_until(lambda: served.get("/health/ready").json()["registry_answers"], 60, "MLflow's database")
 
 
 def test_no_request_fails_while_a_person_changes_the_champion(stack: Stack, served: httpx.Client) -> None:

@@ -1,0 +1,35 @@
+"""Requests made up from the service's own documentation, right and wrong, whose answers must be as documented."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+
+from tests.support.champions import HEADERS
+
+SURE = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
+
+def fuzz(address: str, path: str, mode: GenerationMode, accept: Callable[[int], bool]) -> None:
+    """Send made-up requests to a path of the document; `accept` judges the statuses of the answers."""
+    document = httpx.get(f"{address}/openapi.json").json()
+    for operation in document["paths"][path].values():
+        del operation["security"]  # what is broken shall be the rest
+        if "requestBody" in operation:
+            content = operation["requestBody"]["content"]
+            operation["requestBody"]["content"] = {"application/json": content["application/json"]}
+    (found,) = schemathesis.openapi.from_dict(document).include(path=path).get_all_operations()
+    strategy = found.ok().as_strategy(generation_mode=mode)  # type: ignore[union-attr] # our own document is valid
+
+    @SURE
+    @given(case=strategy)
+    def ask(case: Any) -> None:
+        answer = case.call(base_url=address, headers=HEADERS)
+        assert accept(answer.status_code), answer.text
+        case.validate_response(answer, checks=[response_schema_conformance, status_code_conformance])
+
+    ask()
