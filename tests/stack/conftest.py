@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.stack.stack import Stack, copy_checkout
@@ -45,3 +46,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         if request.session.testsfailed:
             print(stack.logs("60"))
         stack.remove()
+
+
+@pytest.fixture
+def mailbox(stack: Stack) -> Iterator[httpx.Client]:
+    """Mailpit's API."""
+    user, password = stack.exec("mail", "cat", "/run/secrets/login").stdout.strip().split(":", 1)
+    address = f"http://localhost:{stack.ports['MAIL_PORT']}/api/v1"
+    assert httpx.get(f"{address}/messages").status_code == 401
+    with httpx.Client(base_url=address, auth=(user, password), timeout=10) as mailbox:
+        yield mailbox

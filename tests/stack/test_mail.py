@@ -54,16 +54,6 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
         yield api
 
 
-@pytest.fixture
-def mailbox(stack: Stack) -> Iterator[httpx.Client]:
-    """Mailpit's API."""
-    user, password = stack.exec("mail", "cat", "/run/secrets/login").stdout.strip().split(":", 1)
-    address = f"http://localhost:{stack.ports['MAIL_PORT']}/api/v1"
-    assert httpx.get(f"{address}/messages").status_code == 401
-    with httpx.Client(base_url=address, auth=(user, password), timeout=10) as mailbox:
-        yield mailbox
-
-
 def run(api: httpx.Client, name: str, how: str = "on time") -> tuple[dict[str, Any], float]:
     """Run a deployment to its end; return the run and the seconds that it took from its creation."""
     deployment, start = find_deployment(api, name)["id"], time.monotonic()
