@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from tests.stack.stack import Stack, copy_checkout
+from tests.support.browser import chromium
 
 
 def docker_answers() -> bool:
@@ -45,3 +47,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         if request.session.testsfailed:
             print(stack.logs("60"))
         stack.remove()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for a module's tests."""
+    with chromium() as browser:
+        yield browser

@@ -108,6 +108,12 @@ class Stack:
         lines = self.shell("make -s env").stdout.splitlines()
         return dict(shlex.split(line)[1].split("=", 1) for line in lines)
 
+    def dashboard(self) -> tuple[str, str, str]:
+        """Return the dashboard's address, user and password, as `make info` shows them."""
+        (line,) = [line for line in self.shell("make info").stdout.splitlines() if line.startswith("Dashboard ")]
+        _, address, user, password = line.split()
+        return address, user, password
+
     def prefect(self) -> httpx.Client:
         """Return a client of Prefect's API with the credentials of `make env`."""
         variables = self.variables()
