@@ -110,7 +110,7 @@ def forecast_chart(days: Rows) -> dict[str, Any]:
             alt.Tooltip("issued_at:N", title="said at"),
         ],
     )  # fmt: skip
-    stems = base.mark_rule(opacity=0.35, strokeWidth=1.5).encode(y2=alt.datum(0.5), color=colour)
+    stems = base.mark_rule(opacity=0.5).encode(y2=alt.datum(0.5))
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         color=colour,
         shape=alt.Shape("outcome:N", title=None, scale=alt.Scale(domain=OUTCOMES, range=SHAPES)),
@@ -123,8 +123,8 @@ def drift_chart(rows: Rows) -> dict[str, Any]:
     shown = [{**row, "said": "drifted" if row["drifted"] else "as in training"} for row in rows]
     domain = ["as in training", "drifted"]
     base = alt.Chart(values(shown)).encode(
-        x=alt.X("psi:Q", title="population stability index (no unit; 0 is no change)"),
-        y=alt.Y("column:N", sort=None, title=None, axis=alt.Axis(labelLimit=160)),
+        x=alt.X("psi:Q", title="PSI (no unit; 0 is no change)"),
+        y=alt.Y("column:N", sort=None, title=None),
         color=alt.Color("said:N", title=None, scale=alt.Scale(domain=domain), legend=alt.Legend(orient="top")),
         tooltip=[
             alt.Tooltip("column:N"),
@@ -146,7 +146,7 @@ def duration_chart(rows: Rows) -> dict[str, Any]:
     components = sorted(dict.fromkeys(row["component"] for row in rows), key=lambda name: name == REST)
     chart = alt.Chart(values(rows)).mark_bar(height={"band": 0.7}).encode(
         x=alt.X("sum(seconds):Q", title="duration (seconds)"),
-        y=alt.Y("run:N", sort=alt.SortField("order"), title=None, axis=alt.Axis(labelLimit=150)),
+        y=alt.Y("run:N", sort=alt.SortField("order"), title=None),
         color=alt.Color("component:N", title=None, scale=alt.Scale(domain=components),
                         legend=alt.Legend(orient="top")),
         order=alt.Order("part:Q"),
