@@ -85,7 +85,12 @@ class Readings:
             value = await load()
         except SourceError as error:
             _fail(entry, str(error))
-        except (LookupError, TypeError, ValueError):  # an answer that is not as documented must not end the panel
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ):  # an answer that is not as documented must not end the panel
             log.exception("A reading could not be understood")
             _fail(entry, "A server's answer is not as documented; the dashboard's log says more.")
         else:

@@ -36,7 +36,7 @@ async function draw() {
     const plot = chart.querySelector(".plot");
     const narrow = plot.clientWidth < 480;
     const legend = { ...colours.legend, columns: narrow ? 2 : 5 };
-    const config = { ...colours, legend, axisY: { labelLimit: narrow ? 95 : 170 } };
+    const config = { ...colours, legend, axisY: { labelLimit: narrow ? 120 : 170 } };
     // `ast`: expressions are interpreted and not compiled, which the page's policy forbids.
     drawn.push(await vegaEmbed(plot, spec, {
       config, renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
