@@ -13,6 +13,7 @@ import orjson
 log = logging.getLogger("dashboard")
 
 KEPT = 500
+RETRY_SECONDS = 3.0  # between two tries while a server is down
 PATIENCE_SECONDS, FIRST_PATIENCE_SECONDS = 0.4, 0.9  # for a newer reading, and for the first
 
 
@@ -60,7 +61,8 @@ class Readings:
         entry = self._entries.setdefault(key, Reading())
         self._entries.move_to_end(key)
         self._forget()
-        aged = self._clock() - entry.tried_at >= self._seconds
+        lasts = min(self._seconds, RETRY_SECONDS) if entry.error else self._seconds
+        aged = self._clock() - entry.tried_at >= lasts
         if entry.task is None and aged and not (lasting and entry.known and entry.error is None):
             entry.task = asyncio.create_task(self._read(entry, load))
         if entry.task is not None and (entry.error is None or not entry.known):
