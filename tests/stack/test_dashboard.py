@@ -127,7 +127,9 @@ def test_it_is_right_at_each_width_and_in_each_scheme(
             assert box is not None
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
-        page.locator(".plot svg .mark-symbol path").first.hover()  # a tooltip is drawn within the page's policy
+        page.locator(
+            ".plot svg .mark-symbol.role-mark path"
+        ).first.hover()  # a tooltip is drawn within the page's policy
         expect(page.locator("#vg-tooltip-element.visible")).to_be_visible(timeout=SECONDS)
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in ground.removeprefix("rgb(").removesuffix(")").split(",")) / 3

@@ -23,7 +23,7 @@ HEIGHT = 240
 
 def metric_chart(rows: Rows, metric: str, when: str = "start of the training") -> dict[str, Any]:
     """A metric of model and baselines over the trainings, or of live predictions over the checks."""
-    _, unit, better = METRICS.get(metric, ("", "no unit", ""))
+    _, _, better = METRICS.get(metric, ("", "no unit", ""))
     name = label(metric)
     who = contestants(row["who"] for row in rows)
     base = alt.Chart(values(rows)).encode(
@@ -35,15 +35,17 @@ def metric_chart(rows: Rows, metric: str, when: str = "start of the training") -
         y=alt.Y("value:Q", title=f"{name} ({better} is better)" if better else name, scale=alt.Scale(zero=False)),
         color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who), legend=alt.Legend(orient="top")),
         strokeDash=alt.StrokeDash("who:N", title=None, scale=alt.Scale(domain=who, range=DASHES[: len(who)])),
-        shape=alt.Shape("who:N", title=None, scale=alt.Scale(domain=who, range=SHAPES[: len(who)])),
         tooltip=[
             alt.Tooltip("who:N", title="of"),
-            alt.Tooltip("value:Q", title=f"{name} ({unit})", format=".4f"),
+            alt.Tooltip("value:Q", title=name, format=".4f"),
             alt.Tooltip("version:N", title="version"),
             alt.Tooltip("at:T", title=when, format="%Y-%m-%d %H:%M"),
         ],
     )
-    return spec(alt.layer(base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=55, opacity=1)))
+    points = base.mark_point(filled=True, size=55, opacity=1).encode(
+        shape=alt.Shape("who:N", title=None, scale=alt.Scale(domain=who, range=SHAPES[: len(who)]))
+    )
+    return spec(alt.layer(base.mark_line(strokeWidth=2), points))
 
 
 def calibration_chart(found: Calibration) -> dict[str, Any]:

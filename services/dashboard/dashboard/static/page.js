@@ -34,7 +34,7 @@ async function draw() {
   for (const chart of document.querySelectorAll(".chart")) {
     const spec = JSON.parse(chart.querySelector("script").textContent);
     const plot = chart.querySelector(".plot");
-    const narrow = plot.clientWidth < 480;
+    const narrow = plot.clientWidth < 400;
     const legend = { ...colours.legend, columns: narrow ? 2 : 5 };
     const config = { ...colours, legend, axisY: { labelLimit: narrow ? 120 : 170 } };
     // `ast`: expressions are interpreted and not compiled, which the page's policy forbids.
