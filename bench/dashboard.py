@@ -77,26 +77,12 @@ def visit(browser: Browser, account: tuple[str, str, str]) -> tuple[float, float
     return found[0], found[1], found[2]
 
 
-PSS = """
-import os, re
-from pathlib import Path
-processes = [each for each in Path("/proc").glob("[0-9]*") if each.name != str(os.getpid())]
-ours = [each for each in processes if b"-m\\0dashboard" in (each / "cmdline").read_bytes()]
-print(sum(int(re.search(r"Pss: +(\\d+)", (each / "smaps_rollup").read_text())[1]) for each in ours))
-"""
-
-
-def pss_mib(stack: Stack) -> float:
-    """Return the memory of the dashboard's processes: shared pages by their share."""
-    return int(stack.python("dashboard", PSS).stdout) / 1024
-
-
 def main() -> None:
     """Measure on a stack of its own."""
     with plain_stack() as stack, chromium() as browser:
         stack.shell("docker compose up -d --wait", timeout=600)
         stack.wait_for_first_run()
-        empty = pss_mib(stack)
+        empty = stack.pss_mib("dashboard")
         fill(stack)
         account = stack.dashboard()
         stack.shell("docker compose restart dashboard")
@@ -108,7 +94,7 @@ def main() -> None:
         after_restart = dict(zip(names[:2], cold, strict=False))
         memory = {
             "before_a_visit": round(empty, 1),
-            "after_visits": round(statistics.median(pss_mib(stack) for _ in range(3)), 1),
+            "after_visits": round(statistics.median(stack.pss_mib("dashboard") for _ in range(3)), 1),
         }
     save(
         "dashboard",

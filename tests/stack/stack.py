@@ -21,6 +21,14 @@ RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashb
 PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
 ONE_SHOTS = {"secrets", "prefect-migrate", "mlflow-migrate", "provision"}
 
+PSS = """
+import os, re, sys
+from pathlib import Path
+processes = [each for each in Path("/proc").glob("[0-9]*") if each.name != str(os.getpid())]
+ours = [each for each in processes if f"-m\\0{sys.argv[1]}".encode() in (each / "cmdline").read_bytes()]
+print(sum(int(re.search(r"Pss: +(\\d+)", (each / "smaps_rollup").read_text())[1]) for each in ours))
+"""
+
 
 def copy_checkout(target: Path) -> None:
     """Copy what a commit of the checkout as it stands would hold."""
@@ -91,6 +99,10 @@ class Stack:
     def python(self, service: str, program: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run Python text in a service's container."""
         return self.exec(service, "python", "-c", program, check=check)
+
+    def pss_mib(self, service: str) -> float:
+        """Return the memory of a service that is a Python module of its name: shared pages by their share."""
+        return int(self.exec(service, "python", "-c", PSS, service).stdout) / 1024
 
     def provisioner(self, program: str) -> str:
         """Run Python text in a container of `provision`, which alone has the object store's root account."""

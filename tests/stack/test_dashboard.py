@@ -178,8 +178,5 @@ def test_it_reaches_neither_store(stack: Stack, account: tuple[str, str, str]) -
 
 
 def test_its_idle_memory_stays_small(stack: Stack, account: tuple[str, str, str]) -> None:
-    def anonymous() -> float:
-        lines = stack.exec("dashboard", "cat", "/sys/fs/cgroup/memory.stat").stdout.splitlines()
-        return int(dict(line.split() for line in lines)["anon"]) / 2**20
-
-    assert statistics.median(anonymous() for _ in range(3)) <= IDLE_MIB
+    used = statistics.median(stack.pss_mib("dashboard") for _ in range(3))
+    assert 20 < used <= IDLE_MIB
