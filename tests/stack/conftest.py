@@ -31,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.skip(reason="no Docker Engine answers, so the composed stack is not tested"))
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for a module's tests."""
+    with chromium() as browser:
+        yield browser
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """Boot the stack from a copy of the checkout and remove what it made, also when it fails."""
@@ -47,10 +54,3 @@ def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         if request.session.testsfailed:
             print(stack.logs("60"))
         stack.remove()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser for a module's tests."""
-    with chromium() as browser:
-        yield browser
