@@ -57,7 +57,7 @@ test-unit test-integration test-stack: test-%:
 	@infra/venv test && .venv/bin/python -m pytest tests/$*
 
 bench: ## all benchmarks, an hour on a quiet machine; writes bench/results and docs/benchmarks.md
-	@infra/venv test && for name in start demo serving peers; do .venv/bin/python -m bench.$$name; done
+	@infra/venv test && for name in start demo serving dashboard peers; do .venv/bin/python -m bench.$$name; done
 	@.venv/bin/python -m bench.page
 
 lint: ## ruff, mypy and the compose file

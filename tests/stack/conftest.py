@@ -8,8 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import Browser
 
 from tests.stack.stack import Stack, copy_checkout
+from tests.support.browser import chromium
 
 
 def docker_answers() -> bool:
@@ -28,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError("Docker does not answer, and TRAINYARD_REQUIRE_DOCKER wants the stack tested.")
     for item in here:
         item.add_marker(pytest.mark.skip(reason="no Docker Engine answers, so the composed stack is not tested"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for a module's tests."""
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,14 @@ RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashb
 PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
 ONE_SHOTS = {"secrets", "prefect-migrate", "mlflow-migrate", "provision"}
 
+PSS = """
+import os, re, sys
+from pathlib import Path
+processes = [each for each in Path("/proc").glob("[0-9]*") if each.name != str(os.getpid())]
+ours = [each for each in processes if f"-m\\0{sys.argv[1]}".encode() in (each / "cmdline").read_bytes()]
+print(sum(int(re.search(r"Pss: +(\\d+)", (each / "smaps_rollup").read_text())[1]) for each in ours))
+"""
+
 
 def copy_checkout(target: Path) -> None:
     """Copy what a commit of the checkout as it stands would hold."""
@@ -92,6 +100,10 @@ class Stack:
         """Run Python text in a service's container."""
         return self.exec(service, "python", "-c", program, check=check)
 
+    def pss_mib(self, service: str) -> float:
+        """Return the memory of a service that is a Python module of its name: shared pages by their share."""
+        return int(self.exec(service, "python", "-c", PSS, service).stdout) / 1024
+
     def provisioner(self, program: str) -> str:
         """Run Python text in a container of `provision`, which alone has the object store's root account."""
         command = ["docker", "compose", "run", "--rm", "--no-deps", "-T", "provision", "python", "-c", program]
@@ -107,6 +119,12 @@ class Stack:
         """Return what `make env` prints."""
         lines = self.shell("make -s env").stdout.splitlines()
         return dict(shlex.split(line)[1].split("=", 1) for line in lines)
+
+    def dashboard(self) -> tuple[str, str, str]:
+        """Return the dashboard's address, user and password, as `make info` shows them."""
+        (line,) = [line for line in self.shell("make info").stdout.splitlines() if line.startswith("Dashboard ")]
+        _, address, user, password = line.split()
+        return address, user, password
 
     def prefect(self) -> httpx.Client:
         """Return a client of Prefect's API with the credentials of `make env`."""

@@ -1,29 +1,8 @@
 """A browser signs in to both UIs and finds the run and the model."""
 
-import os
-import shutil
-from collections.abc import Iterator
-
-import pytest
-from playwright.sync_api import Browser, HttpCredentials, expect, sync_playwright
+from playwright.sync_api import Browser, HttpCredentials, expect
 
 from tests.stack.stack import Stack
-
-QUIET = [
-    "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium where it is installed, else the one that `playwright install chromium` brings."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=QUIET + as_root)
-        yield browser
-        browser.close()
 
 
 def test_the_run_is_found_in_prefect(stack: Stack, browser: Browser) -> None:

@@ -1,28 +1,23 @@
 """The service's pages: sign-in, the dashboard, and what its script asks for."""
 
 import asyncio
-import gzip
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dashboard import charts, words
+from dashboard.guard import Guard
 from dashboard.mlflow_source import MLflowSource
-from dashboard.models import Links, label
+from dashboard.models import Links
 from dashboard.prefect_source import PrefectSource
 from dashboard.reading import Readings
+from dashboard.rendering import load_files, make_templates
 from dashboard.sessions import Session, Sessions, Tries
 from dashboard.settings import Settings
 from dashboard.upstream import Upstream
@@ -30,80 +25,6 @@ from dashboard.view import Choice, View, Viewer, calibration_panel, model_panels
 
 COOKIE = "trainyard_dashboard"
 MOST_FORM_BYTES = 4096
-STATIC = Path(__file__).parent / "static"
-TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-}
-
-
-class Guard:
-    """Puts the security headers on every answer and refuses posts that other sites' pages make."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                given = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                names = {name for name, _ in message["headers"]}
-                kept = [] if b"cache-control" in names else [(b"cache-control", b"no-store")]
-                message = {**message, "headers": [*message["headers"], *given, *kept]}
-            await send(message)
-
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-        elif scope["method"] == "POST" and not is_from_here(Headers(scope=scope)):
-            refusal = Response("This form was sent from another site.", 403, media_type="text/plain")
-            await refusal(scope, receive, send_guarded)
-        else:
-            await self.app(scope, receive, send_guarded)
-
-
-def is_from_here(headers: Headers) -> bool:
-    """Tell whether a browser says that one of our own pages makes a request."""
-    if site := headers.get("sec-fetch-site"):
-        return site == "same-origin"
-    # Browsers leave that header out of plain HTTP to other names than localhost, but never this one.
-    return urlsplit(headers.get("origin", "")).netloc.lower() == headers.get("host", "-").lower()
-
-
-def load_files(bundle: Path) -> dict[str, tuple[bytes, bytes, str]]:
-    """Return the static files by name: as they are, compressed, and their type."""
-    paths = [path for path in STATIC.iterdir() if path.suffix in TYPES and path.name != "vega.js"]
-    texts = {path.name: path.read_bytes() for path in paths} | {"vega.js": bundle.read_bytes()}
-    return {name: (text, gzip.compress(text, 6), TYPES[Path(name).suffix]) for name, text in texts.items()}
-
-
-def make_templates(files: dict[str, tuple[bytes, bytes, str]]) -> Environment:
-    """Return the page's templates, which find each static file under an address that changes with it."""
-    addresses = {
-        name: f"/static/{name}?{hashlib.sha256(text).hexdigest()[:12]}" for name, (text, _, _) in files.items()
-    }
-    templates = Environment(
-        loader=PackageLoader("dashboard"),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.globals |= {"static": addresses, "charts": charts, "drawn": charts.drawn, "label": label}
-    templates.filters |= {
-        "moment": words.moment, "took": words.took, "figure": words.figure, "share": words.share,
-        "count": words.count, "paragraphs": words.paragraphs,
-    }  # fmt: skip
-    return templates
 
 
 class Pages:

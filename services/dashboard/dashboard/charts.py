@@ -23,7 +23,7 @@ HEIGHT = 240
 
 def metric_chart(rows: Rows, metric: str, when: str = "start of the training") -> dict[str, Any]:
     """A metric of model and baselines over the trainings, or of live predictions over the checks."""
-    _, unit, better = METRICS.get(metric, ("", "no unit", ""))
+    _, _, better = METRICS.get(metric, ("", "no unit", ""))
     name = label(metric)
     who = contestants(row["who"] for row in rows)
     base = alt.Chart(values(rows)).encode(
@@ -35,15 +35,17 @@ def metric_chart(rows: Rows, metric: str, when: str = "start of the training") -
         y=alt.Y("value:Q", title=f"{name} ({better} is better)" if better else name, scale=alt.Scale(zero=False)),
         color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who), legend=alt.Legend(orient="top")),
         strokeDash=alt.StrokeDash("who:N", title=None, scale=alt.Scale(domain=who, range=DASHES[: len(who)])),
-        shape=alt.Shape("who:N", title=None, scale=alt.Scale(domain=who, range=SHAPES[: len(who)])),
         tooltip=[
             alt.Tooltip("who:N", title="of"),
-            alt.Tooltip("value:Q", title=f"{name} ({unit})", format=".4f"),
+            alt.Tooltip("value:Q", title=name, format=".4f"),
             alt.Tooltip("version:N", title="version"),
             alt.Tooltip("at:T", title=when, format="%Y-%m-%d %H:%M"),
         ],
     )
-    return spec(alt.layer(base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=55, opacity=1)))
+    points = base.mark_point(filled=True, size=55, opacity=1).encode(
+        shape=alt.Shape("who:N", title=None, scale=alt.Scale(domain=who, range=SHAPES[: len(who)]))
+    )
+    return spec(alt.layer(base.mark_line(strokeWidth=2), points))
 
 
 def calibration_chart(found: Calibration) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def forecast_chart(days: Rows) -> dict[str, Any]:
             alt.Tooltip("issued_at:N", title="said at"),
         ],
     )  # fmt: skip
-    stems = base.mark_rule(opacity=0.35, strokeWidth=1.5).encode(y2=alt.datum(0.5), color=colour)
+    stems = base.mark_rule(opacity=0.5).encode(y2=alt.datum(0.5))
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         color=colour,
         shape=alt.Shape("outcome:N", title=None, scale=alt.Scale(domain=OUTCOMES, range=SHAPES)),
@@ -123,8 +125,8 @@ def drift_chart(rows: Rows) -> dict[str, Any]:
     shown = [{**row, "said": "drifted" if row["drifted"] else "as in training"} for row in rows]
     domain = ["as in training", "drifted"]
     base = alt.Chart(values(shown)).encode(
-        x=alt.X("psi:Q", title="population stability index (no unit; 0 is no change)"),
-        y=alt.Y("column:N", sort=None, title=None, axis=alt.Axis(labelLimit=160)),
+        x=alt.X("psi:Q", title="PSI (no unit; 0 is no change)"),
+        y=alt.Y("column:N", sort=None, title=None),
         color=alt.Color("said:N", title=None, scale=alt.Scale(domain=domain), legend=alt.Legend(orient="top")),
         tooltip=[
             alt.Tooltip("column:N"),
@@ -146,7 +148,7 @@ def duration_chart(rows: Rows) -> dict[str, Any]:
     components = sorted(dict.fromkeys(row["component"] for row in rows), key=lambda name: name == REST)
     chart = alt.Chart(values(rows)).mark_bar(height={"band": 0.7}).encode(
         x=alt.X("sum(seconds):Q", title="duration (seconds)"),
-        y=alt.Y("run:N", sort=alt.SortField("order"), title=None, axis=alt.Axis(labelLimit=150)),
+        y=alt.Y("run:N", sort=alt.SortField("order"), title=None),
         color=alt.Color("component:N", title=None, scale=alt.Scale(domain=components),
                         legend=alt.Legend(orient="top")),
         order=alt.Order("part:Q"),

@@ -154,6 +154,22 @@ def timeline(trained: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str
     ]
 
 
+def figures(trained: Sequence[Mapping[str, Any]], metric: str, model: str, links: Links) -> list[dict[str, Any]]:
+    """Return the trainings with one metric's scores, the newest first, and where to look further."""
+    return [
+        {
+            "name": training["name"] or training["run_id"],
+            "at": training["at"],
+            "version": training["version"],
+            "scores": training["scores"].get(metric, {}),
+            "url": links.run(training["experiment"], training["run_id"]),
+            "version_url": links.version(model, int(training["version"])) if training["version"].isdecimal() else "",
+            "flow_run_url": links.flow_run(training["flow_run"]) if training["flow_run"] else "",
+        }
+        for training in reversed(trained)
+    ]
+
+
 def metric_names(trained: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the metrics that trainings have, in the page's order."""
     found = dict.fromkeys(metric for training in trained for metric in training["scores"])

@@ -13,6 +13,7 @@ import orjson
 log = logging.getLogger("dashboard")
 
 KEPT = 500
+RETRY_SECONDS = 3.0  # between two tries while a server is down
 PATIENCE_SECONDS, FIRST_PATIENCE_SECONDS = 0.4, 0.9  # for a newer reading, and for the first
 
 
@@ -60,7 +61,8 @@ class Readings:
         entry = self._entries.setdefault(key, Reading())
         self._entries.move_to_end(key)
         self._forget()
-        aged = self._clock() - entry.tried_at >= self._seconds
+        lasts = min(self._seconds, RETRY_SECONDS) if entry.error else self._seconds
+        aged = self._clock() - entry.tried_at >= lasts
         if entry.task is None and aged and not (lasting and entry.known and entry.error is None):
             entry.task = asyncio.create_task(self._read(entry, load))
         if entry.task is not None and (entry.error is None or not entry.known):
@@ -85,7 +87,12 @@ class Readings:
             value = await load()
         except SourceError as error:
             _fail(entry, str(error))
-        except (LookupError, TypeError, ValueError):  # an answer that is not as documented must not end the panel
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ):  # an answer that is not as documented must not end the panel
             log.exception("A reading could not be understood")
             _fail(entry, "A server's answer is not as documented; the dashboard's log says more.")
         else:

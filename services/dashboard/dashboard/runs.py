@@ -117,7 +117,8 @@ def pool_view(pool: Mapping[str, Any], links: Links, now: float) -> dict[str, An
 
 def pages(page: int, last: int, around: int = 2) -> list[int | None]:
     """Return the page numbers to link to; None stands for a gap."""
-    wanted = sorted({1, last, *range(max(1, page - around), min(last, page + around) + 1)} - {0})
+    near = range(max(1, page - around), min(last, page + around) + 1)
+    wanted = sorted({1, last, *near}) if last else []
     found: list[int | None] = []
     for number in wanted:
         if found and found[-1] is not None and number > found[-1] + 1:

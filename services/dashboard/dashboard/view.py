@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from dashboard import models, monitoring, runs
+from dashboard import charts, models, monitoring, runs
 from dashboard.calibration import Calibration, calibration
 from dashboard.mlflow_source import MLflowSource
 from dashboard.models import Links
@@ -163,7 +163,8 @@ def model_panels(view: View, links: Links) -> dict[str, Any]:
         "better": models.METRICS.get(metric, ("", "", ""))[2],
         "unit": models.METRICS.get(metric, ("", "no unit", ""))[1],
         "timeline": models.timeline(trained, metric) if metric else [],
-        "trainings": len(trained),
+        "figures": models.figures(trained, metric, view.name, links) if metric else [],
+        "contestants": charts.contestants(who for training in trained for who in training["scores"].get(metric, {})),
     }
 
 

@@ -34,8 +34,9 @@ async function draw() {
   for (const chart of document.querySelectorAll(".chart")) {
     const spec = JSON.parse(chart.querySelector("script").textContent);
     const plot = chart.querySelector(".plot");
-    const columns = plot.clientWidth < 480 ? 2 : 5;
-    const config = { ...colours, legend: { ...colours.legend, columns } };
+    const narrow = plot.clientWidth < 400;
+    const legend = { ...colours.legend, columns: narrow ? 2 : 5 };
+    const config = { ...colours, legend, axisY: { labelLimit: narrow ? 120 : 170 } };
     // `ast`: expressions are interpreted and not compiled, which the page's policy forbids.
     drawn.push(await vegaEmbed(plot, spec, {
       config, renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
