@@ -89,8 +89,9 @@ def test_each_links_to_the_other(stack: Stack) -> None:
 
 
 def test_provisioning_says_where_everything_is(stack: Stack) -> None:
-    lines = stack.shell("docker compose logs --no-log-prefix --no-color provision").stdout.splitlines()[-4:]
+    lines = stack.shell("docker compose logs --no-log-prefix --no-color provision").stdout.splitlines()[-5:]
     assert f"http://localhost:{stack.ports['PREFECT_PORT']}" in lines[1]
     assert f"http://localhost:{stack.ports['MLFLOW_PORT']}" in lines[2]
-    shown = stack.shell(lines[3].split(": ", 1)[1]).stdout
+    assert f"http://localhost:{stack.ports['SERVING_PORT']}/docs" in lines[3]
+    shown = stack.shell(lines[4].split(": ", 1)[1]).stdout
     assert stack.variables()["MLFLOW_TRACKING_PASSWORD"] in shown

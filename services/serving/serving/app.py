@@ -75,10 +75,10 @@ def create_app(settings: Settings) -> FastAPI:
         recorder.put(Record(time.time(), champion.model, champion.version, names, columns, answer, about))
         return answer
 
-    @app.post("/models/{name}/predict")
-    async def predict(name: str, request: Request) -> Response:
+    async def predict(request: Request) -> Response:
         with metrics.watch() as watched:
             want_key(request)
+            name = request.path_params["name"]
             if name in catalog.state.registered:
                 watched.model = name
             model = catalog.model(name)
@@ -90,6 +90,9 @@ def create_app(settings: Settings) -> FastAPI:
             version = {"X-Model-Name": name.encode("ascii", "backslashreplace").decode()}
             version["X-Model-Version"] = str(model.champion.version)
             return Response(render(model, answer), media_type="application/json", headers=version)
+
+    # Starlette's own route: FastAPI's would solve dependencies that there are not, at each request.
+    app.add_route("/models/{name}/predict", predict, methods=["POST"])
 
     async def answer_forecast(model: Model, outlook: "Outlook", days: int) -> Response:
         rows = await forecaster.rows(model, outlook, days)

@@ -288,7 +288,8 @@ class Recorder:
 
     def _copy(self, lines: Sequence[bytes]) -> None:
         with self._connect() as connection, connection.cursor() as cursor:
-            cursor.copy_expert(COPY, io.BytesIO(b"".join(lines)))
+            text = b"".join(lines)
+            cursor.copy_expert(COPY, io.BytesIO(text), size=len(text) + 1)  # by default in pieces of 8 KiB
         self.written += len(lines)
 
     def _line(self, record: Record) -> bytes | None:
