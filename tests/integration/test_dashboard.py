@@ -276,7 +276,7 @@ def test_what_monitoring_found_is_shown(person: httpx.Client, tracking: MlflowCl
     for said in ("Of 1 days whose outcome is known, 1 fell", "81 %", "not yet known", "0.212", "0.432"):
         assert said in shown
     check(model, "too-few")
-    shown = wait_for(person, f"/?model={model}", "Too few predictions to judge", "logged no monitoring/drift.json")
+    shown = wait_for(person, f"/?model={model}", "Too few to judge", "logged no monitoring/drift.json")
     assert "monitoring/forecasts.json is missing or empty" in shown
 
 

@@ -9,7 +9,7 @@ from dashboard.tables import number, rows_of
 VERDICTS = {
     "ok": ("No alarm", "good"),
     "alert": ("Alarm", "bad"),
-    "too-few": ("Too few predictions to judge", "neutral"),
+    "too-few": ("Too few to judge", "neutral"),
 }
 SCORES = ("brier", "log_loss", "accuracy")
 MOST_PLACES, MOST_DAYS = 3, 45

@@ -35,7 +35,7 @@ async function draw() {
     const spec = JSON.parse(chart.querySelector("script").textContent);
     const plot = chart.querySelector(".plot");
     const narrow = plot.clientWidth < 400;
-    const legend = { ...colours.legend, columns: narrow ? 2 : 5 };
+    const legend = { ...colours.legend, columns: narrow ? 2 : 5, labelLimit: narrow ? 105 : 220 };
     const config = { ...colours, legend, axisY: { labelLimit: narrow ? 120 : 170 } };
     // `ast`: expressions are interpreted and not compiled, which the page's policy forbids.
     drawn.push(await vegaEmbed(plot, spec, {
