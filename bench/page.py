@@ -106,7 +106,7 @@ def serving(results: dict[str, Any]) -> str:
             [model, "the estimator alone", f"{1000 / alone:.0f}", f"{1000 / alone / theirs:.1f}", f"{alone:.1f}", ""]
         )
         swaps.append([model, both(found["swap_seconds"]), f"{found['swap_seconds']['n']:.0f}"])
-    head = ["model", "server", "requests/s", "to mlflow models serve", "ms, median / p99", "idle MiB"]
+    head = ["model", "server", "requests/s", "times mlflow models serve", "ms, median / p99", "idle MiB"]
     return f"{table(head, rows)}\n{table(['from the alias to the first answer of the new version', 's', 'n'], swaps)}"
 
 
