@@ -1,11 +1,14 @@
 """Prefect's reading account, on a server started as in the stack: it looks and changes nothing."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.support.servers import prefect_server
+from tests.support.waiting import wait_until
 
 ADMIN, READER = ("admin", "password-of-the-admin"), ("dashboard", "password-of-the-reader")
 NO_ID = "00000000-0000-0000-0000-000000000000"
@@ -93,3 +96,33 @@ def test_two_credentials_at_once_give_no_more(api: str) -> None:
 
     both = [basic(ADMIN), basic(READER)]
     assert httpx.post(f"{api}/flows/", json={"name": "intruder"}, headers=both).status_code == 403
+
+
+def test_automations_still_act(api: str) -> None:
+    with httpx.Client(base_url=api, auth=ADMIN, timeout=30) as admin:
+        pool = admin.post("/work_pools/", json={"name": "paused-by-event", "type": "process"}).raise_for_status().json()
+        automation = {
+            "name": "pause",
+            "trigger": {
+                "type": "event",
+                "posture": "Reactive",
+                "expect": ["test.pause"],
+                "match": {"prefect.resource.id": "test.*"},
+                "threshold": 1,
+                "within": 0,
+            },
+            "actions": [{"type": "pause-work-pool", "source": "selected", "work_pool_id": pool["id"]}],
+        }
+        admin.post("/automations/", json=automation).raise_for_status()
+
+        def paused() -> bool:
+            event = {
+                "id": str(uuid4()),
+                "event": "test.pause",
+                "occurred": datetime.now(UTC).isoformat(),
+                "resource": {"prefect.resource.id": "test.it"},
+            }
+            admin.post("/events", json=[event]).raise_for_status()  # again: the automation is loaded some time later
+            return bool(admin.get("/work_pools/paused-by-event").raise_for_status().json()["is_paused"])
+
+        wait_until(paused, 30, "the automation's action", every=0.5)
