@@ -38,8 +38,6 @@ def lock(name: str, timeout_seconds: float | None = LOCK_SECONDS) -> Iterator[No
 
     Raises TimeoutError if another holds it for longer than `timeout_seconds`.
     """
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another was first
-        client.upsert_global_concurrency_limit_by_name(name, limit=1)
     deadline = None if timeout_seconds is None else monotonic() + timeout_seconds
     with ExitStack() as held:
         # Asked for once at a time: left to wait by itself, Prefect looks again only after as much as half a minute.
@@ -51,13 +49,17 @@ def lock(name: str, timeout_seconds: float | None = LOCK_SECONDS) -> Iterator[No
 
 
 def _take(name: str, held: ExitStack) -> bool:
+    """Take the lock if it is free; one that nobody has ever taken is made for the next try."""
     try:
         held.enter_context(
             concurrency(name, max_retries=0, strict=True, lease_duration=60, raise_on_lease_renewal_failure=False)
         )
     except ConcurrencySlotAcquisitionError as error:
         response = getattr(error.__cause__, "response", None)
-        if response is None or response.status_code != httpx.codes.LOCKED:
+        if response is None and "must be created" in str(error):
+            with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another was first
+                client.upsert_global_concurrency_limit_by_name(name, limit=1)
+        elif response is None or response.status_code != httpx.codes.LOCKED:
             raise
         return False
     return True

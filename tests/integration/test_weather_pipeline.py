@@ -243,6 +243,13 @@ def test_what_was_deleted_from_mlflow_is_logged_anew(outcome: Outcome, tracking:
     assert again.registered.run_id != outcome.registered.run_id
 
 
+def test_a_training_whose_run_is_in_the_bin_is_logged_anew(outcome: Outcome, tracking: MlflowClient) -> None:
+    tracking.delete_run(outcome.registered.run_id)
+    again = run()
+    assert not again.reused
+    assert again.registered.run_id != outcome.registered.run_id
+
+
 def test_a_candidate_that_is_not_better_is_challenger(outcome: Outcome, tracking: MlflowClient) -> None:
     again = run(refresh=True)
     assert not again.is_champion
