@@ -34,6 +34,7 @@ from flows.weather.validation import Limits as DataLimits
 EXPERIMENT = "monitoring"
 ALERT = "Alert"
 PAGE = 1000
+DAYS_AHEAD = 7
 TIMEOUT_SECONDS = 30.0
 DRIFT, FORECASTS = "monitoring/drift.json", "monitoring/forecasts.json"
 ModelName = Annotated[str, Field(min_length=1, max_length=250)]
@@ -62,8 +63,8 @@ def served_models() -> list[str]:
 
 @task(name="ask-for-forecast", task_run_name="{model}", **FETCHING)
 def ask_for_forecast(model: str) -> None:
-    """Have tomorrow's forecast made, so that there is one of each day to measure."""
-    (said,) = ask_serving(f"/models/{quote(model, safe='')}/forecast", days="1")["forecasts"]
+    """Have the coming days' forecasts made, so that there is one of each day to measure."""
+    said, *_ = ask_serving(f"/models/{quote(model, safe='')}/forecast", days=str(DAYS_AHEAD))["forecasts"]
     print(f"{model}: rain on {said['day']} with probability {said['probability']:.2f}")
 
 
@@ -88,8 +89,8 @@ def observe(tags: Mapping[str, str], days: list[str]) -> dict[tuple[str, str], b
     if not known:
         return {}
     place = truth.place_of(tags)
-    # Whole weeks: runs of the same week ask for the same days, which the cache then has.
-    first = min(known[0], newest - timedelta(days=35))
+    # As many days for few forecasts as for many: the cache then has them for all runs of a day.
+    first = min(known[0], newest - timedelta(days=90))
     observed = fetch_archive(
         Settings().weather_archive_url, place, first, newest, DataLimits(max_gap_days=5, max_filled_share=0.2)
     )

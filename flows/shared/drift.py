@@ -17,7 +17,8 @@ PSI_LIMIT = 0.2
 """From which the literature calls a shift significant (Siddiqi, Credit Risk Scorecards, 2006)."""
 SIGNIFICANCE = 0.01
 BINS = 10
-HALF_SEASON_DAYS = 30
+HALF_SEASONS_DAYS = (7, 15, 30, 60)
+SEASON_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def psi(training: pd.Series, recent: pd.Series) -> float:
 def same_season(training: pd.DataFrame, time: str, days: pd.DatetimeIndex) -> pd.DataFrame:
     """Return the training rows from the same time of the year as some days.
 
-    A month of rows compared with whole years would differ by the season alone. All rows are returned where
-    they do not say what day they are about, or where too few are of the season.
+    A month of rows compared with whole years would differ by the season alone. The season is as narrow as
+    leaves SEASON_ROWS rows; all are returned where that is not enough, or they do not say their days.
 
     Args:
         training: Rows with a column that holds dates, or nothing.
@@ -72,8 +73,9 @@ def same_season(training: pd.DataFrame, time: str, days: pd.DatetimeIndex) -> pd
     if moments.isna().any() or not len(days):
         return training
     distance = np.abs(moments.dt.day_of_year.to_numpy()[:, None] - np.unique(days.day_of_year.to_numpy())[None, :])
-    near = np.minimum(distance, 366 - distance).min(axis=1) <= HALF_SEASON_DAYS
-    return training[near] if near.sum() >= BINS * 10 else training
+    away = np.minimum(distance, 366 - distance).min(axis=1)
+    narrow = (training[away <= half] for half in HALF_SEASONS_DAYS)
+    return next((near for near in narrow if len(near) >= SEASON_ROWS), training)
 
 
 def _shift(name: str, training: pd.Series, recent: pd.Series, significance: float) -> Shift:

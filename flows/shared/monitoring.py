@@ -106,7 +106,10 @@ def check(
     if reasons:
         return Verdict("alert", tuple(reasons), metrics, shifts, forecasts)
     if said:
-        return Verdict("ok", ("Inputs and scores are as in training.",), metrics, shifts, forecasts)
+        kept = ["The inputs look as in training."] if shifts else []
+        if scores.get("scored", 0.0) >= limits.min_scored:
+            kept.append("Forecasts are not worse than on the holdout beyond chance.")
+        return Verdict("ok", tuple(kept), metrics, shifts, forecasts)
     few = f"{len(rows)} predictions are too few to compare with the training data; {limits.min_predictions} are needed."
     return Verdict("too-few", (few,), metrics, shifts, forecasts)
 
@@ -114,7 +117,7 @@ def check(
 def find_drift(rows: pd.DataFrame, sample: pd.DataFrame, limits: Limits) -> list[drift.Shift]:
     """Return the shift of each input and of the prediction; none where there are too few rows."""
     columns = [name for name in sample.columns if name != TIME and name in rows.columns]
-    recent = rows[columns].dropna()
+    recent = rows.loc[_soon(rows), columns].dropna()
     if len(recent) < limits.min_predictions:
         return []
     days = rows.loc[recent.index, DAY]
@@ -172,6 +175,12 @@ def drift_table(shifts: Sequence[drift.Shift]) -> pd.DataFrame:
 def since(now: datetime, days: int) -> datetime:
     """Return the beginning of a window that ends now."""
     return (pd.Timestamp(now) - pd.Timedelta(days=days)).to_pydatetime()
+
+
+def _soon(rows: pd.DataFrame) -> pd.Series:
+    """Tell which rows are not forecasts of days beyond tomorrow, whose inputs are forecasts themselves."""
+    ahead = pd.to_datetime(rows[DAY].replace("", None), utc=True) - pd.to_datetime(rows[AT], utc=True)
+    return ~(ahead > pd.Timedelta(days=2))  # the place's tomorrow begins up to two days after a moment in UTC
 
 
 def _prediction(outputs: pd.DataFrame) -> pd.Series:
