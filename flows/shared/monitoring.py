@@ -96,8 +96,7 @@ def check(
         metrics["psi_max"] = max((shift.psi for shift in inputs), default=0.0)
         metrics["prediction_psi"] = next((shift.psi for shift in shifts if shift.column == PREDICTION), 0.0)
         if metrics["drifted_share"] > limits.max_drifted_share:
-            share = f"{metrics['drifted_share']:.0%} of the inputs have drifted"
-            reasons.append(f"{share} ({', '.join(drifted[:5])}), {limits.max_drifted_share:.0%} may.")
+            reasons.append(_drifted(shifts, limits))
     scores, reason = judge(forecasts, holdout, limits)
     metrics |= scores
     if reason:
@@ -106,7 +105,7 @@ def check(
     if reasons:
         return Verdict("alert", tuple(reasons), metrics, shifts, forecasts)
     if said:
-        kept = ["The inputs look as in training."] if shifts else []
+        kept = [_drifted(shifts, limits)] if shifts else []
         if scores.get("scored", 0.0) >= limits.min_scored:
             kept.append("Forecasts are not worse than on the holdout beyond chance.")
         return Verdict("ok", tuple(kept), metrics, shifts, forecasts)
@@ -175,6 +174,15 @@ def drift_table(shifts: Sequence[drift.Shift]) -> pd.DataFrame:
 def since(now: datetime, days: int) -> datetime:
     """Return the beginning of a window that ends now."""
     return (pd.Timestamp(now) - pd.Timedelta(days=days)).to_pydatetime()
+
+
+def _drifted(shifts: Sequence[drift.Shift], limits: Limits) -> str:
+    inputs = [shift for shift in shifts if shift.column != PREDICTION]
+    drifted = [shift.column for shift in inputs if shift.drifted]
+    if not drifted:
+        return "No input has drifted."
+    share = f"{len(drifted) / len(inputs):.0%} of the inputs have drifted"
+    return f"{share} ({', '.join(drifted[:5])}), {limits.max_drifted_share:.0%} may."
 
 
 def _soon(rows: pd.DataFrame) -> pd.Series:

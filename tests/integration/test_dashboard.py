@@ -272,7 +272,7 @@ def test_what_monitoring_found_is_shown(person: httpx.Client, tracking: MlflowCl
         [["wind", 0.4321, 0.3, 0.001, 4.0, 9.0, True]],
     )
     check(model, "alert", forecasts=forecasts, drift=drift)
-    shown = wait_for(person, f"/?model={model}", "Alarm", "wind has drifted", "Will it rain in Bergen")
+    shown = wait_for(person, f"/?model={model}", "Alert", "wind has drifted", "Will it rain in Bergen")
     for said in ("Of 1 days whose outcome is known, 1 fell", "81 %", "not yet known", "0.212", "0.432"):
         assert said in shown
     check(model, "too-few")

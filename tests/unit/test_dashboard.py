@@ -160,7 +160,7 @@ def test_a_check_is_told_with_its_scores() -> None:
         [run("m", 1000, {"live_brier": 0.2, "scored": 3}, verdict="alert", reasons="drift")], LINKS
     )
     assert found is not None
-    assert (found["text"], found["tone"], found["reasons"]) == ("Alarm", "bad", "drift")
+    assert (found["text"], found["tone"], found["reasons"]) == ("Alert", "bad", "drift")
     assert found["scores"] == [{"metric": "brier", "live": 0.2, "holdout": None}]
     assert monitoring.latest([], LINKS) is None
 

@@ -7,8 +7,8 @@ from dashboard.models import Links, isoformat, metrics_of, tags_of
 from dashboard.tables import number, rows_of
 
 VERDICTS = {
-    "ok": ("No alarm", "good"),
-    "alert": ("Alarm", "bad"),
+    "ok": ("No alert", "good"),
+    "alert": ("Alert", "bad"),
     "too-few": ("Too few to judge", "neutral"),
 }
 SCORES = ("brier", "log_loss", "accuracy")

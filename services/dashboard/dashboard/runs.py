@@ -17,13 +17,15 @@ TONES = {
     "PAUSED": ("neutral", "‖"),
     "SCHEDULED": ("neutral", "◷"),
 }
+# Names that flows give to states of theirs, and that say more than the type.
+NAMED = {"Alert": ("bad", "!")}
 REST = "between components"
 OFFLINE_AFTER_SECONDS = 90
 
 
 def view(run: Mapping[str, Any], links: Links, now: float) -> dict[str, Any]:
     """Return a run's row: state, times, components with their seconds, retries and cache hits."""
-    tone, sign = TONES.get(run["state_type"], ("neutral", "·"))
+    tone, sign = NAMED.get(run["state_name"]) or TONES.get(run["state_type"], ("neutral", "·"))
     return {
         "id": run["id"],
         "name": run["name"],
