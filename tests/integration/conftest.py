@@ -17,6 +17,8 @@ from prefect.settings import (
 from tests.support.open_meteo_server import OpenMeteoServer
 from tests.support.servers import mlflow_server, prefect_server
 
+STARTED: list[str] = []  # MLflow's address, once a test has asked for one
+
 
 @pytest.fixture(scope="session")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClient]:
@@ -39,7 +41,18 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectCli
 def mlflow_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server with an artifact store of its own."""
     with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address:
+        STARTED.append(address)
         yield address
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_model_for_the_next_module() -> Iterator[None]:
+    """Each module begins with an empty registry: a champion of another's would decide its gates."""
+    yield
+    for address in STARTED:
+        registry = MlflowClient(address)
+        for registered in registry.search_registered_models():
+            registry.delete_registered_model(registered.name)
 
 
 @pytest.fixture

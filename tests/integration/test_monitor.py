@@ -68,6 +68,7 @@ def record(number: int, inputs: pd.DataFrame, probability: float = 0.5, **about:
 
 
 def newest_check(tracking: MlflowClient, model: str = MODEL) -> Run:
+    """Return what the newest check of a model left; other modules leave some of models of their own."""
     experiment = tracking.get_experiment_by_name("monitoring")
     assert experiment is not None
     (run, *_) = tracking.search_runs([experiment.experiment_id], f"tags.model = '{model}'")
