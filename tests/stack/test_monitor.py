@@ -47,12 +47,14 @@ def newest_check(stack: Stack) -> dict[str, Any]:
 
 def remember(stack: Stack, model: str, days: list[str]) -> None:
     """Let forecasts of past days be on record, as if they had been made then: only time makes real ones."""
+    first_row = "json_build_object('columns', {0}->'columns', 'data', json_build_array({0}->'data'->0))"
+    inputs, outputs = first_row.format("inputs"), first_row.format("outputs")
     for day in days:
         about = json.dumps({"place": "Seattle, Washington, United States", "days": [day]})
         stack.exec(
             "postgres", "psql", "--username=postgres", "--dbname=serving", "--quiet", "--set=ON_ERROR_STOP=1", "--command",
-            f"INSERT INTO predictions (at, model, version, inputs, outputs, about) SELECT at, model, version, inputs,"
-            f" outputs, '{about}' FROM predictions WHERE model = '{model}' AND about IS NOT NULL ORDER BY id LIMIT 1",
+            f"INSERT INTO predictions (at, model, version, inputs, outputs, about) SELECT at, model, version,"
+            f" {inputs}, {outputs}, '{about}' FROM predictions WHERE model = '{model}' AND about IS NOT NULL ORDER BY id LIMIT 1",
         )  # fmt: skip
 
 
