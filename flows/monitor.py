@@ -1,5 +1,6 @@
 """Are the champions still right? Recent predictions beside the training data, and forecasts beside what happened."""
 
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from flows.shared import registry, tracking
 from flows.shared.data import DataError
 from flows.shared.evaluation import HOLDOUT, SAMPLE, as_table, from_table
 from flows.shared.http import RefusedError, SourceUnreachableError, get_json, may_pass
-from flows.shared.monitoring import DAY, Limits, Verdict, check, drift_table, rows_of, since
+from flows.shared.monitoring import DAY, Limits, Verdict, check, drift_table, rows_of
 from flows.weather import truth
 from flows.weather.ingest import fetch_archive
 from flows.weather.observations import WeatherDataError
@@ -33,7 +34,7 @@ from flows.weather.validation import Limits as DataLimits
 
 EXPERIMENT = "monitoring"
 ALERT = "Alert"
-PAGE = 1000
+PAGE, MOST_RECORDS = 1000, 10_000
 DAYS_AHEAD = 7
 TIMEOUT_SECONDS = 30.0
 DRIFT, FORECASTS = "monitoring/drift.json", "monitoring/forecasts.json"
@@ -70,15 +71,20 @@ def ask_for_forecast(model: str) -> None:
 
 @task(name="fetch-predictions", task_run_name="{model}", **FETCHING)
 def fetch_predictions(model: str, begin: datetime) -> pd.DataFrame:
-    """Return the predictions that were recorded since a moment, a row each (flows.shared.monitoring)."""
-    records: list[Mapping[str, Any]] = []
+    """Return the predictions that were recorded since a moment, a row each (flows.shared.monitoring).
+
+    All forecasts, and of the other requests the newest MOST_RECORDS: a busy model has millions.
+    """
+    forecasts: list[Mapping[str, Any]] = []
+    others: deque[Mapping[str, Any]] = deque(maxlen=MOST_RECORDS)
     after: int | None = 0
     path, period = f"/models/{quote(model, safe='')}/predictions", {"since": begin.isoformat(), "limit": str(PAGE)}
     while after is not None:
         page = ask_serving(path, after=str(after), **period)
-        records += page["predictions"]
+        for record in page["predictions"]:
+            (forecasts if record["about"] else others).append(record)
         after = page["next"]
-    return rows_of(records)
+    return rows_of([*forecasts, *others])
 
 
 @task(name="observe", persist_result=False)
@@ -165,7 +171,7 @@ def check_model(model: str, window_days: int, limits: Limits) -> tuple[ModelVers
             ask_for_forecast(model)
         except (SourceUnreachableError, RefusedError) as error:
             get_run_logger().warning("There is no forecast of %s today. %s", model, error)
-    rows = fetch_predictions(model, since(datetime.now(UTC), window_days))
+    rows = fetch_predictions(model, datetime.now(UTC) - timedelta(days=window_days))
     known: dict[tuple[str, str], bool] = {}
     if forecasts_rain and (days := sorted(set(rows[DAY]) - {""})):
         try:

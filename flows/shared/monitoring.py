@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import Annotated, Any
 
 import numpy as np
@@ -169,11 +168,6 @@ def drift_table(shifts: Sequence[drift.Shift]) -> pd.DataFrame:
     names = {"statistic": "ks_statistic", "p_value": "ks_p_value"}
     columns = ["column", "psi", "ks_statistic", "ks_p_value", "training_mean", "recent_mean", "drifted"]
     return pd.DataFrame([asdict(shift) for shift in shifts]).rename(columns=names).reindex(columns=columns)
-
-
-def since(now: datetime, days: int) -> datetime:
-    """Return the beginning of a window that ends now."""
-    return (pd.Timestamp(now) - pd.Timedelta(days=days)).to_pydatetime()
 
 
 def _drifted(shifts: Sequence[drift.Shift], limits: Limits) -> str:

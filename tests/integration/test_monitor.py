@@ -101,6 +101,18 @@ def test_predictions_like_the_training_data_are_ok(
     assert "wet_today" in set(table(run, DRIFT)["column"])
 
 
+def test_of_many_requests_the_newest_count_and_every_forecast(
+    serving: ServingServer, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = training_rows(tracking)
+    first = record(1, rows.head(1), place=SEATTLE, days=[(NOW - timedelta(days=9)).date().isoformat()])
+    serving.records[MODEL] = [first, *(record(number, rows.iloc[[number]]) for number in range(2, 60))]
+    monkeypatch.setattr(module, "MOST_RECORDS", 20)
+    ended()
+    metrics = newest_check(tracking).data.metrics
+    assert (metrics["predictions"], metrics["scored"]) == (21, 1)
+
+
 def test_drift_ends_as_an_alert(serving: ServingServer, tracking: MlflowClient) -> None:
     rows = training_rows(tracking).head(60)
     serving.records[MODEL] = [record(1, rows * 3 + 20)]

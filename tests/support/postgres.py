@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.support.servers import free_port
+from tests.support.servers import end, free_port
 from tests.support.waiting import wait_until
 
 # Debian keeps the programs beside the PATH.
@@ -55,9 +55,4 @@ def postgres_server() -> Iterator[str]:
             wait_until(answers, 60, "Postgres")
             yield url
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)

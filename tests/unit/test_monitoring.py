@@ -1,6 +1,6 @@
 """What recorded predictions say of a model."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from flows.shared.evaluation import (
     holdout_table,
     training_sample,
 )
-from flows.shared.monitoring import Limits, check, drift_table, rows_of, since
+from flows.shared.monitoring import Limits, check, drift_table, rows_of
 from flows.weather import truth
 from flows.weather.observations import Observations, Origin, Place, WeatherDataError
 
@@ -146,10 +146,6 @@ def test_limits_refuse_nonsense() -> None:
     for nonsense in ({"min_predictions": 1}, {"max_drifted_share": 2}, {"unknown": 1}):
         with pytest.raises(ValidationError):
             Limits.model_validate(nonsense)
-
-
-def test_the_window() -> None:
-    assert since(datetime(2026, 3, 31, tzinfo=UTC), 30) == datetime(2026, 3, 1, tzinfo=UTC)
 
 
 class TestTables:
