@@ -6,7 +6,7 @@ export PYTHON
 
 secrets = docker compose run --rm --no-deps --no-TTY --quiet-pull secrets
 provision = docker compose run --rm --no-deps --no-TTY provision python -m infra.provision
-registry = docker compose exec -T worker with-secrets python -m flows.shared.registry
+registry = docker compose exec -T worker with-secrets python -m trainyard.registry
 MODEL ?= rain-tomorrow
 
 .PHONY: help up down info env deploy run promote rollback logs demo ui test test-unit test-integration test-stack bench lint lock clean

@@ -13,9 +13,9 @@ import mlflow  # noqa: E402
 import pandas as pd  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 
-from flows.settings import Settings  # noqa: E402
-from flows.shared import tracking  # noqa: E402
-from flows.shared.gate import Thresholds  # noqa: E402
+from trainyard.settings import Settings  # noqa: E402
+from trainyard import tracking  # noqa: E402
+from trainyard.gate import Thresholds  # noqa: E402
 from flows.weather import features, model, open_meteo, plots, promotion  # noqa: E402
 from flows.weather.features import TARGET  # noqa: E402
 from flows.weather.observations import Place  # noqa: E402

@@ -6,7 +6,7 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 from pydantic import BaseModel, ConfigDict
 
-from flows.shared.frames import Frame
+from trainyard.frames import Frame
 from flows.weather.observations import Observations, Origin, WeatherDataError, check_observations
 from flows.weather.validation import problems_of, refusal
 

@@ -11,10 +11,10 @@ from prefect.artifacts import create_table_artifact
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from flows.settings import Settings
-from flows.shared import http
-from flows.shared.cache import cached
-from flows.shared.http import SourceUnreachableError, may_pass
+from trainyard.settings import Settings
+from trainyard import http
+from trainyard.cache import cached
+from trainyard.http import SourceUnreachableError, may_pass
 from flows.weather import features, open_meteo, places, recorded
 from flows.weather.features import Examples
 from flows.weather.observations import Observations, Place, WeatherDataError

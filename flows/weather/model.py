@@ -14,9 +14,9 @@ from sklearn.model_selection import TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from flows.shared.candidates import Candidate, Score
-from flows.shared.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
-from flows.shared.metrics import beside, table
+from trainyard.candidates import Candidate, Score
+from trainyard.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
+from trainyard.metrics import beside, table
 from flows.weather.features import TARGET, WET_TODAY
 from flows.weather.observations import WeatherDataError
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pandas as pd
 
-from flows.shared.http import get_json
+from trainyard.http import get_json
 from flows.weather.observations import Observations, Origin, Place, WeatherDataError
 from flows.weather.validation import Limits, check_days, make_problem
 
@@ -28,7 +28,7 @@ def observe(
 ) -> Observations:
     """Return the checked observations of a place from `first` to `last` from the archive at `url`.
 
-    Raises what `get_json` of `flows.shared.http` raises, and WeatherDataError if the answer has another
+    Raises what `get_json` of `trainyard.http` raises, and WeatherDataError if the answer has another
     form than documented or breaks a rule of `flows.weather.validation`.
     """
     query = archive_query(place, first, last)

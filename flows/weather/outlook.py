@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 import httpx
 import pandas as pd
 
-from flows.shared.http import get_json
+from trainyard.http import get_json
 from flows.weather.features import LONGEST_WINDOW, build_features
 from flows.weather.observations import Observations, Origin, Place, WeatherDataError
 from flows.weather.open_meteo import DAILY, parse_archive
@@ -55,7 +55,7 @@ class Outlook:
 def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: float) -> Outlook:
     """Return the outlook of a place from the forecast service at `url`.
 
-    Raises what `get_json` of `flows.shared.http` raises, and WeatherDataError if the answer has another form than
+    Raises what `get_json` of `trainyard.http` raises, and WeatherDataError if the answer has another form than
     documented or breaks a rule of `flows.weather.validation`.
     """
     query = outlook_query(place)

@@ -10,13 +10,13 @@ from prefect.artifacts import create_link_artifact
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.shared import registry, tracking
-from flows.shared.cache import cached, refreshing
-from flows.shared.candidates import Candidate, Score
-from flows.shared.fingerprint import code_fingerprint
-from flows.shared.gate import Decision, Thresholds
-from flows.shared.outcome import Outcome, log_once, report
-from flows.shared.search import Found, search, search_once
+from trainyard import registry, tracking
+from trainyard.cache import cached, refreshing
+from trainyard.candidates import Candidate, Score
+from trainyard.fingerprint import code_fingerprint
+from trainyard.gate import Decision, Thresholds
+from trainyard.outcome import Outcome, log_once, report
+from trainyard.search import Found, search, search_once
 from flows.weather import model, places, plots, promotion
 from flows.weather.features import TARGET, Examples
 from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, preprocess

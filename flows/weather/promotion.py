@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from sklearn.metrics import brier_score_loss
 
-from flows.shared.gate import Decision, Thresholds, decide
+from trainyard.gate import Decision, Thresholds, decide
 from flows.weather.features import TARGET, Examples
 from flows.weather.model import BASELINES, Training, forecast
 

@@ -24,12 +24,12 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from flows.shared import metrics
-from flows.shared.candidates import Candidate, Score
-from flows.shared.data import check
-from flows.shared.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
-from flows.shared.fingerprint import fingerprint
-from flows.shared.frames import Frame
+from trainyard import metrics
+from trainyard.candidates import Candidate, Score
+from trainyard.data import check
+from trainyard.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
+from trainyard.fingerprint import fingerprint
+from trainyard.frames import Frame
 
 SOURCE = "sklearn.datasets.load_wine"
 TARGET = "cultivar"

@@ -8,12 +8,12 @@ from prefect import flow, runtime, tags, task
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.shared import metrics, registry, tracking
-from flows.shared.cache import cached, refreshing
-from flows.shared.candidates import Candidate, Score
-from flows.shared.gate import Decision, Thresholds, decide
-from flows.shared.outcome import Outcome, log_once, report
-from flows.shared.search import search
+from trainyard import metrics, registry, tracking
+from trainyard.cache import cached, refreshing
+from trainyard.candidates import Candidate, Score
+from trainyard.gate import Decision, Thresholds, decide
+from trainyard.outcome import Outcome, log_once, report
+from trainyard.search import search
 from flows.wine import model
 from flows.wine.model import Split, Training
 

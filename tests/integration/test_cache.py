@@ -10,7 +10,7 @@ import pytest
 from prefect import flow, task
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from flows.shared.cache import cached, refreshing
+from trainyard.cache import cached, refreshing
 from flows.weather import features
 from tests.unit.weather import make_frame
 

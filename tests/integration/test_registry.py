@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from prefect.client.orchestration import SyncPrefectClient
 
-from flows.shared import registry
-from flows.shared.gate import Decision, Thresholds
-from flows.shared.registry import RegistryError
+from trainyard import registry
+from trainyard.gate import Decision, Thresholds
+from trainyard.registry import RegistryError
 
 MODEL = "test-registry"
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_said(versions: MlflowClient) -> None:
 
 def test_the_command_line(versions: MlflowClient, prefect: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", str(prefect.api_url))
-    command = [sys.executable, "-m", "flows.shared.registry"]
+    command = [sys.executable, "-m", "trainyard.registry"]
     done = subprocess.run([*command, "promote", MODEL, "3"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{MODEL} version 3 is the champion.\n"
     refused = subprocess.run([*command, "promote", MODEL, "7"], capture_output=True, text=True, check=False)

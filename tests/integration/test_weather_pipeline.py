@@ -18,9 +18,9 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, TaskRu
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from flows.shared import registry
-from flows.shared.candidates import Candidate, Score
-from flows.shared.outcome import Outcome
+from trainyard import registry
+from trainyard.candidates import Candidate, Score
+from trainyard.outcome import Outcome
 from flows.weather import model
 from flows.weather.ingest import fetch_weather
 from flows.weather.pipeline import train, weather_pipeline
@@ -446,7 +446,7 @@ def test_a_training_that_fails_midway_leaves_a_failed_run_and_no_version(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = versions(tracking)
-    monkeypatch.setattr("flows.shared.tracking.SERVING_PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("trainyard.tracking.SERVING_PACKAGES", ("no-such-package",))
     assert "no-such-package" in failure(weather_pipeline(**QUICK, return_state=True))
 
     experiment = tracking.get_experiment_by_name("weather")

@@ -19,11 +19,11 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from flows.shared.candidates import Candidate
-from flows.shared.data import check
-from flows.shared.gate import Thresholds
-from flows.shared.outcome import Outcome
-from flows.shared.search import SearchError
+from trainyard.candidates import Candidate
+from trainyard.data import check
+from trainyard.gate import Thresholds
+from trainyard.outcome import Outcome
+from trainyard.search import SearchError
 from flows.wine import model
 from flows.wine.pipeline import train_wine, wine_pipeline
 from tests.support.servers import free_port

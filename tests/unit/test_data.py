@@ -8,8 +8,8 @@ from threading import Thread
 import pandas as pd
 import pytest
 
-from flows.shared.data import DataError, read_csv
-from flows.shared.http import SourceUnreachableError
+from trainyard.data import DataError, read_csv
+from trainyard.http import SourceUnreachableError
 from tests.support.servers import free_port
 
 ORDERS = "order,price\n1,9.5\n2,20\n"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.shared import drift
-from flows.shared.drift import SEASON_ROWS
+from trainyard import drift
+from trainyard.drift import SEASON_ROWS
 
 RANDOM = np.random.default_rng(1)
 

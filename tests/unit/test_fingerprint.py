@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.shared import fingerprint as module
-from flows.shared.candidates import Candidate
-from flows.shared.fingerprint import code_fingerprint, fingerprint
+from trainyard import fingerprint as module
+from trainyard.candidates import Candidate
+from trainyard.fingerprint import code_fingerprint, fingerprint
 from flows.weather import features, model
 from tests.unit.weather import make_frame, make_observations
 
@@ -82,7 +82,7 @@ def test_models_of_pydantic_and_dataclasses_count_by_their_fields() -> None:
 
 def test_the_same_in_another_process() -> None:
     program = (
-        "from flows.shared.fingerprint import fingerprint; from tests.unit.weather import make_frame;"
+        "from trainyard.fingerprint import fingerprint; from tests.unit.weather import make_frame;"
         "print(fingerprint([make_frame(60), {'b': {1, 'x'}, 'a': None}]))"
     )
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(module.PROJECT)}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from flows.shared.gate import Thresholds, decide
+from trainyard.gate import Thresholds, decide
 from flows.weather import model, promotion
 from flows.weather.features import TARGET, Examples, build_examples
 from flows.weather.model import Training

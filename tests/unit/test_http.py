@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows.shared import http
-from flows.shared.http import (
+from trainyard import http
+from trainyard.http import (
     BadAnswerError,
     RateLimitedError,
     RefusedError,

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows.settings import MailSettings, problems
-from flows.shared import letter
-from flows.shared.letter import Facts, Root, Tracked
-from flows.shared.smtp import Tls
+from trainyard.settings import MailSettings, problems
+from trainyard.mail import message
+from trainyard.mail.message import Facts, Root, Tracked
+from trainyard.mail.smtp import Tls
 
 STARTED = datetime(2026, 11, 23, 10, 12, 5, tzinfo=UTC)
 COMPLETED = Facts(
@@ -37,7 +37,7 @@ FAILED = replace(
 
 def texts(facts: Facts) -> tuple[str, str]:
     """Return a mail's plain text and HTML as a reader's program gets them."""
-    mail = letter.compose(facts, "trainyard@example.com", ["a@example.com", "b@example.com"])
+    mail = message.compose(facts, "trainyard@example.com", ["a@example.com", "b@example.com"])
     received = message_from_bytes(mail.as_bytes(policy=SMTP), policy=default)
     assert received["To"] == "a@example.com, b@example.com"
     assert received["Message-ID"] == mail["Message-ID"]
@@ -47,7 +47,7 @@ def texts(facts: Facts) -> tuple[str, str]:
 
 
 def test_a_completed_run_tells_its_metrics() -> None:
-    assert letter.subject(COMPLETED) == "[Trainyard] weather-pipeline completed: happy-otter"
+    assert message.subject(COMPLETED) == "[Trainyard] weather-pipeline completed: happy-otter"
     for text in texts(COMPLETED):
         assert "weather-pipeline completed after 2 min 5 s." in text
         assert "brier  0.1235" in text
@@ -61,7 +61,7 @@ def test_a_completed_run_tells_its_metrics() -> None:
 
 def test_a_failed_run_tells_the_errors_last_line_and_its_report() -> None:
     plain, html = texts(replace(FAILED, report="| day | error |\n<script>"))
-    assert letter.subject(FAILED) == "[Trainyard] weather-pipeline failed: happy-otter"
+    assert message.subject(FAILED) == "[Trainyard] weather-pipeline failed: happy-otter"
     assert "Error       ValueError: 7 <b>bad</b> days" in plain
     assert "encountered" not in plain
     assert "| day | error |" in plain
@@ -71,7 +71,7 @@ def test_a_failed_run_tells_the_errors_last_line_and_its_report() -> None:
 
 def test_a_component_names_its_pipeline() -> None:
     facts = replace(FAILED, flow="train", root=Root("weather-pipeline", "calm-owl"), state="TimedOut")
-    assert letter.subject(facts) == "[Trainyard] train of weather-pipeline timed out: happy-otter"
+    assert message.subject(facts) == "[Trainyard] train of weather-pipeline timed out: happy-otter"
     assert "weather-pipeline, run calm-owl" in texts(facts)[0]
 
 
@@ -95,7 +95,7 @@ def test_a_run_that_never_started_and_one_without_mlflow() -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert letter.human(seconds) == text
+    assert message.human(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_durations(seconds: float, text: str) -> None:
     ],
 )
 def test_a_table_artifact_becomes_text(data: str, text: str) -> None:
-    assert letter.table_text(data) == text
+    assert message.table_text(data) == text
 
 
 @given(name=st.text(), message=st.text())
 def test_whatever_a_run_is_called_the_headers_are_ours(name: str, message: str) -> None:
     facts = replace(FAILED, name=f"x\r\nBcc: thief@example.com\n{name}", message=message)
-    mail = letter.compose(facts, "trainyard@example.com", ["a@example.com"])
+    mail = message.compose(facts, "trainyard@example.com", ["a@example.com"])
     received = message_from_bytes(mail.as_bytes(policy=SMTP), policy=default)
     assert set(received.keys()) == {
         "Subject", "From", "To", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type",
@@ -129,7 +129,7 @@ def test_a_long_name_and_many_metrics_stay_readable() -> None:
     metrics = {f"metric_{number:03}": float(number) for number in range(100)} | {"system/cpu": 1.0}
     facts = replace(COMPLETED, name="n" * 5000, tracked=[Tracked("http://mlflow.test", metrics)])
     plain, _ = texts(facts)
-    assert len(letter.subject(facts)) == 200
+    assert len(message.subject(facts)) == 200
     assert "and 70 more" in plain
     assert "system/cpu" not in plain
     assert max(map(len, plain.splitlines())) < 600

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from flows.shared.evaluation import (
+from trainyard.evaluation import (
     OBSERVED,
     PREDICTION,
     SAMPLE_ROWS,
@@ -17,7 +17,7 @@ from flows.shared.evaluation import (
     holdout_table,
     training_sample,
 )
-from flows.shared.monitoring import Limits, check, drift_table, rows_of
+from trainyard.monitoring import Limits, check, drift_table, rows_of
 from flows.weather import truth
 from flows.weather.observations import Observations, Origin, Place, WeatherDataError
 

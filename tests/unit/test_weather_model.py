@@ -6,7 +6,7 @@ import pytest
 import skops.io
 from matplotlib.figure import Figure
 
-from flows.shared.candidates import Candidate, Score
+from trainyard.candidates import Candidate, Score
 from flows.weather import model, plots
 from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_examples, build_features
 from flows.weather.model import Family, Training

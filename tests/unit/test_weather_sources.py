@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.shared.http import RefusedError
+from trainyard.http import RefusedError
 from flows.weather import open_meteo, places, recorded
 from flows.weather.observations import (
     WEATHER_COLUMNS,

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from flows.shared import metrics
-from flows.shared.candidates import Candidate
-from flows.shared.data import DataError, check
+from trainyard import metrics
+from trainyard.candidates import Candidate
+from trainyard.data import DataError, check
 from flows.wine import model
 from flows.wine.pipeline import train_wine, wine_pipeline
 

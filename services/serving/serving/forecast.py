@@ -137,7 +137,7 @@ class Forecaster:
 
     def _fetch(self, name: str) -> "Outlook":
         with own_errors():
-            from flows.shared import http
+            from trainyard import http
             from flows.weather import outlook, places
             from flows.weather.observations import UnknownPlaceError, WeatherDataError
 
@@ -165,7 +165,7 @@ class Forecaster:
         return place
 
     def _try(self, ask: Callable[[], T]) -> T:
-        from flows.shared import http
+        from trainyard import http
 
         for number in range(TRIES - 1):
             try:

@@ -9,8 +9,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from flows.shared import drift
-from flows.shared.evaluation import OBSERVED, PREDICTION, TIME
+from trainyard import drift
+from trainyard.evaluation import OBSERVED, PREDICTION, TIME
 
 AT, VERSION, PLACE, DAY = "at", "version", "place", "day"
 FORECASTS = (PLACE, DAY, "issued_at", VERSION, "probability", OBSERVED)

@@ -7,9 +7,9 @@ from typing import Any
 from prefect import Task, get_run_logger, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.settings import Settings
-from flows.shared.candidates import Candidate, Score
-from flows.shared.tracking import Trial
+from trainyard.settings import Settings
+from trainyard.candidates import Candidate, Score
+from trainyard.tracking import Trial
 
 Found = tuple[list[Score], list[Trial]]
 """The candidates' scores, without those that failed, and all candidates as MLflow shall know them."""

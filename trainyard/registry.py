@@ -22,7 +22,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
-from flows.shared.gate import Decision, Thresholds
+from trainyard.gate import Decision, Thresholds
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 LOCK_SECONDS, POLL_SECONDS = 600, 0.3

@@ -17,8 +17,9 @@ from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
-from flows.settings import MailSettings, Settings, problems
-from flows.shared import letter, smtp, tracking
+from trainyard.settings import MailSettings, Settings, problems
+from trainyard import tracking
+from trainyard.mail import message, smtp
 
 NAME = "send-mail"
 DEPLOYMENT = f"{NAME}/{NAME}"
@@ -66,7 +67,7 @@ def send_mail(flow_run_id: UUID, attempt: int = 1, recipients: list[str] | None 
             return lost(f"Lost {about}: {problems(error)}")
         facts = gather(client, run, run.state, flow_name)
     to = recipients or settings.mail_to
-    mail = letter.compose(facts, settings.mail_from, to)
+    mail = message.compose(facts, settings.mail_from, to)
     return settle(smtp.send(mail, settings.mail_from, to, settings.server), flow_run_id, about, to, attempt)
 
 
@@ -121,14 +122,14 @@ def lost(message: str) -> State[None]:
     return Failed(message=message)
 
 
-def gather(client: SyncPrefectClient, run: FlowRun, state: State, flow_name: str) -> letter.Facts:
+def gather(client: SyncPrefectClient, run: FlowRun, state: State, flow_name: str) -> message.Facts:
     """Collect what the mail says of a run; MLflow may be away."""
     root, tracked, problem = root_of(client, run), [], ""
     try:
         tracked = tracked_runs(run.id, OF_COMPONENT if root else OF_ROOT)
     except (tracking.TrackingUnreachableError, MlflowException) as error:
         problem = str(error)
-    return letter.Facts(
+    return message.Facts(
         id=str(run.id),
         flow=flow_name,
         name=run.name,
@@ -147,7 +148,7 @@ def gather(client: SyncPrefectClient, run: FlowRun, state: State, flow_name: str
     )
 
 
-def root_of(client: SyncPrefectClient, run: FlowRun) -> letter.Root | None:
+def root_of(client: SyncPrefectClient, run: FlowRun) -> message.Root | None:
     """Return the run of which this one is a component; None where somebody started it by itself."""
     top = run
     try:
@@ -156,7 +157,7 @@ def root_of(client: SyncPrefectClient, run: FlowRun) -> letter.Root | None:
             if task_run.flow_run_id is None:
                 break
             top = client.read_flow_run(task_run.flow_run_id)
-        return None if top is run else letter.Root(client.read_flow(top.flow_id).name, top.name)
+        return None if top is run else message.Root(client.read_flow(top.flow_id).name, top.name)
     except ObjectNotFound:
         return None
 
@@ -169,11 +170,11 @@ def latest_report(client: SyncPrefectClient, flow_run_id: UUID) -> str:
     )
     if not found:
         return ""
-    text = letter.table_text(str(found[0].data)) if found[0].type == "table" else str(found[0].data)
+    text = message.table_text(str(found[0].data)) if found[0].type == "table" else str(found[0].data)
     return f"{found[0].description}\n\n{text}" if found[0].description else text
 
 
-def tracked_runs(flow_run_id: UUID, tags: tuple[str, ...]) -> list[letter.Tracked]:
+def tracked_runs(flow_run_id: UUID, tags: tuple[str, ...]) -> list[message.Tracked]:
     """Return the runs in MLflow that belong to a flow run, the newest first.
 
     Args:
@@ -197,9 +198,9 @@ def tracked_runs(flow_run_id: UUID, tags: tuple[str, ...]) -> list[letter.Tracke
     return [described(run) for run in newest[:MOST_TRACKED]]
 
 
-def described(run: Run) -> letter.Tracked:
+def described(run: Run) -> message.Tracked:
     """Return what the mail says of a run in MLflow."""
     ui, tags = Settings().mlflow_ui_url.rstrip("/"), run.data.tags
     url = f"{ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     version = f" version {tags['model_version']}" if "model_version" in tags else ""
-    return letter.Tracked(url, run.data.metrics, f"{tags['model']}{version}" if "model" in tags else "")
+    return message.Tracked(url, run.data.metrics, f"{tags['model']}{version}" if "model" in tags else "")

@@ -7,9 +7,9 @@ from typing import Any
 from prefect import Task
 from prefect.artifacts import create_markdown_artifact
 
-from flows.shared import tracking
-from flows.shared.gate import Decision
-from flows.shared.tracking import Registered
+from trainyard import tracking
+from trainyard.gate import Decision
+from trainyard.tracking import Registered
 
 
 @dataclass(frozen=True)

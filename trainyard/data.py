@@ -18,7 +18,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NotConnectedError
 from pandera.errors import SchemaErrors
 
-from flows.shared.http import SourceUnreachableError
+from trainyard.http import SourceUnreachableError
 
 S3 = "s3://"
 CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})

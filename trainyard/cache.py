@@ -17,7 +17,7 @@ from prefect.context import TaskRunContext
 from prefect.results import ResultRecord, get_result_store  # type: ignore[attr-defined]
 from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 
-from flows.shared.fingerprint import code_fingerprint, fingerprint
+from trainyard.fingerprint import code_fingerprint, fingerprint
 
 
 @dataclass

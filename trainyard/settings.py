@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from flows.shared.smtp import Server, Tls
+from trainyard.mail.smtp import Server, Tls
 
 
 def plain_address(text: str) -> str:

@@ -23,8 +23,8 @@ from prefect import runtime
 from prefect.utilities.urls import url_for
 from sklearn.base import BaseEstimator
 
-from flows.settings import Settings
-from flows.shared.evaluation import as_table
+from trainyard.settings import Settings
+from trainyard.evaluation import as_table
 
 # The newest flow run that ended in this training, and its component; an unchanged re-run trains nothing anew.
 LAST_RUN, LAST_COMPONENT = "prefect.last_flow_run_id", "prefect.last_subflow_run_id"
@@ -70,7 +70,7 @@ class Training:
     metrics: Mapping[str, float]
     figures: Mapping[str, Figure] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    """By file name; flows.shared.evaluation makes those that the dashboard and the monitor look for."""
+    """By file name; trainyard.evaluation makes those that the dashboard and the monitor look for."""
     trials: Sequence[Trial] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     """Of the run and of the registered version."""

@@ -21,12 +21,12 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from flows.settings import Settings
-from flows.shared import registry, tracking
-from flows.shared.data import DataError
-from flows.shared.evaluation import HOLDOUT, SAMPLE, as_table, from_table
-from flows.shared.http import RefusedError, SourceUnreachableError, get_json, may_pass
-from flows.shared.monitoring import DAY, Limits, Verdict, check, drift_table, rows_of
+from trainyard.settings import Settings
+from trainyard import registry, tracking
+from trainyard.data import DataError
+from trainyard.evaluation import HOLDOUT, SAMPLE, as_table, from_table
+from trainyard.http import RefusedError, SourceUnreachableError, get_json, may_pass
+from trainyard.monitoring import DAY, Limits, Verdict, check, drift_table, rows_of
 from flows.weather import truth
 from flows.weather.ingest import fetch_archive
 from flows.weather.observations import WeatherDataError
@@ -71,7 +71,7 @@ def ask_for_forecast(model: str) -> None:
 
 @task(name="fetch-predictions", task_run_name="{model}", **FETCHING)
 def fetch_predictions(model: str, begin: datetime) -> pd.DataFrame:
-    """Return the predictions that were recorded since a moment, a row each (flows.shared.monitoring).
+    """Return the predictions that were recorded since a moment, a row each (trainyard.monitoring).
 
     All forecasts, and of the other requests the newest MOST_RECORDS: a busy model has millions.
     """

@@ -1,0 +1,303 @@
+"""The contract between the services: every name, path and format that one of them writes and another reads.
+
+Producers and consumers import it, so that a name is spelled once. It imports the standard library only. Installations
+hold data under these names: add to them, and read the former spelling (`FORMER_COLUMNS`) where one has to change.
+docs/contract.md describes the formats.
+"""
+
+from typing import Any, Final
+from urllib.parse import quote
+
+
+class Tag:
+    """Tags of MLflow runs, and of the model versions that they register."""
+
+    FLOW_RUN_ID: Final = "prefect.flow_run_id"
+    """The top-level flow run that logged this run."""
+    FLOW_RUN_URL: Final = "prefect.flow_run_url"
+    SUBFLOW_RUN_ID: Final = "prefect.subflow_run_id"
+    """The subflow that logged this run."""
+    LAST_FLOW_RUN_ID: Final = "prefect.last_flow_run_id"
+    """The newest top-level flow run that ended in this training: an unchanged rerun reuses it."""
+    LAST_SUBFLOW_RUN_ID: Final = "prefect.last_subflow_run_id"
+
+    MODEL: Final = "model"
+    """The registered model that a run is about."""
+    MODEL_VERSION: Final = "model_version"
+    CANDIDATE: Final = "candidate"
+    """The candidate of a search that a child run evaluates."""
+    ERROR: Final = "error"
+    """Why a candidate failed."""
+    CODE: Final = "code"
+    """A digest of the code that made the model."""
+
+    GATE_DECISION: Final = "gate.decision"
+    """`GateDecision`, on a model version."""
+    GATE_REASON: Final = "gate.reason"
+    GATE_DECIDED_AT: Final = "gate.decided_at"
+    """ISO 8601, UTC."""
+    GATE_COMPARED_WITH: Final = "gate.judged_against"
+    """The version that was champion at the decision, or `NO_CHAMPION`."""
+    GATE_THRESHOLDS: Final = "gate.terms"
+    """The thresholds as JSON."""
+
+    VERDICT: Final = "verdict"
+    """`Verdict`, on a run of the experiment `MONITORING_EXPERIMENT`."""
+    REASONS: Final = "reasons"
+
+    # MLflow's own.
+    PARENT_RUN_ID: Final = "mlflow.parentRunId"
+    NOTE: Final = "mlflow.note.content"
+
+
+class Alias:
+    """Aliases of a registered model's versions; each stands on one version at most."""
+
+    CHAMPION: Final = "champion"
+    """Served, and what a candidate is compared with."""
+    PREVIOUS: Final = "previous"
+    """The champion before it, which `rollback` returns to."""
+    CHALLENGER: Final = "challenger"
+    """The newest version that the gate did not promote."""
+
+
+class GateDecision:
+    """Values of `Tag.GATE_DECISION`."""
+
+    PROMOTED: Final = "promoted"
+    CHALLENGER: Final = "challenger"
+
+
+NO_CHAMPION: Final = "none"
+
+
+class Verdict:
+    """Values of `Tag.VERDICT`."""
+
+    OK: Final = "ok"
+    ALERT: Final = "alert"
+    TOO_FEW: Final = "too-few"
+
+
+MONITORING_EXPERIMENT: Final = "monitoring"
+
+
+class Artifact:
+    """Paths of a run's tables; each holds the JSON of `trainyard.evaluation.as_table`."""
+
+    HOLDOUT: Final = "evaluation/holdout.json"
+    """A row for each row of the holdout: `TIME`, `OBSERVED`, and a column of predictions for the model and each baseline."""
+    TRAINING_SAMPLE: Final = "evaluation/training_sample.json"
+    """Rows that the model was fitted on: the features, `TIME` and `PREDICTION`."""
+    DRIFT: Final = "monitoring/drift.json"
+    """A row for each column: `DRIFT_COLUMNS`."""
+    FORECASTS: Final = "monitoring/forecasts.json"
+    """A row for each prediction that is about a subject and a time: `FORECAST_COLUMNS`."""
+
+
+class Table:
+    """The JSON of a table: {"columns": [names], "data": [[cells of a row], ...]}."""
+
+    COLUMNS: Final = "columns"
+    DATA: Final = "data"
+
+
+class Column:
+    """Columns of the tables of `Artifact`."""
+
+    TIME: Final = "time"
+    """The moment that a row is about, ISO 8601; empty where it has none."""
+    OBSERVED: Final = "observed"
+    """The ground truth; null while it is not known."""
+    PREDICTION: Final = "prediction"
+    MODEL: Final = "model"
+    """The model's predictions, beside those of the baselines."""
+    SUBJECT: Final = "subject"
+    """What a prediction is about, such as a place."""
+    ISSUED_AT: Final = "issued_at"
+    VERSION: Final = "version"
+    PROBABILITY: Final = "probability"
+
+
+FORECAST_COLUMNS: Final = (
+    Column.SUBJECT,
+    Column.TIME,
+    Column.ISSUED_AT,
+    Column.VERSION,
+    Column.PROBABILITY,
+    Column.OBSERVED,
+)
+DRIFT_COLUMNS: Final = ("column", "psi", "statistic", "p_value", "training_mean", "recent_mean", "drifted")
+FORMER_COLUMNS: Final = {
+    Artifact.FORECASTS: {"place": Column.SUBJECT, "day": Column.TIME},
+    Artifact.DRIFT: {"ks_statistic": "statistic", "ks_p_value": "p_value"},
+}
+"""By artifact, the names that columns had before 0.2.0 and have now."""
+
+
+def table_rows(table: Any, artifact: str) -> list[dict[str, Any]]:
+    """Return a table's rows by column name, under today's names.
+
+    Args:
+        table: The JSON of a table, or anything else, which has no rows.
+        artifact: A path of `Artifact`.
+    """
+    if not isinstance(table, dict) or not {Table.COLUMNS, Table.DATA} <= table.keys():
+        return []
+    former = FORMER_COLUMNS.get(artifact, {})
+    names = [former.get(name, name) for name in table[Table.COLUMNS]]
+    return [dict(zip(names, row, strict=False)) for row in table[Table.DATA]]
+
+
+class ScoreName:
+    """Names of a training's metrics: `model_log_loss`, `climatology_log_loss`; and of a monitoring run's."""
+
+    MODEL_PREFIX: Final = "model_"
+    LIVE_PREFIX: Final = "live_"
+    HOLDOUT_PREFIX: Final = "holdout_"
+
+
+class Record:
+    """A request that serving answered, as `GET /models/NAME/predictions` lists it.
+
+    `inputs` and `outputs` are tables; `outputs` has the column `prediction` and, for a classifier, a column
+    `probability_N` for each class. `about` is null, or says what the rows are about where the service made them itself.
+    """
+
+    ABOUT: Final = "about"
+    SUBJECT: Final = "subject"
+    TIMES: Final = "times"
+    """ISO 8601, one for each row."""
+    PROBABILITY_PREFIX: Final = "probability_"
+
+
+FORMER_ABOUT: Final = {"place": Record.SUBJECT, "days": Record.TIMES}
+"""The keys of a record's `about` before 0.2.0."""
+
+
+def record_about(record: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return the subject of a record and the time of each of its rows; empty where it is about nothing."""
+    about = {FORMER_ABOUT.get(key, key): value for key, value in (record.get(Record.ABOUT) or {}).items()}
+    return about.get(Record.SUBJECT, ""), list(about.get(Record.TIMES) or [])
+
+
+class State:
+    """Prefect's states: types, and the names that the platform gives or looks for."""
+
+    FINAL_TYPES: Final = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
+    ALERT: Final = "Alert"
+    """The name of a completed run that found something which people should know."""
+    CACHED: Final = "Cached"
+    """Prefect's name for a task that was taken from the cache."""
+
+
+class Event:
+    """Names of Prefect's events."""
+
+    FLOW_RUN: Final = "prefect.flow-run"
+    """The prefix of a flow run's events and resource ids."""
+    FLOW_RUN_SCHEDULED: Final = "prefect.flow-run.Scheduled"
+    FLOW_RUN_RUNNING: Final = "prefect.flow-run.Running"
+    FLOW_RUN_CANCELLING: Final = "prefect.flow-run.Cancelling"
+    FLOW_RUN_HEARTBEAT: Final = "prefect.flow-run.heartbeat"
+    WORK_POOL: Final = "prefect.work-pool"
+    """The prefix of a work pool's resource id."""
+
+
+MAIL_EVENTS: Final = ("Completed", "Failed", "Crashed")
+"""The ends of a run that MAIL_EVENTS may name."""
+
+
+class RunTag:
+    """Tags of Prefect's deployments and flow runs."""
+
+    MAIL: Final = "mail"
+    """A mail is sent when the run ends."""
+    MAIL_ALERTS: Final = "mail-alerts"
+    """A mail is sent when the run fails, crashes or ends in `State.ALERT`."""
+    FIRST_RUN: Final = "first-run"
+    """The deployment runs once when the installation is made."""
+    RETRAINING: Final = "retraining"
+    PLATFORM: Final = "trainyard"
+    """Made by the platform itself."""
+
+
+class Resource:
+    """Names of what provisioning makes in Prefect."""
+
+    WORK_POOL: Final = "training"
+    WORK_POOL_TYPE: Final = "warm-process"
+    MAIL_QUEUE: Final = "mail"
+    RESULTS_BLOCK: Final = "results"
+    RESULTS_BLOCK_TYPE: Final = "s3-bucket"
+    SEND_MAIL: Final = "send-mail"
+    """The flow and the deployment that send mail."""
+    MONITOR: Final = "monitor"
+    CRASH_LOST_RUNS: Final = "crash-lost-runs"
+    MAIL_RUN_EVENTS: Final = "mail-run-events"
+    MAIL_ALERTS: Final = "mail-alerts"
+    PROVISIONED: Final = "trainyard_provisioned"
+    """The variable that holds a digest of what was deployed last."""
+
+
+class Account:
+    """MLflow's accounts for services; the admin's name is a setting."""
+
+    WORKER: Final = "worker"
+    SERVING: Final = "serving"
+    DASHBOARD: Final = "dashboard"
+
+
+class Bucket:
+    """Buckets of the object store."""
+
+    MLFLOW: Final = "mlflow"
+    RESULTS: Final = "prefect-results"
+
+
+class ServingPath:
+    """Paths of the serving API."""
+
+    MODELS: Final = "/models"
+
+    @staticmethod
+    def of_model(model: str, page: str) -> str:
+        """Return a page of a model: `predict`, `predictions` or `forecast`."""
+        return f"/models/{quote(model, safe='')}/{page}"
+
+
+class MLflowPage:
+    """Addresses of pages in MLflow's UI; `ui` is its address without a slash at the end."""
+
+    @staticmethod
+    def run(ui: str, experiment_id: str, run_id: str) -> str:
+        """Return the page of a run."""
+        return f"{ui}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    @staticmethod
+    def model(ui: str, model: str) -> str:
+        """Return the page of a registered model."""
+        return f"{ui}/#/models/{quote(model, safe='')}"
+
+    @staticmethod
+    def version(ui: str, model: str, version: int) -> str:
+        """Return the page of a model version."""
+        return f"{MLflowPage.model(ui, model)}/versions/{version}"
+
+
+class PrefectPage:
+    """Addresses of pages in Prefect's UI; `ui` is its address without a slash at the end."""
+
+    @staticmethod
+    def flow_run(ui: str, flow_run_id: str) -> str:
+        """Return the page of a flow run."""
+        return f"{ui}/runs/flow-run/{flow_run_id}"
+
+    @staticmethod
+    def work_pool(ui: str, name: str) -> str:
+        """Return the page of a work pool."""
+        return f"{ui}/work-pools/work-pool/{quote(name, safe='')}"
+
+
+HOOKS_FILE: Final = "trainyard.toml"
+"""The file of a project's folder under flows/ that declares the hooks of its models (trainyard.hooks)."""

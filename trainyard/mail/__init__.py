@@ -1,0 +1,1 @@
+"""Mail about runs: the message, and sending it over SMTP."""
