@@ -13,12 +13,12 @@ import mlflow  # noqa: E402
 import pandas as pd  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 
-from trainyard.settings import Settings  # noqa: E402
-from trainyard import tracking  # noqa: E402
-from trainyard.gate import Thresholds  # noqa: E402
 from flows.weather import features, model, open_meteo, plots, promotion  # noqa: E402
 from flows.weather.features import TARGET  # noqa: E402
 from flows.weather.observations import Place  # noqa: E402
+from flows.weather.settings import WeatherSettings as Settings  # noqa: E402
+from trainyard import tracking  # noqa: E402
+from trainyard.gate import Thresholds  # noqa: E402
 
 MODEL = "plain-rain-tomorrow"
 
@@ -40,7 +40,7 @@ question = promotion.describe_question(examples, training)
 trials = [tracking.Trial(score.candidate.name, dict(score.candidate.params), score.metrics) for score in scores]
 dataset = tracking.Dataset("open-meteo", observations.origin.url, examples.frame, TARGET)
 logged = tracking.log_training(
-    tracking.Training(
+    tracking.TrainingRecord(
         experiment="plain",
         model=MODEL,
         estimator=training.estimator,

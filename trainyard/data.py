@@ -18,7 +18,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NotConnectedError
 from pandera.errors import SchemaErrors
 
-from trainyard.http import SourceUnreachableError
+from trainyard.errors import DataError, SourceUnreachableError
 
 S3 = "s3://"
 CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})
@@ -31,10 +31,6 @@ REFUSALS = {
     "InvalidAccessKeyId": f"the store does not know the keys; check {KEYS}, and AWS_ENDPOINT_URL",
     "SignatureDoesNotMatch": f"the keys are wrong; check {KEYS}",
 }
-
-
-class DataError(ValueError):
-    """The data cannot be used; the message says where it is from, what is wrong and what to do."""
 
 
 def read_csv(location: str, s3: Any = None) -> pd.DataFrame:
@@ -59,7 +55,7 @@ def read_csv(location: str, s3: Any = None) -> pd.DataFrame:
     return frame
 
 
-def check(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
+def validate_frame(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
     """Return the frame as the schema makes it.
 
     Raises:

@@ -1,9 +1,9 @@
 """Ask HTTP services for JSON, within bounds, and tell failures that may pass from those that will not.
 
 Retried are: no connection, no answer in time, an answer cut off midway, 429 and 5xx. Not retried are:
-other 4xx and answers that are whole and not JSON. `may_pass` says so to Prefect:
+other 4xx and answers that are whole and not JSON. `is_transient` says so to Prefect:
 
-    @task(retries=4, retry_delay_seconds=exponential_backoff(0.3), retry_jitter_factor=0.5, retry_condition_fn=may_pass)
+    @task(retries=4, retry_delay_seconds=exponential_backoff(0.3), retry_jitter_factor=0.5, retry_condition_fn=is_transient)
 
 A host that names a time to come back (Retry-After of 429 and 503) is left alone until then by every
 task and thread of the process.
@@ -19,31 +19,13 @@ from typing import Any
 
 import httpx
 
+from trainyard.errors import BadAnswerError, RateLimitedError, RefusedError, SourceUnreachableError, WaitTooLongError
+
 LONGEST_WAIT_SECONDS = 120.0
 """How long a request waits because its host asked for it; a run that is asked for more fails at once."""
 
 MAX_BYTES = 32 * 1024 * 1024
 """Longest answer that is read. Fifty years of daily weather are about one megabyte."""
-
-
-class SourceUnreachableError(ConnectionError):
-    """The source gave no whole answer: no connection, none in time, cut off, or a fault of its own (5xx)."""
-
-
-class RateLimitedError(ConnectionError):
-    """The source asks for fewer requests (429)."""
-
-
-class WaitTooLongError(ConnectionError):
-    """The source wants to be left alone for longer than a run waits; the message says until when."""
-
-
-class RefusedError(ValueError):
-    """The source refused the request (4xx); asked again it would refuse again."""
-
-
-class BadAnswerError(ValueError):
-    """The answer is whole and cannot be used: it is not JSON, or too long."""
 
 
 class HostClock:
@@ -73,11 +55,6 @@ class HostClock:
 
 
 _clock = HostClock()
-
-
-def may_pass(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Say whether the failure may be gone on the next try: Prefect's `retry_condition_fn`."""
-    return isinstance(state.data, SourceUnreachableError | RateLimitedError)
 
 
 def get_json(

@@ -16,7 +16,7 @@ AT, VERSION, PLACE, DAY = "at", "version", "place", "day"
 FORECASTS = (PLACE, DAY, "issued_at", VERSION, "probability", OBSERVED)
 
 
-class Limits(BaseModel):
+class AlertThresholds(BaseModel):
     """When a monitor raises an alert."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,12 +69,12 @@ def rows_of(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return rows[~repeated].reset_index(drop=True)
 
 
-def check(
+def assess(
     rows: pd.DataFrame,
     sample: pd.DataFrame,
     holdout: pd.DataFrame,
     truth: Mapping[tuple[str, str], bool],
-    limits: Limits,
+    limits: AlertThresholds,
 ) -> Verdict:
     """Return what recent predictions say of a model.
 
@@ -96,7 +96,7 @@ def check(
         metrics["prediction_psi"] = next((shift.psi for shift in shifts if shift.column == PREDICTION), 0.0)
         if metrics["drifted_share"] > limits.max_drifted_share:
             reasons.append(_drifted(shifts, limits))
-    scores, reason = judge(forecasts, holdout, limits)
+    scores, reason = score_live(forecasts, holdout, limits)
     metrics |= scores
     if reason:
         reasons.append(reason)
@@ -112,7 +112,7 @@ def check(
     return Verdict("too-few", (few,), metrics, shifts, forecasts)
 
 
-def find_drift(rows: pd.DataFrame, sample: pd.DataFrame, limits: Limits) -> list[drift.Shift]:
+def find_drift(rows: pd.DataFrame, sample: pd.DataFrame, limits: AlertThresholds) -> list[drift.Shift]:
     """Return the shift of each input and of the prediction; none where there are too few rows."""
     columns = [name for name in sample.columns if name != TIME and name in rows.columns]
     recent = rows.loc[_soon(rows), columns].dropna()
@@ -141,7 +141,7 @@ def forecasts_of(rows: pd.DataFrame, truth: Mapping[tuple[str, str], bool]) -> p
     ).reset_index(drop=True)
 
 
-def judge(forecasts: pd.DataFrame, holdout: pd.DataFrame, limits: Limits) -> tuple[dict[str, float], str]:
+def score_live(forecasts: pd.DataFrame, holdout: pd.DataFrame, limits: AlertThresholds) -> tuple[dict[str, float], str]:
     """Return the live scores beside the holdout's, and why they are too bad, or nothing."""
     known = forecasts[forecasts[OBSERVED].notna()]
     metrics = {"scored": float(len(known))}
@@ -170,7 +170,7 @@ def drift_table(shifts: Sequence[drift.Shift]) -> pd.DataFrame:
     return pd.DataFrame([asdict(shift) for shift in shifts]).rename(columns=names).reindex(columns=columns)
 
 
-def _drifted(shifts: Sequence[drift.Shift], limits: Limits) -> str:
+def _drifted(shifts: Sequence[drift.Shift], limits: AlertThresholds) -> str:
     inputs = [shift for shift in shifts if shift.column != PREDICTION]
     drifted = [shift.column for shift in inputs if shift.drifted]
     if not drifted:

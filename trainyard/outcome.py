@@ -37,7 +37,7 @@ def log_once(log: Task[..., Registered], *arguments: Any) -> tuple[Registered, b
     registered: Registered = state.result()
     if state.name != "Cached":
         return registered, False
-    if tracking.use_again(registered):
+    if tracking.mark_reused(registered):
         return registered, True
     return log.with_options(refresh_cache=True)(*arguments), False
 

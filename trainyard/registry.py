@@ -22,14 +22,11 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
+from trainyard.errors import RegistryError
 from trainyard.gate import Decision, Thresholds
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 LOCK_SECONDS, POLL_SECONDS = 600, 0.3
-
-
-class RegistryError(Exception):
-    """The registry cannot do what was asked; the message says why and what can be done."""
 
 
 @contextmanager
@@ -70,7 +67,7 @@ def champion(model: str) -> ModelVersion | None:
     return _with_alias(model, CHAMPION)
 
 
-def judge(
+def apply_gate(
     model: str,
     version: int,
     decide: Callable[[ModelVersion | None], Decision],
@@ -79,7 +76,7 @@ def judge(
     """Let a candidate take the champion's place, or register it as challenger with the reason why not.
 
     `decide` is called with the reigning version while no other run can change it. With its `terms`, the
-    decision can be found again by `judged`.
+    decision can be found again by `recall_decision`.
     """
     with lock(f"registry-{model}"):
         reigning = champion(model)
@@ -97,7 +94,7 @@ def judge(
         return decision
 
 
-def judged(model: str, version: int, terms: Thresholds) -> Decision | None:
+def recall_decision(model: str, version: int, terms: Thresholds) -> Decision | None:
     """Return what was decided about a version, if on the same terms and against the champion that still reigns."""
     reigning = champion(model)
     if reigning and int(reigning.version) == version:

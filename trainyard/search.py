@@ -6,20 +6,27 @@ from typing import Any
 
 from prefect import Task, get_run_logger, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trainyard.settings import Settings
 from trainyard.candidates import Candidate, Score
+from trainyard.errors import SearchError
 from trainyard.tracking import Trial
 
-Found = tuple[list[Score], list[Trial]]
+
+class SearchSettings(BaseSettings):
+    """Where candidates are evaluated."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
+    dask_scheduler_address: str | None = None
+    """A Dask scheduler such as tcp://scheduler:8786; without it candidates run on this machine's cores."""
+
+
+SearchResult = tuple[list[Score], list[Trial]]
 """The candidates' scores, without those that failed, and all candidates as MLflow shall know them."""
 
 
-class SearchError(Exception):
-    """No candidate could be judged; the message says what the first failed with."""
-
-
-def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any) -> Found:
+def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any) -> SearchResult:
     """Return the candidates' scores, and all candidates as MLflow shall know them.
 
     One that fails is left out of the scores, with a warning.
@@ -48,10 +55,10 @@ def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any
     return scores, trials
 
 
-def search_once(step: Task[..., Found], *arguments: Any) -> Found:
+def search_once(step: Task[..., SearchResult], *arguments: Any) -> SearchResult:
     """Run a cached task that searches; where one from the cache had a candidate that failed, try that one again."""
     state: Any = step(*arguments, return_state=True)
-    found: Found = state.result()
+    found: SearchResult = state.result()
     if state.name == "Cached" and any(trial.error for trial in found[1]):
         return step.with_options(refresh_cache=True)(*arguments)
     return found
@@ -70,7 +77,7 @@ def side_by_side(task: Task[..., Any], **parameters: Any) -> list[Any]:
 
 def candidate_runner() -> TaskRunner[Any]:
     """Return what runs tasks side by side: this machine's cores, or a Dask cluster where one is set."""
-    if address := Settings().dask_scheduler_address:
+    if address := SearchSettings().dask_scheduler_address:
         from prefect_dask.task_runners import DaskTaskRunner
 
         return DaskTaskRunner(address=address)

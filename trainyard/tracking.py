@@ -21,9 +21,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from prefect import runtime
 from prefect.utilities.urls import url_for
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sklearn.base import BaseEstimator
 
-from trainyard.settings import Settings
+from trainyard.errors import TrackingUnreachableError
 from trainyard.evaluation import as_table
 
 # The newest flow run that ended in this training, and its component; an unchanged re-run trains nothing anew.
@@ -31,8 +32,13 @@ LAST_RUN, LAST_COMPONENT = "prefect.last_flow_run_id", "prefect.last_subflow_run
 SERVING_PACKAGES = ("scikit-learn", "skops", "pandas", "numpy")
 
 
-class TrackingUnreachableError(ConnectionError):
-    """MLflow does not answer; the message says where it was looked for and what to do."""
+class TrackingSettings(BaseSettings):
+    """Settings of tracking; MLflow's client reads its own (MLFLOW_TRACKING_URI and so on)."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
+    mlflow_ui_url: str = "http://localhost:5001"
+    """MLflow's address in a person's browser."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRecord:
     """What is to be logged of a training."""
 
     experiment: str
@@ -99,7 +105,7 @@ class Registered:
 
 
 def _ui() -> str:
-    return Settings().mlflow_ui_url.rstrip("/")
+    return TrackingSettings().mlflow_ui_url.rstrip("/")
 
 
 def require_server(timeout_seconds: float = 5.0) -> None:
@@ -118,14 +124,14 @@ def require_server(timeout_seconds: float = 5.0) -> None:
         ) from error
 
 
-def log_training(training: Training) -> Registered:
+def log_training(training: TrainingRecord) -> Registered:
     """Log a run with its candidates and register its model; call it in a flow run, to which it links.
 
     The model is registered last, so that a failure before leaves a failed run and no version.
     """
     experiment = mlflow.set_experiment(training.experiment)
     tags = {**training.tags, "model": training.model}
-    with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | links()) as run:
+    with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | flow_run_tags()) as run:
         mlflow.log_params(dict(training.params))
         mlflow.log_metrics(dict(training.metrics))
         mlflow.log_input(describe(training.dataset), "training")
@@ -158,7 +164,7 @@ def describe(dataset: Dataset) -> PandasDataset:
     return from_pandas(dataset.frame, source=source, targets=dataset.target, name=dataset.name)
 
 
-def links() -> dict[str, str]:
+def flow_run_tags() -> dict[str, str]:
     """Return the tags that lead from a run to the flow run that somebody started, and to its component."""
     root = runtime.flow_run.root_flow_run_id
     if root is None:
@@ -195,12 +201,12 @@ def log_trials(trials: Sequence[Trial], parent: str, experiment_id: str, tags: M
         list(pool.map(log, trials))
 
 
-def use_again(registered: Registered) -> bool:
+def mark_reused(registered: Registered) -> bool:
     """Let this flow run stand for an earlier one, of which nothing has changed; False if it was deleted since."""
     client = MlflowClient()
     try:
         client.get_model_version(registered.model, str(registered.version))
-        newest = [RunTag(tag, value) for tag, value in links().items() if tag in (LAST_RUN, LAST_COMPONENT)]
+        newest = [RunTag(tag, value) for tag, value in flow_run_tags().items() if tag in (LAST_RUN, LAST_COMPONENT)]
         client.log_batch(registered.run_id, tags=newest)
         return True
     except MlflowException as error:

@@ -6,9 +6,10 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 from pydantic import BaseModel, ConfigDict
 
-from trainyard.frames import Frame
-from flows.weather.observations import Observations, Origin, WeatherDataError, check_observations
+from flows.weather.observations import Observations, Origin, check_observations
 from flows.weather.validation import problems_of, refusal
+from trainyard.errors import DataError
+from trainyard.frames import Frame
 
 TARGET = "wet_tomorrow"
 WET_TODAY = "wet_today"
@@ -37,7 +38,7 @@ def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.Da
     day, is there: it is what a forecast starts from. A wet day has at least `wet_day_mm` of
     precipitation; 1 mm is the convention of climatology (WMO, ETCCDI index R1mm).
 
-    Raises WeatherDataError if days are missing.
+    Raises DataError if days are missing.
     """
     weather = check_observations(observations)
     rain = np.log1p(weather["precipitation_mm"])
@@ -68,14 +69,14 @@ def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.Da
 def build_examples(observations: Observations, wet_day_mm: float = 1.0, min_observations: int = 365) -> Examples:
     """Return features and target of every day whose next day was observed, and not filled in.
 
-    Raises WeatherDataError if fewer than `min_observations` days were observed, if the days are all wet
+    Raises DataError if fewer than `min_observations` days were observed, if the days are all wet
     or all dry, so that there is nothing to learn, or if the features are not as they must be.
     """
     weather, place = observations.frame, observations.origin.place.name
     filled = pd.DatetimeIndex(observations.filled)
     observed = len(weather) - len(filled)
     if observed < max(min_observations, LONGEST_WINDOW + 2):
-        raise WeatherDataError(
+        raise DataError(
             f"{place} has {observed} daily observations, fewer than the "
             f"{max(min_observations, LONGEST_WINDOW + 2)} needed. Ask for more years or another place."
         )
@@ -86,7 +87,7 @@ def build_examples(observations: Observations, wet_day_mm: float = 1.0, min_obse
     check_examples(frame)
     if frame[TARGET].nunique() < 2:
         kind = "wet" if frame[TARGET].iloc[0] else "dry"
-        raise WeatherDataError(
+        raise DataError(
             f"Every day of {place} is {kind} at a threshold of {wet_day_mm} mm, so there is nothing to "
             "learn. Change wet_day_mm, ask for more years, or choose another place."
         )
@@ -96,7 +97,7 @@ def build_examples(observations: Observations, wet_day_mm: float = 1.0, min_obse
 
 
 def check_examples(frame: pd.DataFrame) -> None:
-    """Raise WeatherDataError with all problems unless features and target are within their bounds."""
+    """Raise DataError with all problems unless features and target are within their bounds."""
     try:
         _SCHEMA.validate(frame, lazy=True)
     except SchemaErrors as errors:

@@ -11,14 +11,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from trainyard.settings import Settings
-from trainyard import http
-from trainyard.cache import cached
-from trainyard.http import SourceUnreachableError, may_pass
 from flows.weather import features, open_meteo, places, recorded
 from flows.weather.features import Examples
-from flows.weather.observations import Observations, Place, WeatherDataError
-from flows.weather.validation import Limits
+from flows.weather.observations import Observations, Place
+from flows.weather.settings import WeatherSettings
+from flows.weather.validation import GapLimits
+from trainyard import http
+from trainyard.cache import cached
+from trainyard.errors import DataError, SourceUnreachableError
+from trainyard.retries import is_transient
 
 PlaceName = Annotated[str, Field(min_length=2, max_length=100)]
 Years = Annotated[int, Field(ge=1, le=50)]
@@ -35,12 +36,12 @@ MOST_ROWS = 100
     retries=4,
     retry_delay_seconds=exponential_backoff(0.3),
     retry_jitter_factor=0.5,
-    retry_condition_fn=may_pass,
+    retry_condition_fn=is_transient,
     **cached(places, http, days=30),
 )
 def find_place(name: str, url: str) -> Place:
     """Return the place that the geocoding service at an address finds for a name."""
-    answer = http.get_json(url, places.geocoding_query(name), Settings().weather_timeout_seconds)
+    answer = http.get_json(url, places.geocoding_query(name), WeatherSettings().weather_timeout_seconds)
     return places.parse_geocoding(answer, name)
 
 
@@ -49,12 +50,12 @@ def find_place(name: str, url: str) -> Place:
     retries=4,
     retry_delay_seconds=exponential_backoff(0.3),
     retry_jitter_factor=0.5,
-    retry_condition_fn=may_pass,
+    retry_condition_fn=is_transient,
     **cached(open_meteo, days=0.25),  # the archive mends its newest days
 )
-def fetch_archive(url: str, place: Place, first: date, last: date, limits: Limits) -> Observations:
+def fetch_archive(url: str, place: Place, first: date, last: date, limits: GapLimits) -> Observations:
     """Return the checked daily observations from `first` to `last` from the archive at an address."""
-    return open_meteo.observe(url, place, first, last, Settings().weather_timeout_seconds, limits)
+    return open_meteo.observe(url, place, first, last, WeatherSettings().weather_timeout_seconds, limits)
 
 
 @task(name="build-features", **cached(features))
@@ -75,7 +76,7 @@ def problems_as_table() -> Iterator[None]:
     """Put what was wrong with the data on the run's page, before it fails."""
     try:
         yield
-    except WeatherDataError as error:
+    except DataError as error:
         if total := len(error.problems):
             shown = f"the first {MOST_ROWS} of {total} problems" if total > MOST_ROWS else "all problems"
             create_table_artifact(
@@ -113,7 +114,7 @@ def fetch_weather(
         max_gap_days: Most days in a row, missing or blank, that are filled; beyond it the run fails.
         max_filled_share: Largest share of all days that is filled; beyond it the run fails.
     """
-    settings, limits = Settings(), Limits(max_gap_days, max_filled_share)
+    settings, limits = WeatherSettings(), GapLimits(max_gap_days, max_filled_share)
     with problems_as_table():
         try:
             point = places.parse_coordinates(place) or find_place(place, settings.weather_geocoding_url)

@@ -14,11 +14,11 @@ from sklearn.model_selection import TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from trainyard.candidates import Candidate, Score
-from trainyard.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
-from trainyard.metrics import beside, table
 from flows.weather.features import TARGET, WET_TODAY
-from flows.weather.observations import WeatherDataError
+from trainyard.candidates import Candidate, Score
+from trainyard.errors import DataError
+from trainyard.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
+from trainyard.metrics import flatten_scores, scores_table
 
 Probabilities = NDArray[np.float64]
 Family = Literal["logistic-regression", "random-forest", "hist-gradient-boosting"]
@@ -40,7 +40,7 @@ TRUSTED_TYPES = (
 
 
 @dataclass(frozen=True)
-class Training:
+class FittedModel:
     """A fitted estimator, its metrics, and its holdout days with all forecasts."""
 
     candidate: Candidate
@@ -84,13 +84,13 @@ def make_estimator(candidate: Candidate) -> Pipeline:
 def split_by_time(examples: pd.DataFrame, holdout_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the days to fit on and, after them, the days to judge on (the newest `holdout_fraction`).
 
-    Raises WeatherDataError unless both parts have wet and dry days.
+    Raises DataError unless both parts have wet and dry days.
     """
     cut = len(examples) - max(1, round(len(examples) * holdout_fraction))
     train, holdout = examples.iloc[:cut], examples.iloc[cut:]
     for name, part in {"training": train, "holdout": holdout}.items():
         if part[TARGET].nunique() < 2:
-            raise WeatherDataError(
+            raise DataError(
                 f"The {name} part ({len(part)} of {len(examples)} days) does not have both wet and dry "
                 "days. Ask for more years, or change holdout_fraction or wet_day_mm."
             )
@@ -100,7 +100,7 @@ def split_by_time(examples: pd.DataFrame, holdout_fraction: float) -> tuple[pd.D
 def cross_validate(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
     """Return a candidate's mean scores over folds of time: each is judged on days after those it was fitted on.
 
-    Raises WeatherDataError if no fold has wet and dry days to fit on.
+    Raises DataError if no fold has wet and dry days to fit on.
     """
     features, target = train.drop(columns=TARGET), train[TARGET]
     losses, briers = [], []
@@ -112,7 +112,7 @@ def cross_validate(train: pd.DataFrame, candidate: Candidate, folds: int) -> Sco
         losses.append(log_loss(target.iloc[judge], probability, labels=[False, True]))
         briers.append(brier_score_loss(target.iloc[judge], probability))
     if not losses:
-        raise WeatherDataError(f"None of {folds} folds has both wet and dry days to learn from. Ask for more years.")
+        raise DataError(f"None of {folds} folds has both wet and dry days to learn from. Ask for more years.")
     return Score(candidate, {"cv_log_loss": float(np.mean(losses)), "cv_brier": float(np.mean(briers))})
 
 
@@ -186,7 +186,7 @@ def forecast(estimator: Any, examples: pd.DataFrame) -> Probabilities:
     return probability
 
 
-def fit_and_score(train: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> Training:
+def fit_and_score(train: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> FittedModel:
     """Fit a candidate on the older days and judge it on the newer ones, beside the baselines.
 
     The metrics are those of `score` with the prefixes `model_`, `persistence_` and `climatology_`.
@@ -194,11 +194,11 @@ def fit_and_score(train: pd.DataFrame, holdout: pd.DataFrame, candidate: Candida
     estimator = make_estimator(candidate).fit(train.drop(columns=TARGET), train[TARGET])
     forecasts = {"model": forecast(estimator, holdout)}
     forecasts |= {name: baseline(train, holdout) for name, baseline in BASELINES.items()}
-    metrics = beside({who: score(holdout[TARGET], probability) for who, probability in forecasts.items()})
-    return Training(candidate, estimator, metrics, train, holdout, forecasts)
+    metrics = flatten_scores({who: score(holdout[TARGET], probability) for who, probability in forecasts.items()})
+    return FittedModel(candidate, estimator, metrics, train, holdout, forecasts)
 
 
-def tables(training: Training) -> dict[str, pd.DataFrame]:
+def tables(training: FittedModel) -> dict[str, pd.DataFrame]:
     """Return the holdout's forecasts and a sample of the training days; each row is about the day it forecasts."""
     inputs = training.train.drop(columns=TARGET)
     wet = training.holdout[TARGET].astype(int)
@@ -210,4 +210,4 @@ def tables(training: Training) -> dict[str, pd.DataFrame]:
 
 def compare(metrics: Mapping[str, float]) -> str:
     """Return the metrics as a Markdown table, the model's beside the baselines'."""
-    return table(metrics, ["model", *BASELINES])
+    return scores_table(metrics, ["model", *BASELINES])

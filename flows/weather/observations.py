@@ -1,6 +1,5 @@
 """Daily observations of one place: what every source delivers and every later step relies on."""
 
-from collections.abc import Sequence
 from datetime import date
 from typing import Literal
 
@@ -8,27 +7,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainyard.errors import DataError
 from trainyard.frames import Frame
 
 WEATHER_COLUMNS = ("precipitation_mm", "temp_max_c", "temp_min_c", "wind_ms")
 
 Problem = dict[str, str | int]
 """One row of a table of what is wrong: column, check, first_day, last_day, count (of days), example."""
-
-
-class WeatherDataError(ValueError):
-    """The data cannot be used; the message says what is wrong and what to do.
-
-    `problems` has all that was found, the first of them in the message, or nothing to list.
-    """
-
-    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
-        super().__init__(message)
-        self.problems = list(problems)
-
-
-class UnknownPlaceError(ValueError):
-    """No such place; the message says how to name one."""
 
 
 class Place(BaseModel):
@@ -68,22 +53,22 @@ class Observations(BaseModel):
 
 
 def check_observations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame, or raise WeatherDataError naming its first missing, repeated or blank day."""
+    """Return the frame, or raise DataError naming its first missing, repeated or blank day."""
     if frame.empty:
-        raise WeatherDataError("The source sent no complete day. Ask for another place or more years.")
+        raise DataError("The source sent no complete day. Ask for another place or more years.")
     days = frame.index.to_series()
     steps = days.diff().iloc[1:]
     wrong = steps[steps != pd.Timedelta(days=1)]
     if not wrong.empty:
         day = pd.Timestamp(wrong.index[0])
-        raise WeatherDataError(
+        raise DataError(
             f"The days are not consecutive: {day - wrong.iloc[0]:%Y-%m-%d} is followed by {day:%Y-%m-%d}. "
             "Run again later, or choose fewer years or another place."
         )
     blank = frame.isna()
     if blank.to_numpy().any():
         row, column = np.argwhere(blank.to_numpy())[0]
-        raise WeatherDataError(
+        raise DataError(
             f"No value for {frame.columns[column]} on {frame.index[row]:%Y-%m-%d}. "
             "Run again later, or choose fewer years or another place."
         )

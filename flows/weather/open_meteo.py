@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pandas as pd
 
+from flows.weather.observations import Observations, Origin, Place
+from flows.weather.validation import GapLimits, check_days, make_problem
+from trainyard.errors import DataError
 from trainyard.http import get_json
-from flows.weather.observations import Observations, Origin, Place, WeatherDataError
-from flows.weather.validation import Limits, check_days, make_problem
 
 # Open-Meteo's name of each daily value: our column and the unit asked for.
 DAILY = {
@@ -24,11 +25,11 @@ DAILY = {
 
 
 def observe(
-    url: str, place: Place, first: date, last: date, timeout_seconds: float, limits: Limits | None = None
+    url: str, place: Place, first: date, last: date, timeout_seconds: float, limits: GapLimits | None = None
 ) -> Observations:
     """Return the checked observations of a place from `first` to `last` from the archive at `url`.
 
-    Raises what `get_json` of `trainyard.http` raises, and WeatherDataError if the answer has another
+    Raises what `get_json` of `trainyard.http` raises, and DataError if the answer has another
     form than documented or breaks a rule of `flows.weather.validation`.
     """
     query = archive_query(place, first, last)
@@ -58,7 +59,7 @@ def archive_query(place: Place, first: date, last: date) -> dict[str, str]:
 def parse_archive(answer: Any) -> pd.DataFrame:
     """Return the answer's days as they were sent: an index `date` and WEATHER_COLUMNS in float64.
 
-    Raises WeatherDataError if a column is missing, has another length or unit or holds something else
+    Raises DataError if a column is missing, has another length or unit or holds something else
     than numbers. Days may be missing, blank or repeated, and values impossible: `check_days` looks there.
     """
     daily, units = _member(answer, "daily"), _member(answer, "daily_units")
@@ -95,8 +96,8 @@ def _column(daily: dict[str, Any], name: str) -> list[Any]:
     return column
 
 
-def _unexpected(column: str, what: str) -> WeatherDataError:
-    return WeatherDataError(
+def _unexpected(column: str, what: str) -> DataError:
+    return DataError(
         f"The weather service's answer is not as documented: {what}. "
         "Check WEATHER_ARCHIVE_URL and WEATHER_FORECAST_URL; if they are Open-Meteo's, its format has changed.",
         [make_problem(column, what)],

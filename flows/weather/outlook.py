@@ -10,16 +10,17 @@ from datetime import UTC, date, datetime, timedelta
 import httpx
 import pandas as pd
 
-from trainyard.http import get_json
 from flows.weather.features import LONGEST_WINDOW, build_features
-from flows.weather.observations import Observations, Origin, Place, WeatherDataError
+from flows.weather.observations import Observations, Origin, Place
 from flows.weather.open_meteo import DAILY, parse_archive
-from flows.weather.validation import Limits, check_days
+from flows.weather.validation import GapLimits, check_days
+from trainyard.errors import DataError
+from trainyard.http import get_json
 
 PAST_DAYS = LONGEST_WINDOW + 10
 AHEAD_DAYS = 8
 """Today and a week: one day more than is forecast, for those who ask just after midnight."""
-LIMITS = Limits(max_gap_days=2, max_filled_share=0.1, max_age_days=5)
+LIMITS = GapLimits(max_gap_days=2, max_filled_share=0.1, max_age_days=5)
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,20 @@ class Outlook:
     def features(self, wet_day_mm: float, days: int) -> pd.DataFrame:
         """Return what is known, or expected, at the end of today and of the days after it: a row each, `days` in all.
 
-        Raises WeatherDataError if a day's values are not there.
+        Raises DataError if a day's values are not there.
         """
         features = build_features(self.observations.frame, wet_day_mm)
         wanted = pd.date_range(self.today, periods=days, name="date")
         absent = wanted.difference(pd.DatetimeIndex(features.index))
         if not absent.empty:
-            raise WeatherDataError(f"The weather service sent no values for {absent[0]:%F}. Ask again later.")
+            raise DataError(f"The weather service sent no values for {absent[0]:%F}. Ask again later.")
         return features.loc[wanted]
 
 
 def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: float) -> Outlook:
     """Return the outlook of a place from the forecast service at `url`.
 
-    Raises what `get_json` of `trainyard.http` raises, and WeatherDataError if the answer has another form than
+    Raises what `get_json` of `trainyard.http` raises, and DataError if the answer has another form than
     documented or breaks a rule of `flows.weather.validation`.
     """
     query = outlook_query(place)
@@ -63,7 +64,7 @@ def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: flo
     days = parse_archive(answer)
     seconds = answer.get("utc_offset_seconds")
     if not isinstance(seconds, int) or abs(seconds) > 86400:
-        raise WeatherDataError(f"The weather service's answer has the UTC offset {seconds!r}. Check its address.")
+        raise DataError(f"The weather service's answer has the UTC offset {seconds!r}. Check its address.")
     offset = timedelta(seconds=seconds)
     today = (datetime.now(UTC) + offset).date()
     asked = (today - timedelta(days=PAST_DAYS + 1), today + timedelta(days=AHEAD_DAYS))  # midnight may pass meanwhile

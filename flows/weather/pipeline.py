@@ -10,17 +10,17 @@ from prefect.artifacts import create_link_artifact
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from flows.weather import model, places, plots, promotion
+from flows.weather.features import TARGET, Examples
+from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, preprocess
+from flows.weather.model import Family, FittedModel
 from trainyard import registry, tracking
 from trainyard.cache import cached, refreshing
 from trainyard.candidates import Candidate, Score
 from trainyard.fingerprint import code_fingerprint
 from trainyard.gate import Decision, Thresholds
 from trainyard.outcome import Outcome, log_once, report
-from trainyard.search import Found, search, search_once
-from flows.weather import model, places, plots, promotion
-from flows.weather.features import TARGET, Examples
-from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, preprocess
-from flows.weather.model import Family, Training
+from trainyard.search import SearchResult, search, search_once
 
 HoldoutFraction = Annotated[float, Field(ge=0.05, le=0.5)]
 Folds = Annotated[int, Field(ge=2, le=20)]
@@ -41,25 +41,25 @@ def cross_validate(train_days: pd.DataFrame, candidate: Candidate, folds: int) -
 
 
 @task(name="search", **cached())
-def search_candidates(train_days: pd.DataFrame, families: list[Family], folds: int) -> Found:
+def search_candidates(train_days: pd.DataFrame, families: list[Family], folds: int) -> SearchResult:
     """Judge all candidates side by side: one step, so that a search of which nothing has changed is one look-up."""
     return search(cross_validate, model.make_candidates(families), train_days=train_days, folds=folds)
 
 
 @task(name="fit", **cached(model))
-def fit(train_days: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> Training:
+def fit(train_days: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> FittedModel:
     """Fit the best candidate on the older days and judge it on the newer ones."""
     return model.fit_and_score(train_days, holdout, candidate)
 
 
 @task(name="log-to-mlflow", **cached(model, plots, promotion, tracking))
 def log_run(
-    examples: Examples, training: Training, trials: list[tracking.Trial], settings: dict[str, Any]
+    examples: Examples, training: FittedModel, trials: list[tracking.Trial], settings: dict[str, Any]
 ) -> tracking.Registered:
     """Log run, candidates and plots to MLflow and register the model."""
     question = promotion.describe_question(examples, training)
     return tracking.log_training(
-        tracking.Training(
+        tracking.TrainingRecord(
             experiment="weather",
             model=places.model_name(examples.origin.place),
             estimator=training.estimator,
@@ -77,7 +77,7 @@ def log_run(
 
 
 @task(name="promote", retries=2, retry_delay_seconds=1, persist_result=False)
-def promote(examples: Examples, training: Training, logged: tracking.Registered, gate: Thresholds) -> Decision:
+def promote(examples: Examples, training: FittedModel, logged: tracking.Registered, gate: Thresholds) -> Decision:
     """Let the candidate take the champion's place if it is better on the same holdout."""
 
     def compare(reigning: Any) -> Decision:
@@ -85,10 +85,10 @@ def promote(examples: Examples, training: Training, logged: tracking.Registered,
         question = promotion.describe_question(examples, training)
         return promotion.compare_with_champion(question, training, reigning and reigning.tags, champion, gate)
 
-    return registry.judge(logged.model, logged.version, compare, gate)
+    return registry.apply_gate(logged.model, logged.version, compare, gate)
 
 
-def describe(examples: Examples, training: Training) -> dict[str, Any]:
+def describe(examples: Examples, training: FittedModel) -> dict[str, Any]:
     """Return what the model was fitted on, as parameters of its run."""
     place, frame = examples.origin.place, examples.frame
     return {
@@ -107,7 +107,7 @@ def describe(examples: Examples, training: Training) -> dict[str, Any]:
     }
 
 
-def about(examples: Examples, training: Training) -> str:
+def about(examples: Examples, training: FittedModel) -> str:
     """Return what the report says of data and model."""
     origin, days = examples.origin, examples.frame.index
     return (
@@ -141,7 +141,7 @@ def train(
     training = fit(train_days, holdout, model.choose(scores).candidate)
     settings = {"holdout_fraction": holdout_fraction, "folds": folds, "candidates": len(trials)}
     logged, reused = log_once(log_run, examples, training, trials, settings)
-    known = registry.judged(logged.model, logged.version, gate) if reused else None
+    known = registry.recall_decision(logged.model, logged.version, gate) if reused else None
     decision = known or promote(examples, training, logged, gate)
     outcome = Outcome(logged, decision, training.metrics, reused)
     report(outcome, about(examples, training), model.compare(training.metrics))

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.weather.observations import Place, UnknownPlaceError, WeatherDataError
+from flows.weather.observations import Place
+from trainyard.errors import DataError, UnknownSubjectError
 
 MODEL = "rain-tomorrow"
 HOME = "Seattle, Washington, United States"
@@ -18,7 +19,7 @@ _COORDINATES = re.compile(r"\s*([-+]?\d+(?:\.\d+)?)\s*,\s*([-+]?\d+(?:\.\d+)?)\s
 def parse_coordinates(text: str) -> Place | None:
     """Return the place of "latitude,longitude" in degrees, or None if the text is a name.
 
-    Raises UnknownPlaceError if the numbers are not on Earth.
+    Raises UnknownSubjectError if the numbers are not on Earth.
     """
     match = _COORDINATES.fullmatch(text)
     if match is None:
@@ -27,7 +28,7 @@ def parse_coordinates(text: str) -> Place | None:
     try:
         return Place(name=f"{latitude},{longitude}", latitude=latitude, longitude=longitude)
     except ValidationError:
-        raise UnknownPlaceError(
+        raise UnknownSubjectError(
             f"{text!r} is not on Earth. Give latitude (-90 to 90), then longitude (-180 to 180)."
         ) from None
 
@@ -40,13 +41,13 @@ def geocoding_query(name: str) -> dict[str, str]:
 def parse_geocoding(answer: Any, name: str) -> Place:
     """Return the best match of a geocoding answer, named as in "Seattle, Washington, United States".
 
-    Raises UnknownPlaceError if there is none (Open-Meteo then leaves `results` out), and
-    WeatherDataError if the answer has another shape.
+    Raises UnknownSubjectError if there is none (Open-Meteo then leaves `results` out), and
+    DataError if the answer has another shape.
     """
     try:
         results = answer.get("results") or []
         if not results:
-            raise UnknownPlaceError(
+            raise UnknownSubjectError(
                 f"Open-Meteo knows no place called {name!r}. Check the spelling, add the region or country "
                 "('Springfield, Illinois'), or give 'latitude,longitude'."
             )
@@ -55,7 +56,7 @@ def parse_geocoding(answer: Any, name: str) -> Place:
         label = ", ".join(dict.fromkeys(part for part in parts if part))
         return Place(name=label, latitude=best["latitude"], longitude=best["longitude"])
     except (AttributeError, KeyError, TypeError, IndexError, ValidationError) as error:
-        raise WeatherDataError(
+        raise DataError(
             f"The geocoding service's answer for {name!r} is not as documented ({error!r}). "
             "Check WEATHER_GEOCODING_URL, or give the place as 'latitude,longitude'."
         ) from error

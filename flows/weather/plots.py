@@ -9,12 +9,12 @@ from sklearn.inspection import permutation_importance
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 from flows.weather.features import TARGET
-from flows.weather.model import SEED, Training
+from flows.weather.model import SEED, FittedModel
 
 SHOWN_DAYS = 60
 
 
-def draw(training: Training) -> dict[str, Figure]:
+def draw(training: FittedModel) -> dict[str, Figure]:
     """Return the plots by file name; all are of the holdout days."""
     return {
         "roc.png": compare(
@@ -44,7 +44,7 @@ def draw(training: Training) -> dict[str, Figure]:
     }
 
 
-def compare(training: Training, display: Any, title: str, xlabel: str, ylabel: str, **options: Any) -> Figure:
+def compare(training: FittedModel, display: Any, title: str, xlabel: str, ylabel: str, **options: Any) -> Figure:
     """Return one of scikit-learn's displays of model and baselines in one figure."""
     figure = Figure(figsize=(6, 6), layout="tight")
     axes = figure.subplots()
@@ -54,7 +54,7 @@ def compare(training: Training, display: Any, title: str, xlabel: str, ylabel: s
     return figure
 
 
-def draw_importance(training: Training, repeats: int = 3) -> Figure:
+def draw_importance(training: FittedModel, repeats: int = 3) -> Figure:
     """Return the permutation importance of each feature: the log loss that the model gains without it.
 
     Breiman, Random Forests, Machine Learning 45 (2001), here on the holdout.
@@ -77,7 +77,7 @@ def draw_importance(training: Training, repeats: int = 3) -> Figure:
     return figure
 
 
-def draw_forecast(training: Training) -> Figure:
+def draw_forecast(training: FittedModel) -> Figure:
     """Return the newest forecasts beside what happened."""
     figure = Figure(figsize=(10, 4), layout="tight")
     axes = figure.subplots()

@@ -6,15 +6,15 @@ from typing import Any
 import pandas as pd
 from sklearn.metrics import brier_score_loss
 
-from trainyard.gate import Decision, Thresholds, decide
 from flows.weather.features import TARGET, Examples
-from flows.weather.model import BASELINES, Training, forecast
+from flows.weather.model import BASELINES, FittedModel, forecast
+from trainyard.gate import Decision, Thresholds, decide
 
 METRIC = "brier"
 MIN_DAYS = 30
 
 
-def describe_question(examples: Examples, training: Training) -> dict[str, str]:
+def describe_question(examples: Examples, training: FittedModel) -> dict[str, str]:
     """Return the tags by which others see what the model answers: a later candidate, and who asks for a forecast."""
     place = examples.origin.place
     return {
@@ -28,7 +28,11 @@ def describe_question(examples: Examples, training: Training) -> dict[str, str]:
 
 
 def compare_with_champion(
-    question: Mapping[str, str], training: Training, reigning: Mapping[str, str] | None, champion: Any, gate: Thresholds
+    question: Mapping[str, str],
+    training: FittedModel,
+    reigning: Mapping[str, str] | None,
+    champion: Any,
+    gate: Thresholds,
 ) -> Decision:
     """Return whether the candidate takes the champion's place.
 

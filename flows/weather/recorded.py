@@ -9,7 +9,7 @@ import pandas as pd
 from vega_datasets import local_data
 
 from flows.weather.observations import Observations, Origin, Place
-from flows.weather.validation import Limits, check_days
+from flows.weather.validation import GapLimits, check_days
 
 SEATTLE = Place(name="Seattle, Washington, United States", latitude=47.4444, longitude=-122.3139)
 
@@ -19,10 +19,10 @@ def covers(place: str) -> bool:
     return place.split(",")[0].strip().casefold() == "seattle"
 
 
-def read_recorded(years: int, limits: Limits | None = None) -> Observations:
+def read_recorded(years: int, limits: GapLimits | None = None) -> Observations:
     """Return the last `years` years of the recordings, or all four if that is less.
 
-    They are checked as an answer of Open-Meteo is, but may be old. Raises WeatherDataError.
+    They are checked as an answer of Open-Meteo is, but may be old. Raises DataError.
     """
     days = local_data.seattle_weather()
     days = days.rename(

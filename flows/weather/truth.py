@@ -4,19 +4,20 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from flows.weather.observations import Observations, Place, WeatherDataError
+from flows.weather.observations import Observations, Place
+from trainyard.errors import DataError
 
 
 def place_of(tags: Mapping[str, str]) -> Place:
     """Return the place that a model's version answers for.
 
     Raises:
-        WeatherDataError: Its tags do not say.
+        DataError: Its tags do not say.
     """
     try:
         return Place(name=tags["place"], latitude=float(tags["latitude"]), longitude=float(tags["longitude"]))
     except (KeyError, ValueError) as error:
-        raise WeatherDataError("The model's version does not say for which place it is. Train it again.") from error
+        raise DataError("The model's version does not say for which place it is. Train it again.") from error
 
 
 def was_wet(observations: Observations, wet_day_mm: float) -> dict[str, bool]:

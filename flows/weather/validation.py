@@ -29,7 +29,8 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from flows.weather.observations import Problem, WeatherDataError
+from flows.weather.observations import Problem
+from trainyard.errors import DataError
 
 DAY = pd.Timedelta(days=1)
 ALL_COLUMNS = "all"
@@ -40,7 +41,7 @@ UNITS = "Check the address of the source: it must answer in mm, °C and m/s."
 
 
 @dataclass(frozen=True)
-class Limits:
+class GapLimits:
     """How much may be missing: days in a row, share of all days, days at either end of the period."""
 
     max_gap_days: int = 3
@@ -60,7 +61,7 @@ class Checked:
 def check_days(
     days: pd.DataFrame,
     latitude: float,
-    limits: Limits | None = None,
+    limits: GapLimits | None = None,
     asked: tuple[date, date] | None = None,
 ) -> Checked:
     """Return the days in the form of `Observations`, by the rules above.
@@ -68,9 +69,9 @@ def check_days(
     `days` has an index of dates in any order and WEATHER_COLUMNS in float64; `latitude` is in degrees;
     `asked` are the first and the last day asked for, where the source is to be held to them.
 
-    Raises WeatherDataError with all problems if a rule is broken.
+    Raises DataError with all problems if a rule is broken.
     """
-    limits = limits or Limits()
+    limits = limits or GapLimits()
     once = days.reset_index().drop_duplicates().set_index(days.index.name or "index").sort_index()
     repeated = once.index.duplicated()
     problems = list(_conflicts(once))
@@ -82,7 +83,7 @@ def check_days(
     complete = unique.index[unique.notna().all(axis="columns")]
     if complete.empty and not problems:
         problems = [make_problem(ALL_COLUMNS, "no complete day")]
-        raise WeatherDataError("The source sent no complete day. Ask for another place or more years.", problems)
+        raise DataError("The source sent no complete day. Ask for another place or more years.", problems)
     if complete.empty:
         raise refusal(problems, AGAIN)
     period = unique.loc[complete.min() : complete.max()]
@@ -144,7 +145,7 @@ def problems_of(errors: SchemaErrors) -> Iterator[Problem]:
         yield make_problem(str(column), str(check), days, ", ".join(values))
 
 
-def refusal(problems: list[Problem], advice: str) -> WeatherDataError:
+def refusal(problems: list[Problem], advice: str) -> DataError:
     """Return the error that names the first problem, counts the others and carries all."""
     first = problems[0]
     column = f"{first['column']}: " if first["column"] != ALL_COLUMNS else ""
@@ -154,7 +155,7 @@ def refusal(problems: list[Problem], advice: str) -> WeatherDataError:
     details = "; ".join(str(part) for part in (where if first["count"] else "", first["example"]) if part)
     others = len(problems) - 1
     more = f" And {others} more problem{'s' if others > 1 else ''}." if others else ""
-    return WeatherDataError(
+    return DataError(
         f"The data is refused: {column}{first['check']} ({details}).{more} {advice}".replace(" ()", ""), problems
     )
 
@@ -197,7 +198,7 @@ def _conflicts(once: pd.DataFrame) -> Iterator[Problem]:
         yield make_problem(ALL_COLUMNS, "one day sent with different values", _days(again).unique(), example)
 
 
-def _ends(whole: pd.DataFrame, limits: Limits, asked: tuple[date, date] | None) -> Iterator[Problem]:
+def _ends(whole: pd.DataFrame, limits: GapLimits, asked: tuple[date, date] | None) -> Iterator[Problem]:
     if asked is None:
         return
     first, last = pd.Timestamp(asked[0]), pd.Timestamp(asked[1])
@@ -211,7 +212,7 @@ def _ends(whole: pd.DataFrame, limits: Limits, asked: tuple[date, date] | None) 
         yield make_problem(ALL_COLUMNS, f"begins too late, {bound} after {asked[0]}", early, f"oldest day {begins:%F}")
 
 
-def _gaps(whole: pd.DataFrame, limits: Limits) -> Iterator[Problem]:
+def _gaps(whole: pd.DataFrame, limits: GapLimits) -> Iterator[Problem]:
     blank = whole.isna()
     incomplete = blank.any(axis="columns")
     stretch = (incomplete != incomplete.shift()).cumsum()[incomplete]

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from trainyard import metrics
 from trainyard.candidates import Candidate, Score
-from trainyard.data import check
+from trainyard.data import validate_frame
 from trainyard.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
 from trainyard.fingerprint import fingerprint
 from trainyard.frames import Frame
@@ -70,7 +70,7 @@ class Split(BaseModel):
 
 
 @dataclass(frozen=True)
-class Training:
+class FittedModel:
     """A fitted estimator, with its metrics and the baseline's on the holdout."""
 
     candidate: Candidate
@@ -94,7 +94,7 @@ def read_wines() -> pd.DataFrame:
     """
     bunch = load_wine(as_frame=True)
     wines = bunch.frame.drop(columns="target").astype(float)
-    return check(wines.assign(**{TARGET: pd.Series(CULTIVARS).loc[bunch.frame["target"]].to_numpy()}), WINES)
+    return validate_frame(wines.assign(**{TARGET: pd.Series(CULTIVARS).loc[bunch.frame["target"]].to_numpy()}), WINES)
 
 
 def split(wines: pd.DataFrame) -> Split:
@@ -113,7 +113,7 @@ def make_estimator(candidate: Candidate) -> BaseEstimator:
     return RandomForestClassifier(n_estimators=100, random_state=SEED, **params)
 
 
-def judge(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
+def cross_validate_candidate(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
     """Return a candidate's mean scores over stratified folds."""
     found = cross_validate(
         make_estimator(candidate),
@@ -143,7 +143,7 @@ def score(estimator: Any, wines: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def fit(data: Split, candidate: Candidate) -> Training:
+def fit(data: Split, candidate: Candidate) -> FittedModel:
     """Fit a candidate, and judge it on the holdout beside a baseline that says each cultivar's share."""
     features, cultivar = data.train.drop(columns=TARGET), data.train[TARGET]
     estimator = make_estimator(candidate).fit(features, cultivar)
@@ -151,7 +151,7 @@ def fit(data: Split, candidate: Candidate) -> Training:
     both = {"model": estimator, "baseline": baseline}
     scores = {who: score(one, data.holdout) for who, one in both.items()}
     forecasts = {who: right_probability(one, data.holdout) for who, one in both.items()}
-    return Training(candidate, estimator, metrics.beside(scores), forecasts)
+    return FittedModel(candidate, estimator, metrics.flatten_scores(scores), forecasts)
 
 
 def right_probability(estimator: Any, wines: pd.DataFrame) -> NDArray[np.float64]:
@@ -162,7 +162,7 @@ def right_probability(estimator: Any, wines: pd.DataFrame) -> NDArray[np.float64
     return probability
 
 
-def tables(data: Split, training: Training) -> dict[str, pd.DataFrame]:
+def tables(data: Split, training: FittedModel) -> dict[str, pd.DataFrame]:
     """Return what was said of the holdout's wines, and a sample of those that were fitted on."""
     inputs = data.train.drop(columns=TARGET)
     return {

@@ -8,37 +8,37 @@ from prefect import flow, runtime, tags, task
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from flows.wine import model
+from flows.wine.model import FittedModel, Split
 from trainyard import metrics, registry, tracking
 from trainyard.cache import cached, refreshing
 from trainyard.candidates import Candidate, Score
 from trainyard.gate import Decision, Thresholds, decide
 from trainyard.outcome import Outcome, log_once, report
 from trainyard.search import search
-from flows.wine import model
-from flows.wine.model import Split, Training
 
 EXPERIMENT, MODEL, METRIC = "wine", "wine-cultivar", "log_loss"
 Folds = Annotated[int, Field(ge=2, le=20)]
 
 
-@task(name="judge", task_run_name="{candidate.name}", **cached(model))
-def judge(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
+@task(name="cross-validate", task_run_name="{candidate.name}", **cached(model))
+def cross_validate(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
     """Judge one candidate by cross-validation."""
-    return model.judge(train, candidate, folds)
+    return model.cross_validate_candidate(train, candidate, folds)
 
 
 @task(name="fit", **cached(model))
-def fit(data: Split, candidate: Candidate) -> Training:
+def fit(data: Split, candidate: Candidate) -> FittedModel:
     """Fit the best candidate, and judge it and the baseline on the holdout."""
     return model.fit(data, candidate)
 
 
 @task(name="log-to-mlflow", **cached(model, tracking))
-def log_run(data: Split, training: Training, trials: list[tracking.Trial], folds: int) -> tracking.Registered:
+def log_run(data: Split, training: FittedModel, trials: list[tracking.Trial], folds: int) -> tracking.Registered:
     """Log run and candidates to MLflow and register the model."""
     candidate = training.candidate
     return tracking.log_training(
-        tracking.Training(
+        tracking.TrainingRecord(
             experiment=EXPERIMENT,
             model=MODEL,
             estimator=training.estimator,
@@ -55,7 +55,7 @@ def log_run(data: Split, training: Training, trials: list[tracking.Trial], folds
 
 
 @task(name="promote", retries=2, retry_delay_seconds=1, persist_result=False)
-def promote(data: Split, training: Training, logged: tracking.Registered, gate: Thresholds) -> Decision:
+def promote(data: Split, training: FittedModel, logged: tracking.Registered, gate: Thresholds) -> Decision:
     """Let the model take the champion's place if it is better on the holdout, which neither was fitted on."""
 
     def compare(reigning: Any) -> Decision:
@@ -69,7 +69,7 @@ def promote(data: Split, training: Training, logged: tracking.Registered, gate: 
         candidate, baseline = (training.metrics[f"{who}_{METRIC}"] for who in ("model", "baseline"))
         return decide(METRIC, candidate, baseline, champion, gate)
 
-    return registry.judge(MODEL, logged.version, compare)
+    return registry.apply_gate(MODEL, logged.version, compare)
 
 
 @flow(name="load-wine", log_prints=True, persist_result=False)
@@ -95,12 +95,12 @@ def train_wine(
     """
     tracking.require_server()
     data = data or load_wine()
-    scores, trials = search(judge, model.CANDIDATES, train=data.train, folds=folds)
+    scores, trials = search(cross_validate, model.CANDIDATES, train=data.train, folds=folds)
     training = fit(data, model.choose(scores))
     logged, reused = log_once(log_run, data, training, trials, folds)
     outcome = Outcome(logged, promote(data, training, logged, gate), training.metrics, reused)
     about = f"Best of {len(trials)} candidates: {training.candidate.name}. Judged on {len(data.holdout)} wines."
-    report(outcome, about, metrics.table(training.metrics, ("model", "baseline")))
+    report(outcome, about, metrics.scores_table(training.metrics, ("model", "baseline")))
     return outcome
 
 

@@ -10,9 +10,9 @@ import pytest
 from prefect import flow, task
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from trainyard.cache import cached, refreshing
 from flows.weather import features
 from tests.unit.weather import make_frame
+from trainyard.cache import cached, refreshing
 
 pytestmark = pytest.mark.usefixtures("prefect")
 

@@ -19,13 +19,13 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 
-from trainyard.flows import mail
-from trainyard.flows.mail import send_mail
-from trainyard.tracking import LAST_COMPONENT, LAST_RUN
 from infra.provision.automations import find_automations, mail_run_events, save_automation
 from tests.support.servers import free_port
 from tests.support.smtp_server import SmtpServer
 from tests.support.waiting import wait_until
+from trainyard.flows import mail
+from trainyard.flows.mail import send_mail
+from trainyard.tracking import LAST_COMPONENT, LAST_RUN
 
 TEAM = ["ada@example.com", "bob@example.com"]
 

@@ -13,14 +13,14 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from trainyard.flows import monitor as module
-from trainyard.flows.monitor import DRIFT, FORECASTS, monitor
-from trainyard.evaluation import SAMPLE, from_table
 from flows.weather.pipeline import weather_pipeline
 from flows.wine.pipeline import wine_pipeline
 from tests.support.open_meteo_server import OpenMeteoServer
 from tests.support.servers import free_port
 from tests.support.serving_server import KEY, ServingServer
+from trainyard.evaluation import SAMPLE, from_table
+from trainyard.flows import monitor as module
+from trainyard.flows.monitor import DRIFT, FORECASTS, monitor
 
 MODEL, WINE = "rain-tomorrow", "wine-cultivar"
 SEATTLE = "Seattle, Washington, United States"

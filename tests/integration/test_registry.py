@@ -14,8 +14,8 @@ from mlflow.entities.model_registry import ModelVersion
 from prefect.client.orchestration import SyncPrefectClient
 
 from trainyard import registry
+from trainyard.errors import RegistryError
 from trainyard.gate import Decision, Thresholds
-from trainyard.registry import RegistryError
 
 MODEL = "test-registry"
 
@@ -46,41 +46,41 @@ def never(_: ModelVersion | None) -> Decision:
 
 
 def test_the_better_reigns_and_the_old_one_is_kept(versions: MlflowClient) -> None:
-    registry.judge(MODEL, 1, always)
+    registry.apply_gate(MODEL, 1, always)
     assert aliases(versions) == {"champion": 1}
-    registry.judge(MODEL, 2, always)
+    registry.apply_gate(MODEL, 2, always)
     assert aliases(versions) == {"champion": 2, "previous": 1}
     assert versions.get_model_version(MODEL, "2").tags["gate.reason"] == "It is better."
 
 
 def test_the_worse_is_challenger_and_says_why(versions: MlflowClient) -> None:
-    registry.judge(MODEL, 1, always)
-    registry.judge(MODEL, 2, never)
+    registry.apply_gate(MODEL, 1, always)
+    registry.apply_gate(MODEL, 2, never)
     assert aliases(versions) == {"champion": 1, "challenger": 2}
     tags = versions.get_model_version(MODEL, "2").tags
     assert (tags["gate.decision"], tags["gate.reason"]) == ("challenger", "It is worse.")
     assert tags["gate.judged_against"] == "1"
-    assert registry.judge(MODEL, 1, never).promote, "the champion is not judged against itself"
+    assert registry.apply_gate(MODEL, 1, never).promote, "the champion is not judged against itself"
 
 
 def test_a_decision_is_found_again_on_the_same_terms_and_against_the_same_champion(versions: MlflowClient) -> None:
     terms, others = Thresholds(), Thresholds(min_improvement=0.1)
-    registry.judge(MODEL, 1, always, terms)
-    assert registry.judged(MODEL, 2, terms) is None
-    decision = registry.judge(MODEL, 2, never, terms)
-    assert registry.judged(MODEL, 2, terms) == decision
-    assert registry.judged(MODEL, 2, others) is None
+    registry.apply_gate(MODEL, 1, always, terms)
+    assert registry.recall_decision(MODEL, 2, terms) is None
+    decision = registry.apply_gate(MODEL, 2, never, terms)
+    assert registry.recall_decision(MODEL, 2, terms) == decision
+    assert registry.recall_decision(MODEL, 2, others) is None
     registry.promote(MODEL, 3)
-    assert registry.judged(MODEL, 2, terms) is None, "it lost against another champion"
+    assert registry.recall_decision(MODEL, 2, terms) is None, "it lost against another champion"
     registry.promote(MODEL, 2)
-    assert registry.judged(MODEL, 2, others) == Decision(promote=True, reason="It is the champion.")
+    assert registry.recall_decision(MODEL, 2, others) == Decision(promote=True, reason="It is the champion.")
     registry.promote(MODEL, 3)
-    assert registry.judged(MODEL, 2, terms) is None, "it was promoted since, and is to be judged again"
+    assert registry.recall_decision(MODEL, 2, terms) is None, "it was promoted since, and is to be judged again"
 
 
 def test_people_promote_and_roll_back(versions: MlflowClient) -> None:
-    registry.judge(MODEL, 1, always)
-    registry.judge(MODEL, 2, never)
+    registry.apply_gate(MODEL, 1, always)
+    registry.apply_gate(MODEL, 2, never)
     assert registry.promote(MODEL, 2) == f"{MODEL} version 2 is the champion; version 1 is its predecessor."
     assert aliases(versions) == {"champion": 2, "previous": 1}, "the challenger has won"
     assert "already" in registry.promote(MODEL, 2)
@@ -122,7 +122,7 @@ def test_candidates_at_once_are_judged_one_after_the_other(versions: MlflowClien
             return Decision(promote=True, reason="It is better.")
 
         barrier.wait()
-        registry.judge(MODEL, version, decide)
+        registry.apply_gate(MODEL, version, decide)
 
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(copy_context().run, candidate, version) for version in range(1, 5)]:

@@ -18,15 +18,15 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, TaskRu
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from trainyard import registry
-from trainyard.candidates import Candidate, Score
-from trainyard.outcome import Outcome
 from flows.weather import model
 from flows.weather.ingest import fetch_weather
 from flows.weather.pipeline import train, weather_pipeline
 from tests.support.open_meteo_server import OpenMeteoServer
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
+from trainyard import registry
+from trainyard.candidates import Candidate, Score
+from trainyard.outcome import Outcome
 
 MODEL = "rain-tomorrow"
 OSLO = "rain-tomorrow-oslo-oslo-county-norway"

@@ -19,15 +19,15 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from trainyard.candidates import Candidate
-from trainyard.data import check
-from trainyard.gate import Thresholds
-from trainyard.outcome import Outcome
-from trainyard.search import SearchError
 from flows.wine import model
 from flows.wine.pipeline import train_wine, wine_pipeline
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
+from trainyard.candidates import Candidate
+from trainyard.data import check
+from trainyard.errors import SearchError
+from trainyard.gate import Thresholds
+from trainyard.outcome import Outcome
 
 MODEL = "wine-cultivar"
 CACHEABLE = {"judge": len(model.CANDIDATES), "fit": 1, "log_run": 1}

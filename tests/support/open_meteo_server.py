@@ -289,7 +289,7 @@ class OpenMeteoServer:
             if status == 200 and self.change:
                 self.change(content)
             return status, content
-        return 404, {"error": True, "reason": "Not Found"}
+        return 404, {"error": True, "reason": "Not SearchResult"}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

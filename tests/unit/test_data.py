@@ -8,9 +8,9 @@ from threading import Thread
 import pandas as pd
 import pytest
 
-from trainyard.data import DataError, read_csv
-from trainyard.http import SourceUnreachableError
 from tests.support.servers import free_port
+from trainyard.data import read_csv
+from trainyard.errors import DataError, SourceUnreachableError
 
 ORDERS = "order,price\n1,9.5\n2,20\n"
 KEY_ID = "reader"

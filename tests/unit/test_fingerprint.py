@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.weather import features, model
+from tests.unit.weather import make_frame, make_observations
 from trainyard import fingerprint as module
 from trainyard.candidates import Candidate
 from trainyard.fingerprint import code_fingerprint, fingerprint
-from flows.weather import features, model
-from tests.unit.weather import make_frame, make_observations
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.dates(),

@@ -7,9 +7,9 @@ from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
 from flows.cat_facts import cat_facts
-from trainyard.settings import Settings
 from flows.weather.ingest import fetch_weather, preprocess
 from flows.weather.pipeline import train, weather_pipeline
+from flows.weather.settings import WeatherSettings as Settings
 
 
 def test_names() -> None:

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from trainyard.gate import Thresholds, decide
 from flows.weather import model, promotion
 from flows.weather.features import TARGET, Examples, build_examples
 from flows.weather.model import Training
 from tests.unit.weather import make_observations
+from trainyard.gate import Thresholds, decide
 
 GATE = Thresholds()
 

@@ -11,18 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainyard import http
-from trainyard.http import (
-    BadAnswerError,
-    RateLimitedError,
-    RefusedError,
-    SourceUnreachableError,
-    WaitTooLongError,
-    get_json,
-    may_pass,
-    retry_after_seconds,
-)
 from tests.support.open_meteo_server import OpenMeteoServer
+from trainyard import http
+from trainyard.errors import BadAnswerError, RateLimitedError, RefusedError, SourceUnreachableError, WaitTooLongError
+from trainyard.http import get_json, retry_after_seconds
+from trainyard.retries import is_transient
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +41,7 @@ def failure(server: OpenMeteoServer, timeout_seconds: float = 5) -> Exception:
 
 
 def is_retried(error: Exception) -> bool:
-    return may_pass(None, None, SimpleNamespace(data=error))
+    return is_transient(None, None, SimpleNamespace(data=error))
 
 
 @pytest.mark.parametrize(

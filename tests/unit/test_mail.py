@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainyard.settings import MailSettings, problems
 from trainyard.mail import message
 from trainyard.mail.message import Facts, Root, Tracked
+from trainyard.mail.settings import MailSettings, problems
 from trainyard.mail.smtp import Tls
 
 STARTED = datetime(2026, 11, 23, 10, 12, 5, tzinfo=UTC)

@@ -8,6 +8,9 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from flows.weather import truth
+from flows.weather.observations import Observations, Origin, Place
+from trainyard.errors import DataError
 from trainyard.evaluation import (
     OBSERVED,
     PREDICTION,
@@ -18,8 +21,6 @@ from trainyard.evaluation import (
     training_sample,
 )
 from trainyard.monitoring import Limits, check, drift_table, rows_of
-from flows.weather import truth
-from flows.weather.observations import Observations, Origin, Place, WeatherDataError
 
 RANDOM = np.random.default_rng(3)
 SEATTLE = "Seattle, Washington, United States"
@@ -175,7 +176,7 @@ class TestTables:
 class TestTruth:
     def test_the_place_of_a_version(self) -> None:
         assert truth.place_of(TAGS) == Place(name=SEATTLE, latitude=47.6, longitude=-122.3)
-        with pytest.raises(WeatherDataError, match="Train it again"):
+        with pytest.raises(DataError, match="Train it again"):
             truth.place_of({"place": SEATTLE})
 
     def test_a_day_was_wet_or_not_and_a_filled_one_says_nothing(self) -> None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.weather.observations import Problem, WeatherDataError, check_observations
+from flows.weather.observations import Problem, check_observations
 from flows.weather.validation import Checked, Limits, check_days, warmest_mean
 from tests.unit.weather import make_frame
+from trainyard.errors import DataError
 
 LATITUDE = 47.6
 LOOSE = Limits(max_filled_share=1.0)
@@ -35,7 +36,7 @@ def check(frame: pd.DataFrame, limits: Limits = LOOSE, asked: tuple[date, date] 
 def refused(
     frame: pd.DataFrame, limits: Limits = LOOSE, asked: tuple[date, date] | None = None
 ) -> tuple[str, list[Problem]]:
-    with pytest.raises(WeatherDataError) as caught:
+    with pytest.raises(DataError) as caught:
         check(frame, limits, asked)
     return str(caught.value), caught.value.problems
 
@@ -111,7 +112,7 @@ class TestEnds:
 
     @pytest.mark.parametrize("frame", [days()[:0], days().assign(wind_ms=np.nan)])
     def test_nothing(self, frame: pd.DataFrame) -> None:
-        with pytest.raises(WeatherDataError, match=r"no complete day\. Ask for"):
+        with pytest.raises(DataError, match=r"no complete day\. Ask for"):
             check(frame)
 
 
@@ -199,7 +200,7 @@ class TestValues:
         frame = frame.assign(**{name: frame[name] - abs(latitude) / 5 for name in (HIGH, LOW)})
         check_days(frame, latitude)
         frame = frame.assign(**{name: convert(frame[name]) for name in (HIGH, LOW)})
-        with pytest.raises(WeatherDataError, match=r"wrong units.*Check the address"):
+        with pytest.raises(DataError, match=r"wrong units.*Check the address"):
             check_days(frame, latitude)
 
     @pytest.mark.parametrize(("latitude", "mean"), [(14.2, 34.6), (36.5, 25.1), (-54.8, 5.7), (60.4, 8.0), (90, -15)])
@@ -229,7 +230,7 @@ class TestProblems:
         assert [problem["column"] for problem in problems] == [RAIN, WIND, "all"]
 
     def test_they_travel_between_processes(self) -> None:
-        with pytest.raises(WeatherDataError) as caught:
+        with pytest.raises(DataError) as caught:
             check(days().assign(wind_ms=-1.0))
         copy = pickle.loads(pickle.dumps(caught.value))
         assert (str(copy), copy.problems) == (str(caught.value), caught.value.problems)

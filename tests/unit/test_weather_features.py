@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.weather.features import LONGEST_WINDOW, TARGET, build_examples, build_features, check_examples
-from flows.weather.observations import Observations, WeatherDataError
+from flows.weather.observations import Observations
 from flows.weather.validation import check_days
 from tests.unit.weather import PLACE, make_frame, make_observations
+from trainyard.errors import DataError
 
 number = st.floats(-90, 55, allow_nan=False)
 
@@ -82,7 +83,7 @@ class TestFilledDays:
         assert examples.model_dump(mode="json")["filled_days"] == 2
 
     def test_they_do_not_count_as_observed(self, observations: Observations) -> None:
-        with pytest.raises(WeatherDataError, match="has 798 daily observations, fewer than the 799"):
+        with pytest.raises(DataError, match="has 798 daily observations, fewer than the 799"):
             build_examples(observations, min_observations=799)
 
 
@@ -100,24 +101,24 @@ class TestSchema:
     def test_a_feature_out_of_bounds(self, column: str, value: float, message: str) -> None:
         frame = build_examples(make_observations()).frame.copy()
         frame.iloc[7, frame.columns.get_loc(column)] = value  # type: ignore[index]
-        with pytest.raises(WeatherDataError) as caught:
+        with pytest.raises(DataError) as caught:
             check_examples(frame)
         assert message in str(caught.value)
         assert caught.value.problems[0]["first_day"] == f"{frame.index[7]:%F}"
 
     @pytest.mark.parametrize("order", [[1, 0, 2], [0, 0, 1]])
     def test_days_out_of_order_or_twice(self, order: list[int]) -> None:
-        with pytest.raises(WeatherDataError, match="The data is refused"):
+        with pytest.raises(DataError, match="The data is refused"):
             check_examples(build_examples(make_observations()).frame.iloc[order])
 
     def test_a_feature_that_is_missing_or_new(self) -> None:
         frame = build_examples(make_observations()).frame
-        with pytest.raises(WeatherDataError, match="refused"):
+        with pytest.raises(DataError, match="refused"):
             check_examples(frame.drop(columns="temp_range"))
-        with pytest.raises(WeatherDataError, match="refused"):
+        with pytest.raises(DataError, match="refused"):
             check_examples(frame.assign(humidity=0.5))
 
     def test_the_target_is_true_or_false(self) -> None:
         frame = build_examples(make_observations()).frame
-        with pytest.raises(WeatherDataError, match=TARGET):
+        with pytest.raises(DataError, match=TARGET):
             check_examples(frame.astype({TARGET: float}))

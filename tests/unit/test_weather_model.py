@@ -6,12 +6,12 @@ import pytest
 import skops.io
 from matplotlib.figure import Figure
 
-from trainyard.candidates import Candidate, Score
 from flows.weather import model, plots
 from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_examples, build_features
 from flows.weather.model import Family, Training
-from flows.weather.observations import WeatherDataError
 from tests.unit.weather import make_frame, make_observations
+from trainyard.candidates import Candidate, Score
+from trainyard.errors import DataError
 
 LOGISTIC = model.make_candidates(["logistic-regression"])[1]
 
@@ -57,24 +57,24 @@ class TestFeatures:
 
     def test_a_missing_day_is_named(self) -> None:
         frame = make_frame(days=100).drop(pd.Timestamp("2020-02-10"))
-        with pytest.raises(WeatherDataError, match="2020-02-09 is followed by 2020-02-11"):
+        with pytest.raises(DataError, match="2020-02-09 is followed by 2020-02-11"):
             build_features(frame)
 
 
 class TestNothingToLearn:
     def test_too_few_observations(self) -> None:
-        with pytest.raises(WeatherDataError, match="has 364 daily observations, fewer than the 365"):
+        with pytest.raises(DataError, match="has 364 daily observations, fewer than the 365"):
             build_examples(make_observations(make_frame(days=364)))
 
     @pytest.mark.parametrize(("rain", "kind"), [(0.0, "dry"), (9.0, "wet")])
     def test_one_class(self, rain: float, kind: str) -> None:
         frame = make_frame().assign(precipitation_mm=rain)
-        with pytest.raises(WeatherDataError, match=f"Every day of Testville is {kind}"):
+        with pytest.raises(DataError, match=f"Every day of Testville is {kind}"):
             build_examples(make_observations(frame))
 
     def test_one_class_in_the_holdout(self, examples: pd.DataFrame) -> None:
         examples.loc[examples.index[-200:], TARGET] = False
-        with pytest.raises(WeatherDataError, match="The holdout part"):
+        with pytest.raises(DataError, match="The holdout part"):
             model.split_by_time(examples, holdout_fraction=0.2)
 
 
@@ -100,7 +100,7 @@ class TestSplit:
     def test_folds_without_both_kinds_of_days_to_learn_from(self, examples: pd.DataFrame) -> None:
         examples[TARGET] = False
         examples.loc[examples.index[-1], TARGET] = True
-        with pytest.raises(WeatherDataError, match="None of 5 folds"):
+        with pytest.raises(DataError, match="None of 5 folds"):
             model.cross_validate(examples, LOGISTIC, 5)
 
 

@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 
-from trainyard.http import RefusedError
 from flows.weather import open_meteo, places, recorded
-from flows.weather.observations import (
-    WEATHER_COLUMNS,
-    Observations,
-    Place,
-    UnknownPlaceError,
-    WeatherDataError,
-)
+from flows.weather.observations import WEATHER_COLUMNS, Observations, Place
 from flows.weather.validation import Limits
 from tests.support.open_meteo_server import OpenMeteoServer, archive, geocode
+from trainyard.errors import DataError, RefusedError, UnknownSubjectError
 
 SEATTLE = Place(name="Seattle", latitude=47.6, longitude=-122.3)
 
@@ -67,13 +61,13 @@ class TestArchive:
     def test_what_is_wrong_is_named(self, answer: dict[str, Any], spoil: Callable[[Any], object], message: str) -> None:
         wrong = deepcopy(answer)
         spoil(wrong)
-        with pytest.raises(WeatherDataError, match=r"(Check|Run again|Ask)") as caught:
+        with pytest.raises(DataError, match=r"(Check|Run again|Ask)") as caught:
             open_meteo.parse_archive(wrong)
         assert message in str(caught.value)
 
     @pytest.mark.parametrize("wrong", [None, [], "sunny", 7])
     def test_json_that_is_no_object(self, wrong: Any) -> None:
-        with pytest.raises(WeatherDataError, match="not as documented"):
+        with pytest.raises(DataError, match="not as documented"):
             open_meteo.parse_archive(wrong)
 
 
@@ -92,8 +86,8 @@ def observe(server: OpenMeteoServer, name: str = "Seattle", **limits: float) -> 
     return open_meteo.observe(f"{server.url}/v1/archive", place, FIRST, LAST, 5, Limits(**limits))  # type: ignore[arg-type]
 
 
-def refused(server: OpenMeteoServer, name: str = "Seattle") -> WeatherDataError:
-    with pytest.raises(WeatherDataError) as caught:
+def refused(server: OpenMeteoServer, name: str = "Seattle") -> DataError:
+    with pytest.raises(DataError) as caught:
         observe(server, name)
     assert caught.value.problems
     return caught.value
@@ -171,7 +165,7 @@ class TestPlaces:
 
     @pytest.mark.parametrize("text", ["91,0", "0,181", "-90.1,0"])
     def test_not_on_earth(self, text: str) -> None:
-        with pytest.raises(UnknownPlaceError, match="not on Earth"):
+        with pytest.raises(UnknownSubjectError, match="not on Earth"):
             places.parse_coordinates(text)
 
     def test_best_match_with_region_and_country(self) -> None:
@@ -180,14 +174,14 @@ class TestPlaces:
 
     @pytest.mark.parametrize("answer", [{"generationtime_ms": 0.4}, {"results": []}])
     def test_unknown_place_says_what_to_do(self, answer: dict[str, Any]) -> None:
-        with pytest.raises(UnknownPlaceError, match="Check the spelling"):
+        with pytest.raises(UnknownSubjectError, match="Check the spelling"):
             places.parse_geocoding(answer, "Nowhereville")
 
     @pytest.mark.parametrize(
         "answer", [[], "x", {"results": 3}, {"results": [{"name": "Oslo"}]}, {"results": [[1, 2]]}]
     )
     def test_answer_of_another_shape(self, answer: Any) -> None:
-        with pytest.raises(WeatherDataError, match="not as documented"):
+        with pytest.raises(DataError, match="not as documented"):
             places.parse_geocoding(answer, "Oslo")
 
 

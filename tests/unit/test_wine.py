@@ -3,11 +3,12 @@
 import pandas as pd
 import pytest
 
-from trainyard import metrics
-from trainyard.candidates import Candidate
-from trainyard.data import DataError, check
 from flows.wine import model
 from flows.wine.pipeline import train_wine, wine_pipeline
+from trainyard import metrics
+from trainyard.candidates import Candidate
+from trainyard.data import check
+from trainyard.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +93,11 @@ def test_a_form_can_be_drawn_for_every_parameter() -> None:
 
 
 def test_metrics_stand_beside_each_other_in_a_table() -> None:
-    of_both = metrics.beside(
+    of_both = metrics.flatten_scores(
         {"model": {"log_loss": 0.25, "accuracy": 0.9}, "baseline": {"log_loss": 1, "accuracy": 0.4}}
     )
     assert of_both["baseline_accuracy"] == 0.4
-    assert metrics.table(of_both, ("model", "baseline")).splitlines() == [
+    assert metrics.scores_table(of_both, ("model", "baseline")).splitlines() == [
         "| metric | model | baseline |",
         "|---|---|---|",
         "| log_loss | 0.2500 | 1.0000 |",

@@ -17,9 +17,9 @@ from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
-from trainyard.settings import MailSettings, Settings, problems
 from trainyard import tracking
 from trainyard.mail import message, smtp
+from trainyard.mail.settings import MailSettings, problems
 
 NAME = "send-mail"
 DEPLOYMENT = f"{NAME}/{NAME}"
@@ -144,7 +144,7 @@ def gather(client: SyncPrefectClient, run: FlowRun, state: State, flow_name: str
         report="" if state.is_completed() else latest_report(client, run.id),
         tracked=tracked,
         tracking_problem=problem,
-        tracking_url=Settings().mlflow_ui_url,
+        tracking_url=tracking.TrackingSettings().mlflow_ui_url,
     )
 
 
@@ -200,7 +200,7 @@ def tracked_runs(flow_run_id: UUID, tags: tuple[str, ...]) -> list[message.Track
 
 def described(run: Run) -> message.Tracked:
     """Return what the mail says of a run in MLflow."""
-    ui, tags = Settings().mlflow_ui_url.rstrip("/"), run.data.tags
+    ui, tags = tracking.TrackingSettings().mlflow_ui_url.rstrip("/"), run.data.tags
     url = f"{ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     version = f" version {tags['model_version']}" if "model_version" in tags else ""
     return message.Tracked(url, run.data.metrics, f"{tags['model']}{version}" if "model" in tags else "")

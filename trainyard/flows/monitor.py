@@ -19,18 +19,19 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
-from pydantic import Field
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trainyard.settings import Settings
-from trainyard import registry, tracking
-from trainyard.data import DataError
-from trainyard.evaluation import HOLDOUT, SAMPLE, as_table, from_table
-from trainyard.http import RefusedError, SourceUnreachableError, get_json, may_pass
-from trainyard.monitoring import DAY, Limits, Verdict, check, drift_table, rows_of
 from flows.weather import truth
 from flows.weather.ingest import fetch_archive
-from flows.weather.observations import WeatherDataError
-from flows.weather.validation import Limits as DataLimits
+from flows.weather.settings import WeatherSettings
+from flows.weather.validation import GapLimits
+from trainyard import registry, tracking
+from trainyard.errors import DataError, RefusedError, SourceUnreachableError
+from trainyard.evaluation import HOLDOUT, SAMPLE, as_table, from_table
+from trainyard.http import get_json
+from trainyard.monitoring import DAY, AlertThresholds, Verdict, assess, drift_table, rows_of
+from trainyard.retries import is_transient
 
 EXPERIMENT = "monitoring"
 ALERT = "Alert"
@@ -44,14 +45,25 @@ FETCHING: dict[str, Any] = {
     "retries": 4,
     "retry_delay_seconds": exponential_backoff(0.3),
     "retry_jitter_factor": 0.5,
-    "retry_condition_fn": may_pass,
+    "retry_condition_fn": is_transient,
     "persist_result": False,
 }
 
 
+class MonitorSettings(BaseSettings):
+    """Settings of the monitor."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
+    serving_url: str = "http://localhost:8000"
+    serving_api_key: SecretStr = SecretStr("")
+    monitor_retrain: bool = False
+    """Whether an alert retrains the model."""
+
+
 def ask_serving(path: str, **query: str) -> Any:
     """Return what the serving API answers to a GET request; its key goes with it."""
-    settings = Settings()
+    settings = MonitorSettings()
     headers = {"Authorization": f"Bearer {settings.serving_api_key.get_secret_value()}"}
     return get_json(f"{settings.serving_url.rstrip('/')}{path}", query, TIMEOUT_SECONDS, headers=headers)
 
@@ -98,7 +110,7 @@ def observe(tags: Mapping[str, str], days: list[str]) -> dict[tuple[str, str], b
     # As many days for few forecasts as for many: the cache then has them for all runs of a day.
     first = min(known[0], newest - timedelta(days=90))
     observed = fetch_archive(
-        Settings().weather_archive_url, place, first, newest, DataLimits(max_gap_days=5, max_filled_share=0.2)
+        WeatherSettings().weather_archive_url, place, first, newest, GapLimits(max_gap_days=5, max_filled_share=0.2)
     )
     return {(place.name, day): wet for day, wet in truth.was_wet(observed, float(tags["wet_day_mm"])).items()}
 
@@ -112,13 +124,13 @@ def log_check(version: ModelVersion, verdict: Verdict) -> str:
         "model_version": str(version.version),
         "verdict": verdict.word,
         "reasons": verdict.text,
-        **tracking.links(),
+        **tracking.flow_run_tags(),
     }
     with mlflow.start_run(run_name=f"{version.name} v{version.version}", tags=tags) as run:
         mlflow.log_metrics(dict(verdict.metrics))
         mlflow.log_dict(as_table(drift_table(verdict.shifts)), DRIFT)
         mlflow.log_dict(as_table(verdict.forecasts), FORECASTS)
-    return f"{Settings().mlflow_ui_url.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
+    return f"{tracking.TrackingSettings().mlflow_ui_url.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
 
 
 @task(name="retrain", task_run_name="{version.name}", persist_result=False)
@@ -159,7 +171,7 @@ def training_tables(version: ModelVersion) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @task(name="check", task_run_name="{model}", persist_result=False)
-def check_model(model: str, window_days: int, limits: Limits) -> tuple[ModelVersion, Verdict, str]:
+def check_model(model: str, window_days: int, limits: AlertThresholds) -> tuple[ModelVersion, Verdict, str]:
     """Check one model's champion; return it, the verdict and the address of the run in MLflow that holds it."""
     version = registry.champion(model)
     if version is None:
@@ -176,9 +188,9 @@ def check_model(model: str, window_days: int, limits: Limits) -> tuple[ModelVers
     if forecasts_rain and (days := sorted(set(rows[DAY]) - {""})):
         try:
             known = observe(version.tags, days)
-        except (SourceUnreachableError, WeatherDataError) as error:
+        except (SourceUnreachableError, DataError) as error:
             get_run_logger().warning("It is not known whether the forecasts of %s came true. %s", model, error)
-    verdict = check(rows, sample, holdout, known, limits)
+    verdict = assess(rows, sample, holdout, known, limits)
     return version, verdict, log_check(version, verdict)
 
 
@@ -195,7 +207,7 @@ def report(checks: Mapping[str, tuple[ModelVersion, Verdict, str]]) -> None:
 def monitor(
     models: list[ModelName] = [],  # noqa: B006 - a form's default
     window_days: WindowDays = 30,
-    limits: Limits = Limits(),
+    limits: AlertThresholds = AlertThresholds(),
     retrain_on_alert: bool | None = None,
 ) -> State[None]:
     """Compare recent predictions with the training data, and forecasts with what happened since.
@@ -219,7 +231,7 @@ def monitor(
         report(checks)
     alerts = {name: found for name, found in checks.items() if found[1].word == "alert"}
     told = [f"{name} version {version.version}: {verdict.text}" for name, (version, verdict, _) in alerts.items()]
-    if Settings().monitor_retrain if retrain_on_alert is None else retrain_on_alert:
+    if MonitorSettings().monitor_retrain if retrain_on_alert is None else retrain_on_alert:
         told += [retrain(version) for version, _, _ in alerts.values()]
     if failed:
         told += [f"{name}: {error}" for name, error in failed.items()]

@@ -137,9 +137,9 @@ class Forecaster:
 
     def _fetch(self, name: str) -> "Outlook":
         with own_errors():
-            from trainyard import http
             from flows.weather import outlook, places
-            from flows.weather.observations import UnknownPlaceError, WeatherDataError
+            from trainyard import http
+            from trainyard.errors import DataError, UnknownSubjectError
 
         settings = self._settings
         seconds = settings.weather_timeout_seconds
@@ -151,11 +151,11 @@ class Forecaster:
                 place = self._remember(name, places.parse_geocoding(answer, name))
             url = settings.weather_forecast_url
             return self._try(lambda: outlook.look_ahead(url, place, seconds, LONGEST_WAIT_SECONDS))
-        except UnknownPlaceError as error:
+        except UnknownSubjectError as error:
             raise RequestError("unknown-place", str(error)) from error
         except (http.SourceUnreachableError, http.RateLimitedError, http.WaitTooLongError) as error:
             raise RequestError("weather-down", f"The weather cannot be had: {error}") from error
-        except (http.RefusedError, http.BadAnswerError, WeatherDataError) as error:
+        except (http.RefusedError, http.BadAnswerError, DataError) as error:
             raise RequestError("weather-data", f"The weather cannot be used: {error}") from error
 
     def _remember(self, name: str, place: "Place") -> "Place":
@@ -188,11 +188,11 @@ class Forecaster:
 def place_of(model: Model) -> "Place":
     """Return the place that a champion was fitted for."""
     with own_errors():
-        from flows.weather.observations import WeatherDataError
         from flows.weather.truth import place_of as place_of_tags
+        from trainyard.errors import DataError
     try:
         return place_of_tags(model.tags)
-    except WeatherDataError as error:
+    except DataError as error:
         raise RequestError(
             "no-forecast", f"{model.champion.model} version {model.champion.version}: {error}"
         ) from error
@@ -218,7 +218,7 @@ def find_champion(catalog: Catalog, outlook: "Outlook") -> Model:
 
 def make_rows(model: Model, outlook: "Outlook", days: int) -> Rows:
     """Return a champion's rows, checked against its signature's fields."""
-    from flows.weather.observations import WeatherDataError
+    from trainyard.errors import DataError
 
     champion = f"{model.champion.model} version {model.champion.version}"
     try:
@@ -227,9 +227,9 @@ def make_rows(model: Model, outlook: "Outlook", days: int) -> Rows:
         text = f"{champion} does not say from which precipitation on a day counts as wet: no tag wet_day_mm."
         raise RequestError("features-unfit", text) from error
     try:
-        with own_errors(WeatherDataError):
+        with own_errors(DataError):
             features = outlook.features(wet_day_mm, days)
-    except WeatherDataError as error:
+    except DataError as error:
         raise RequestError("weather-data", f"The weather cannot be used: {error}") from error
     if set(features.columns) != set(model.schema.names) or not model.schema.numeric:
         others = ", ".join(sorted(set(features.columns) ^ set(model.schema.names))) or "the types"
