@@ -7,11 +7,13 @@ A project's folder under flows/ declares them in its `trainyard.toml`, by the na
     live_features = "flows.weather.live:live_features"
     ground_truth = "flows.weather.truth:ground_truth"
     choose_model = "flows.weather.live:choose_model"         # optional
+    monitor_query = {days = "7"}                             # optional
 
 - `live_features(model, query)` makes the rows that the model predicts now. Serving calls it for `/models/NAME/forecast`,
   with the request's query; it may import what serving's image has, and not Prefect.
 - `ground_truth(model, times)` returns what happened since. The monitor calls it in the worker.
 - `choose_model(query)` returns the name of the registered model that answers `/forecast`.
+- `monitor_query` is the query with which the monitor requests `/models/NAME/forecast` each day.
 
 A hook raises the errors of `trainyard.errors`; any other is reported as a fault of the project's code. Declarations come
 from the project's files only: nothing that is stored with a model is ever imported.
@@ -32,7 +34,7 @@ from trainyard.errors import HookError
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = frozenset({"name", "live_features", "ground_truth", "choose_model"})
+KEYS = frozenset({"name", "live_features", "ground_truth", "choose_model", "monitor_query"})
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Hooks:
     live_features: str = ""
     ground_truth: str = ""
     choose_model: str = ""
+    monitor_query: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def load(self, hook: str) -> Callable[..., Any]:
         """Import a hook.
@@ -127,9 +130,13 @@ def _parse(file: Path) -> list[Hooks]:
     for model in models:
         if unknown := sorted(model.keys() - KEYS):
             raise HookError(f"{file}: {unknown[0]!r} is unknown; a declaration has {', '.join(sorted(KEYS))}.")
-        if not model.get("name") or not all(isinstance(value, str) for value in model.values()):
+        query = model.get("monitor_query", {})
+        if not isinstance(query, dict) or not all(isinstance(value, str) for value in query.values()):
+            raise HookError(f'{file}: monitor_query is a table of text, such as {{days = "7"}}.')
+        texts = {key: value for key, value in model.items() if key != "monitor_query"}
+        if not model.get("name") or not all(isinstance(value, str) for value in texts.values()):
             raise HookError(f"{file}: each declaration needs a name, and all of its values are text.")
-        for hook, reference in model.items():
+        for hook, reference in texts.items():
             if hook != "name" and not all(reference.partition(":")):
                 raise HookError(f"{file}: {hook} = {reference!r} is not of the form module:function.")
     return [Hooks(file=file, **model) for model in models]

@@ -1,10 +1,10 @@
-"""Are the champions still right? Recent predictions beside the training data, and forecasts beside what happened."""
+"""The flow `monitor`: assess the champions by their recent predictions."""
 
 from collections import deque
-from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from urllib.parse import quote
 from uuid import UUID
 
 import mlflow
@@ -18,36 +18,34 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
-from prefect.tasks import exponential_backoff
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from flows.weather import truth
-from flows.weather.ingest import fetch_archive
-from flows.weather.settings import WeatherSettings
-from flows.weather.validation import GapLimits
-from trainyard import registry, tracking
-from trainyard.errors import DataError, RefusedError, SourceUnreachableError
-from trainyard.evaluation import HOLDOUT, SAMPLE, as_table, from_table
+from trainyard import contract, registry, tracking
+from trainyard.contract import (
+    MONITORING_EXPERIMENT,
+    Artifact,
+    Column,
+    MLflowPage,
+    Record,
+    Resource,
+    RunTag,
+    ServingPath,
+    Tag,
+    Verdict,
+)
+from trainyard.errors import DataError, HookError, SourceError
+from trainyard.evaluation import as_table, from_table
+from trainyard.hooks import Hooks, ModelInfo, hooks_of, read_hooks
 from trainyard.http import get_json
-from trainyard.monitoring import DAY, AlertThresholds, Verdict, assess, drift_table, rows_of
-from trainyard.retries import is_transient
+from trainyard.monitoring import AlertThresholds, Assessment, assess, drift_table, rows_from_records
+from trainyard.retries import RETRIES
 
-EXPERIMENT = "monitoring"
-ALERT = "Alert"
-PAGE, MOST_RECORDS = 1000, 10_000
-DAYS_AHEAD = 7
+PAGE_SIZE = 1000
+MAX_RECORDS = 10_000
 TIMEOUT_SECONDS = 30.0
-DRIFT, FORECASTS = "monitoring/drift.json", "monitoring/forecasts.json"
 ModelName = Annotated[str, Field(min_length=1, max_length=250)]
 WindowDays = Annotated[int, Field(ge=1, le=365)]
-FETCHING: dict[str, Any] = {
-    "retries": 4,
-    "retry_delay_seconds": exponential_backoff(0.3),
-    "retry_jitter_factor": 0.5,
-    "retry_condition_fn": is_transient,
-    "persist_result": False,
-}
 
 
 class MonitorSettings(BaseSettings):
@@ -61,181 +59,223 @@ class MonitorSettings(BaseSettings):
     """Whether an alert retrains the model."""
 
 
-def ask_serving(path: str, **query: str) -> Any:
-    """Return what the serving API answers to a GET request; its key goes with it."""
+@dataclass(frozen=True)
+class Check:
+    """A check of one model that was logged."""
+
+    version: ModelVersion
+    assessment: Assessment
+    url: str
+    """The page of its run in MLflow."""
+    hook_error: str
+    """Why the project's hook failed, or empty; without the ground truth, only drift is assessed."""
+
+    @property
+    def summary(self) -> str:
+        """The model version and the reasons as one line."""
+        return f"{self.version.name} version {self.version.version}: {self.assessment.summary}"
+
+
+def get_from_serving(path: str, query: Mapping[str, str] | None = None) -> Any:
+    """Return the JSON that the serving API answers a GET request with.
+
+    Raises:
+        SourceError: It cannot be reached or refuses the request.
+    """
     settings = MonitorSettings()
     headers = {"Authorization": f"Bearer {settings.serving_api_key.get_secret_value()}"}
-    return get_json(f"{settings.serving_url.rstrip('/')}{path}", query, TIMEOUT_SECONDS, headers=headers)
+    return get_json(f"{settings.serving_url.rstrip('/')}{path}", query or {}, TIMEOUT_SECONDS, headers=headers)
 
 
-@task(name="served-models", **FETCHING)
-def served_models() -> list[str]:
-    """Return the names of the models that the serving API answers with."""
-    return sorted(ask_serving("/models")["models"])
+@task(name="served-models", persist_result=False, **RETRIES)
+def fetch_served_models() -> list[str]:
+    """Return the names of the served models."""
+    return sorted(get_from_serving(ServingPath.MODELS)["models"])
 
 
-@task(name="ask-for-forecast", task_run_name="{model}", **FETCHING)
-def ask_for_forecast(model: str) -> None:
-    """Have the coming days' forecasts made, so that there is one of each day to measure."""
-    said, *_ = ask_serving(f"/models/{quote(model, safe='')}/forecast", days=str(DAYS_AHEAD))["forecasts"]
-    print(f"{model}: rain on {said['day']} with probability {said['probability']:.2f}")
+@task(name="request-forecasts", task_run_name="{model}", persist_result=False, **RETRIES)
+def request_forecasts(model: str, query: Mapping[str, str]) -> None:
+    """Have serving predict from live features and record it, so that there are daily forecasts to score."""
+    answer = get_from_serving(ServingPath.of_model(model, "forecast"), query)
+    print(f"{model}: {len(answer['predictions'])} forecasts about {answer['subject']}")
 
 
-@task(name="fetch-predictions", task_run_name="{model}", **FETCHING)
-def fetch_predictions(model: str, begin: datetime) -> pd.DataFrame:
-    """Return the predictions that were recorded since a moment, a row each (trainyard.monitoring).
+@task(name="fetch-predictions", task_run_name="{model}", persist_result=False, **RETRIES)
+def fetch_predictions(model: str, since: datetime) -> pd.DataFrame:
+    """Return the recorded predictions since a moment, as `rows_from_records` does.
 
-    All forecasts, and of the other requests the newest MOST_RECORDS: a busy model has millions.
+    They hold all forecasts, and the newest `MAX_RECORDS` other requests: a busy model has millions.
     """
     forecasts: list[Mapping[str, Any]] = []
-    others: deque[Mapping[str, Any]] = deque(maxlen=MOST_RECORDS)
-    after: int | None = 0
-    path, period = f"/models/{quote(model, safe='')}/predictions", {"since": begin.isoformat(), "limit": str(PAGE)}
+    others: deque[Mapping[str, Any]] = deque(maxlen=MAX_RECORDS)
+    path, after = ServingPath.of_model(model, "predictions"), 0
     while after is not None:
-        page = ask_serving(path, after=str(after), **period)
+        page = get_from_serving(path, {"since": since.isoformat(), "limit": str(PAGE_SIZE), "after": str(after)})
         for record in page["predictions"]:
-            (forecasts if record["about"] else others).append(record)
+            (forecasts if record[Record.ABOUT] else others).append(record)
         after = page["next"]
-    return rows_of([*forecasts, *others])
+    return rows_from_records([*forecasts, *others])
 
 
-@task(name="observe", persist_result=False)
-def observe(tags: Mapping[str, str], days: list[str]) -> dict[tuple[str, str], bool]:
-    """Return whether it rained on days that are long enough ago to be known, by place and day."""
-    newest = datetime.now(UTC).date() - timedelta(days=2)
-    known = sorted(day for day in map(date.fromisoformat, days) if day <= newest)
-    if not known:
-        return {}
-    place = truth.place_of(tags)
-    # As many days for few forecasts as for many: the cache then has them for all runs of a day.
-    first = min(known[0], newest - timedelta(days=90))
-    observed = fetch_archive(
-        WeatherSettings().weather_archive_url, place, first, newest, GapLimits(max_gap_days=5, max_filled_share=0.2)
-    )
-    return {(place.name, day): wet for day, wet in truth.was_wet(observed, float(tags["wet_day_mm"])).items()}
+@task(name="fetch-ground-truth", task_run_name="{model.name}", persist_result=False, **RETRIES)
+def fetch_ground_truth(hooks: Hooks, model: ModelInfo, times: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Return what the project's hook observed, by subject and time.
+
+    Raises:
+        SourceError: A source of the hook does not deliver.
+        DataError: The hook cannot use the data.
+        HookError: The hook cannot be imported, fails otherwise, or returns something else.
+    """
+    hook = hooks.load("ground_truth")
+    try:
+        observed = hook(model, times)
+        return {(str(subject), str(time)): float(value) for (subject, time), value in observed.items()}
+    except (SourceError, DataError):
+        raise
+    except Exception as error:
+        reference = f"ground_truth = {hooks.ground_truth!r}"
+        raise HookError(f"{hooks.file}: {reference} fails ({type(error).__name__}: {error}).") from error
 
 
 @task(name="log-check", task_run_name="{version.name}", persist_result=False)
-def log_check(version: ModelVersion, verdict: Verdict) -> str:
-    """Log what a check came to as a run in MLflow; return the run's address."""
-    experiment = mlflow.set_experiment(EXPERIMENT)
+def log_check(version: ModelVersion, assessment: Assessment) -> str:
+    """Log an assessment as a run in MLflow; return the address of its page."""
+    experiment = mlflow.set_experiment(MONITORING_EXPERIMENT)
     tags = {
-        "model": version.name,
-        "model_version": str(version.version),
-        "verdict": verdict.word,
-        "reasons": verdict.text,
+        Tag.MODEL: version.name,
+        Tag.MODEL_VERSION: str(version.version),
+        Tag.VERDICT: assessment.verdict,
+        Tag.REASONS: assessment.summary,
         **tracking.flow_run_tags(),
     }
     with mlflow.start_run(run_name=f"{version.name} v{version.version}", tags=tags) as run:
-        mlflow.log_metrics(dict(verdict.metrics))
-        mlflow.log_dict(as_table(drift_table(verdict.shifts)), DRIFT)
-        mlflow.log_dict(as_table(verdict.forecasts), FORECASTS)
-    return f"{tracking.TrackingSettings().mlflow_ui_url.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
+        mlflow.log_metrics(dict(assessment.metrics))
+        mlflow.log_dict(as_table(drift_table(assessment.shifts)), Artifact.DRIFT)
+        mlflow.log_dict(as_table(assessment.forecasts), Artifact.FORECASTS)
+    ui = tracking.TrackingSettings().mlflow_ui_url.rstrip("/")
+    return MLflowPage.run(ui, experiment.experiment_id, run.info.run_id)
 
 
 @task(name="retrain", task_run_name="{version.name}", persist_result=False)
 def retrain(version: ModelVersion) -> str:
-    """Run once more what trained a version, on the data of now, once for each version; return what was done."""
-    trained_by = MlflowClient().get_run(str(version.run_id)).data.tags.get("prefect.flow_run_id")
+    """Run the deployment that trained a version again, at most once for each version; return what was done."""
+    trained_by = MlflowClient().get_run(str(version.run_id)).data.tags.get(Tag.FLOW_RUN_ID)
     with get_client(sync_client=True) as client:
         try:
-            origin = client.read_flow_run(UUID(trained_by or ""))
+            training = client.read_flow_run(UUID(trained_by or ""))
         except (ObjectNotFound, ValueError):
-            return f"{version.name} is not trained again: the run that trained it is no longer there."
-        if origin.deployment_id is None:
-            return f"{version.name} is not trained again: no deployment trained it."
+            return f"{version.name} is not retrained: the run that trained it was deleted."
+        if training.deployment_id is None:
+            return f"{version.name} is not retrained: it was not trained by a deployment."
         run = client.create_flow_run_from_deployment(
-            origin.deployment_id,
-            parameters=origin.parameters,
-            name=f"{origin.name}-again",
-            tags=["retraining"],
+            training.deployment_id,
+            parameters=training.parameters,
+            name=f"{training.name}-again",
+            tags=[RunTag.RETRAINING],
             idempotency_key=f"retrain {version.name} {version.version}",
         )
-    return f"{version.name} is trained again by the run {run.name}."
+    return f"{version.name} is retrained by the run {run.name}."
 
 
-def training_tables(version: ModelVersion) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the sample of the training data and the holdout that a version left in MLflow.
+def load_training_tables(version: ModelVersion) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the training sample and the holdout of a model version.
 
     Raises:
-        DataError: It left none.
+        DataError: Its training logged none.
     """
-    run = f"runs:/{version.run_id}"
+    paths = (Artifact.TRAINING_SAMPLE, Artifact.HOLDOUT)
     try:
-        sample, holdout = (from_table(mlflow.artifacts.load_dict(f"{run}/{name}")) for name in (SAMPLE, HOLDOUT))
+        sample, holdout = (from_table(mlflow.artifacts.load_dict(f"runs:/{version.run_id}/{path}")) for path in paths)
     except (MlflowException, OSError, ValueError) as error:
         raise DataError(
-            f"{version.name} version {version.version} left no {SAMPLE} and {HOLDOUT} to compare with: train it again."
+            f"{version.name} version {version.version} has no {' and '.join(paths)} to compare with: train it again."
         ) from error
     return sample, holdout
 
 
 @task(name="check", task_run_name="{model}", persist_result=False)
-def check_model(model: str, window_days: int, limits: AlertThresholds) -> tuple[ModelVersion, Verdict, str]:
-    """Check one model's champion; return it, the verdict and the address of the run in MLflow that holds it."""
-    version = registry.champion(model)
+def check_model(model: str, window_days: int, thresholds: AlertThresholds, declared: Sequence[Hooks]) -> Check:
+    """Assess the champion of a model and log the result.
+
+    A source of data that does not deliver is a warning: the check goes on without it.
+
+    Raises:
+        DataError: The model has no champion, or its training left no tables.
+        SourceError: Serving does not list the predictions.
+    """
+    version, hooks, warn = registry.champion(model), hooks_of(model, declared), get_run_logger().warning
     if version is None:
         raise DataError(f"{model} has no champion to check.")
-    sample, holdout = training_tables(version)
-    forecasts_rain = "wet_day_mm" in version.tags
-    if forecasts_rain:
+    sample, holdout = load_training_tables(version)
+    if hooks and hooks.live_features:
         try:
-            ask_for_forecast(model)
-        except (SourceUnreachableError, RefusedError) as error:
-            get_run_logger().warning("There is no forecast of %s today. %s", model, error)
+            request_forecasts(model, hooks.monitor_query)
+        except (SourceError, DataError) as error:
+            warn("%s has no new forecasts today. %s", model, error)
     rows = fetch_predictions(model, datetime.now(UTC) - timedelta(days=window_days))
-    known: dict[tuple[str, str], bool] = {}
-    if forecasts_rain and (days := sorted(set(rows[DAY]) - {""})):
+    times = sorted(set(rows[Column.TIME]) - {""})
+    observed: dict[tuple[str, str], float] = {}
+    hook_error = ""
+    if hooks and hooks.ground_truth and times:
         try:
-            known = observe(version.tags, days)
-        except (SourceUnreachableError, DataError) as error:
-            get_run_logger().warning("It is not known whether the forecasts of %s came true. %s", model, error)
-    verdict = assess(rows, sample, holdout, known, limits)
-    return version, verdict, log_check(version, verdict)
+            observed = fetch_ground_truth(hooks, ModelInfo(model, int(version.version), version.tags), times)
+        except (SourceError, DataError) as error:
+            warn("The ground truth for %s is missing. %s", model, error)
+        except HookError as error:
+            hook_error = f"{model}: {error}"
+    assessment = assess(rows, sample, holdout, observed, thresholds)
+    return Check(version, assessment, log_check(version, assessment), hook_error)
 
 
-def report(checks: Mapping[str, tuple[ModelVersion, Verdict, str]]) -> None:
-    """Tell the run's page and its log what was found."""
+def report(checks: Sequence[Check]) -> None:
+    """Print the results and write them to an artifact of the run."""
     lines = []
-    for model, (version, verdict, url) in checks.items():
-        lines.append(f"- [{model} version {version.version}]({url}): **{verdict.word}**. {verdict.text}")
-        print(f"{model} version {version.version}: {verdict.word}. {verdict.text}")
-    create_markdown_artifact("# Are the champions still right?\n\n" + "\n".join(lines), key="monitoring-report")
+    for check in checks:
+        version, assessment = check.version, check.assessment
+        title = f"{version.name} version {version.version}"
+        lines.append(f"- [{title}]({check.url}): **{assessment.verdict}**. {assessment.summary}")
+        print(f"{title}: {assessment.verdict}. {assessment.summary}")
+    create_markdown_artifact("# Checks of the champions\n\n" + "\n".join(lines), key="monitoring-report")
 
 
-@flow(name="monitor", log_prints=True, persist_result=False)
+@flow(name=Resource.MONITOR, log_prints=True, persist_result=False)
 def monitor(
     models: list[ModelName] = [],  # noqa: B006 - a form's default
     window_days: WindowDays = 30,
     limits: AlertThresholds = AlertThresholds(),
     retrain_on_alert: bool | None = None,
 ) -> State[None]:
-    """Compare recent predictions with the training data, and forecasts with what happened since.
+    """Compare recent predictions with the training data and with the ground truth.
 
-    A run that has something to tell ends in the state Alert, which is mailed.
+    A run that raises an alert ends in the state Alert, which is mailed.
 
     Args:
-        models: Names of registered models; without any, all that the serving API answers with.
-        window_days: How many days back predictions count.
+        models: Names of registered models; without any, all served models.
+        window_days: Age in days up to which predictions count.
         limits: When to raise an alert.
-        retrain_on_alert: Whether an alert has the model trained again; unset, MONITOR_RETRAIN says.
+        retrain_on_alert: Whether an alert retrains the model; without it, MONITOR_RETRAIN decides.
     """
     tracking.require_server()
-    names = models or served_models()
-    futures = check_model.map(names, unmapped(window_days), unmapped(limits))
+    names = models or fetch_served_models()
+    errors, declared = [], list[Hooks]()
+    try:
+        declared = read_hooks()
+    except HookError as error:
+        errors.append(str(error))
+    futures = check_model.map(names, unmapped(window_days), unmapped(limits), unmapped(declared))
     futures.wait()
-    results = {name: future.state.result(raise_on_failure=False) for name, future in zip(names, futures, strict=True)}
-    checks = {name: result for name, result in results.items() if isinstance(result, tuple)}
-    failed = {name: result for name, result in results.items() if not isinstance(result, tuple)}
+    results = [future.state.result(raise_on_failure=False) for future in futures]
+    checks = [result for result in results if isinstance(result, Check)]
+    errors += [check.hook_error for check in checks if check.hook_error]
+    errors += [f"{name}: {r}" for name, r in zip(names, results, strict=True) if not isinstance(r, Check)]
     if checks:
         report(checks)
-    alerts = {name: found for name, found in checks.items() if found[1].word == "alert"}
-    told = [f"{name} version {version.version}: {verdict.text}" for name, (version, verdict, _) in alerts.items()]
+    alerts = [check for check in checks if check.assessment.verdict == Verdict.ALERT]
+    messages = [check.summary for check in alerts]
     if MonitorSettings().monitor_retrain if retrain_on_alert is None else retrain_on_alert:
-        told += [retrain(version) for version, _, _ in alerts.values()]
-    if failed:
-        told += [f"{name}: {error}" for name, error in failed.items()]
-        return Failed(message=" ".join(told))
+        messages += [retrain(check.version) for check in alerts]
+    if errors:
+        return Failed(message=" ".join([*messages, *errors]))
     if alerts:
-        return Completed(name=ALERT, message=" ".join(told))
-    return Completed(message=f"{len(checks)} models checked." if checks else "No model is served yet.")
+        return Completed(name=contract.State.ALERT, message=" ".join(messages))
+    return Completed(message=f"Models checked: {len(checks)}." if checks else "No model is served yet.")

@@ -1,4 +1,4 @@
-"""The mail about a run: what it says, composed from plain facts."""
+"""Compose the mail about a run."""
 
 import json
 import unicodedata
@@ -10,162 +10,165 @@ from html import escape
 from typing import Any
 
 VERBS = {"Completed": "completed", "Failed": "failed", "TimedOut": "timed out", "Crashed": "crashed"}
-MOST_METRICS = 30
-LONGEST_LINE = 500
-LONGEST_REPORT = 5000
-LONGEST_PARAMETER = 60
+MAX_METRICS = 30
+MAX_LINE_LENGTH = 500
+MAX_SUBJECT_LENGTH = 200
+MAX_REPORT_LENGTH = 5000
+MAX_PARAMETER_LENGTH = 60
 
 
 @dataclass(frozen=True)
-class Root:
-    """The run that somebody started and of which another is a component."""
+class Pipeline:
+    """The top-level run of a subflow's run."""
 
     flow: str
     name: str
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """A run in MLflow; the model is the name and version that it registered, if it did."""
+class MlflowRun:
+    """A run in MLflow."""
 
     url: str
     metrics: Mapping[str, float]
     model: str = ""
+    """Name and version of the registered model, if there is one."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is told about a run that has ended."""
+class RunSummary:
+    """What a mail says about a run that has ended."""
 
     id: str
     flow: str
     name: str
     url: str
     state: str
-    """The state's name in Prefect: Completed, Failed, TimedOut, Crashed, or one that the flow gave it."""
+    """The state's name in Prefect: Completed, Failed, TimedOut, Crashed, or one that the flow chose."""
     message: str
     """The state's message; that of a failure ends with the error."""
-    good: bool
+    is_completed: bool
     started: datetime | None
     ended: datetime
-    root: Root | None = None
+    pipeline: Pipeline | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     report: str = ""
-    """What the run wrote of itself in Markdown, or as a table."""
-    tracked: Sequence[Tracked] = ()
-    tracking_problem: str = ""
-    """Why nothing is known of MLflow's runs."""
-    tracking_url: str = ""
+    """The run's newest artifact: Markdown or a table."""
+    mlflow_runs: Sequence[MlflowRun] = ()
+    mlflow_error: str = ""
+    """Why MLflow's runs could not be read."""
+    mlflow_url: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the mail, or some; a link is one that can be clicked."""
+    """A title with one or more lines; a link has one."""
 
     title: str
     lines: Sequence[str]
-    link: bool = False
+    is_link: bool = False
 
 
-def compose(facts: Facts, sender: str, recipients: Sequence[str]) -> EmailMessage:
+def compose(summary: RunSummary, sender: str, recipients: Sequence[str]) -> EmailMessage:
     """Return the mail about a run, in plain text and HTML."""
     mail = EmailMessage()
-    mail["Subject"] = subject(facts)
+    mail["Subject"] = format_subject(summary)
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
-    mail["Date"] = facts.ended
-    # The same for each attempt: a server that took the mail and whose answer was lost shows it once.
-    mail["Message-ID"] = f"<{facts.id}.{facts.ended.timestamp():.0f}@{sender.rpartition('@')[2]}>"
-    mail["Auto-Submitted"] = "auto-generated"  # an absent person's mailbox does not answer
-    listed = list(rows(facts))
-    mail.set_content(as_text(heading(facts), listed, facts.report))
-    mail.add_alternative(as_html(heading(facts), listed, facts.report), subtype="html")
+    mail["Date"] = summary.ended
+    # The same for each attempt, so that a mailbox can drop the copy of a mail that was delivered without a reply.
+    mail["Message-ID"] = f"<{summary.id}.{summary.ended.timestamp():.0f}@{sender.rpartition('@')[2]}>"
+    mail["Auto-Submitted"] = "auto-generated"  # suppresses out-of-office replies
+    rows = list(summary_rows(summary))
+    mail.set_content(render_text(format_heading(summary), rows, summary.report))
+    mail.add_alternative(render_html(format_heading(summary), rows, summary.report), subtype="html")
     return mail
 
 
-def subject(facts: Facts) -> str:
-    """Return for example "[Trainyard] weather-pipeline failed: happy-otter"."""
-    return one_line(f"[Trainyard] {what(facts)} {verb(facts.state)}: {facts.name}", 200)
+def format_subject(summary: RunSummary) -> str:
+    """Return the subject, such as "[Trainyard] wine-pipeline failed: happy-otter"."""
+    subject = f"[Trainyard] {format_flow(summary)} {format_outcome(summary.state)}: {summary.name}"
+    return to_single_line(subject, MAX_SUBJECT_LENGTH)
 
 
-def heading(facts: Facts) -> str:
-    """Return the mail's first sentence."""
-    duration = f" after {human(seconds_of(facts))}" if facts.started else " before it had started"
-    return one_line(f"{what(facts)} {verb(facts.state)}{duration}.")
+def format_heading(summary: RunSummary) -> str:
+    """Return the first sentence of the mail."""
+    duration = f" after {format_duration(duration_seconds(summary))}" if summary.started else " before it started"
+    return to_single_line(f"{format_flow(summary)} {format_outcome(summary.state)}{duration}.")
 
 
-def what(facts: Facts) -> str:
-    """Name the flow, and of a component its pipeline."""
-    return f"{facts.flow} of {facts.root.flow}" if facts.root else facts.flow
+def format_flow(summary: RunSummary) -> str:
+    """Return the name of the flow, with its pipeline if it is a subflow."""
+    return f"{summary.flow} of {summary.pipeline.flow}" if summary.pipeline else summary.flow
 
 
-def verb(state: str) -> str:
-    """Return what a run did that has this state now."""
+def format_outcome(state: str) -> str:
+    """Return the verb for a state, such as "timed out"."""
     return VERBS.get(state, f"ended as {state}")
 
 
-def rows(facts: Facts) -> Iterator[Row]:
-    """Yield the mail's lines."""
-    yield Row("Run", [facts.name])
-    if facts.root:
-        yield Row("Component of", [f"{facts.root.flow}, run {facts.root.name}"])
-    yield Row("State", [facts.state])
-    if facts.started:
-        yield Row("Started", [f"{facts.started.astimezone(UTC):%F %T} UTC"])
-        yield Row("Duration", [human(seconds_of(facts))])
-    if parameters := shown_parameters(facts.parameters):
+def summary_rows(summary: RunSummary) -> Iterator[Row]:
+    """Yield the rows of the mail."""
+    yield Row("Run", [summary.name])
+    if summary.pipeline:
+        yield Row("Component of", [f"{summary.pipeline.flow}, run {summary.pipeline.name}"])
+    yield Row("State", [summary.state])
+    if summary.started:
+        yield Row("Started", [f"{summary.started.astimezone(UTC):%F %T} UTC"])
+        yield Row("Duration", [format_duration(duration_seconds(summary))])
+    if parameters := format_parameters(summary.parameters):
         yield Row("Parameters", [parameters])
-    if not facts.good:
-        yield Row("Error", [last_line(facts.message)])
-    elif facts.state not in VERBS and facts.message:  # one that the flow gave a name of its own
-        yield Row("Message", [facts.message])
-    yield Row("Prefect", [facts.url], link=True)
-    for run in facts.tracked:
-        yield Row("MLflow", [run.url], link=True)
+    if not summary.is_completed:
+        yield Row("Error", [last_line(summary.message)])
+    elif summary.state not in VERBS and summary.message:
+        yield Row("Message", [summary.message])
+    yield Row("Prefect", [summary.url], is_link=True)
+    for run in summary.mlflow_runs:
+        yield Row("MLflow", [run.url], is_link=True)
         if run.model:
             yield Row("Model", [run.model])
-        if facts.good and run.metrics:
-            yield Row("Metrics", list(shown_metrics(run.metrics)))
-    if facts.tracking_problem:
-        yield Row("MLflow", [f"Metrics are missing. {facts.tracking_problem}"])
-    elif not facts.tracked:
-        yield Row("MLflow", [facts.tracking_url], link=True)
+        if summary.is_completed and run.metrics:
+            yield Row("Metrics", list(format_metrics(run.metrics)))
+    if summary.mlflow_error:
+        yield Row("MLflow", [f"Metrics are missing. {summary.mlflow_error}"])
+    elif not summary.mlflow_runs:
+        yield Row("MLflow", [summary.mlflow_url], is_link=True)
 
 
-def shown_parameters(parameters: Mapping[str, Any]) -> str:
-    """Return those that people set: numbers, texts and lists of names, but no data that a component was handed."""
+def format_parameters(parameters: Mapping[str, Any]) -> str:
+    """Return the parameters that are numbers, texts or lists of texts; others hold data of the pipeline."""
 
-    def is_set_by_people(value: Any) -> bool:
-        is_list_of_names = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        return is_list_of_names or isinstance(value, str | int | float)
+    def is_shown(value: Any) -> bool:
+        is_list_of_texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return is_list_of_texts or isinstance(value, str | int | float)
 
-    shown = {name: str(value) for name, value in parameters.items() if is_set_by_people(value)}
-    return ", ".join(f"{name}={one_line(value, LONGEST_PARAMETER)}" for name, value in shown.items())
+    shown = {name: str(value) for name, value in parameters.items() if is_shown(value)}
+    return ", ".join(f"{name}={to_single_line(value, MAX_PARAMETER_LENGTH)}" for name, value in shown.items())
 
 
-def shown_metrics(metrics: Mapping[str, float]) -> Iterator[str]:
-    """Yield a line each, and of a long list its beginning."""
+def format_metrics(metrics: Mapping[str, float]) -> Iterator[str]:
+    """Yield a line for each metric, up to `MAX_METRICS`."""
     names = sorted(name for name in metrics if not name.startswith("system/"))
     width = max(map(len, names), default=0)
-    for name in names[:MOST_METRICS]:
+    for name in names[:MAX_METRICS]:
         yield f"{name:{width}}  {round(metrics[name], 4)}"
-    if len(names) > MOST_METRICS:
-        yield f"and {len(names) - MOST_METRICS} more"
+    if len(names) > MAX_METRICS:
+        yield f"and {len(names) - MAX_METRICS} more"
 
 
 def last_line(message: str) -> str:
-    """Return the last line that says something."""
+    """Return the last line that is not blank."""
     lines = [line for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "The run left no message."
 
 
-def seconds_of(facts: Facts) -> float:
-    """Return how long the run took, from its start to its end."""
-    return max(0.0, (facts.ended - (facts.started or facts.ended)).total_seconds())
+def duration_seconds(summary: RunSummary) -> float:
+    """Return the seconds from start to end; 0 if the run did not start."""
+    return max(0.0, (summary.ended - (summary.started or summary.ended)).total_seconds())
 
 
-def human(seconds: float) -> str:
-    """Return a duration as people say it: "4.2 s", "2 min 5 s", "1 h 2 min"."""
+def format_duration(seconds: float) -> str:
+    """Return a duration such as "4.2 s", "2 min 5 s" or "1 h 2 min"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -175,11 +178,11 @@ def human(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
-def table_text(data: str) -> str:
-    """Return a table as lines of text.
+def format_table(data: str) -> str:
+    """Return the data of a table artifact as aligned text.
 
     Args:
-        data: As Prefect keeps it: JSON of a list of rows, or of a column each; other text is returned as it is.
+        data: JSON, a list of rows or an object of columns; other text is returned unchanged.
     """
     try:
         table = json.loads(data)
@@ -190,46 +193,48 @@ def table_text(data: str) -> str:
     if not isinstance(table, list) or not table:
         return data
     header = list(table[0]) if isinstance(table[0], dict) else []
-    cells = [header] if header else []
-    cells += [[row.get(name, "") for name in header] if isinstance(row, dict) else row for row in table]
-    texts = [[one_line(str(cell)) for cell in (row if isinstance(row, list) else [row])] for row in cells]
-    widths = [max(len(row[i]) for row in texts if i < len(row)) for i in range(max(map(len, texts)))]
-    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) for row in texts)
+    rows = [header] if header else []
+    rows += [[row.get(name, "") for name in header] if isinstance(row, dict) else row for row in table]
+    cells = [[to_single_line(str(cell)) for cell in (row if isinstance(row, list) else [row])] for row in rows]
+    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(max(map(len, cells)))]
+    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) for row in cells)
 
 
-def as_text(first: str, listed: Sequence[Row], report: str) -> str:
-    """Return the plain text."""
-    width = max(len(row.title) for row in listed)
-    lines = [first, ""]
-    for row in listed:
+def render_text(heading: str, rows: Sequence[Row], report: str) -> str:
+    """Return the mail's plain text."""
+    width = max(len(row.title) for row in rows)
+    lines = [heading, ""]
+    for row in rows:
         titles = [row.title, *[""] * (len(row.lines) - 1)]
-        lines += [f"{title:{width}}  {one_line(line)}" for title, line in zip(titles, row.lines, strict=True)]
-    return "\n".join([*lines, *(["", clean(report)[:LONGEST_REPORT]] if report else [])]) + "\n"
+        lines += [f"{title:{width}}  {to_single_line(line)}" for title, line in zip(titles, row.lines, strict=True)]
+    if report:
+        lines += ["", strip_control_characters(report)[:MAX_REPORT_LENGTH]]
+    return "\n".join(lines) + "\n"
 
 
-def as_html(first: str, listed: Sequence[Row], report: str) -> str:
-    """Return the same as a page without script, style sheet or image."""
+def render_html(heading: str, rows: Sequence[Row], report: str) -> str:
+    """Return the mail's HTML, without scripts, style sheets and images."""
 
-    def cell(row: Row) -> str:
-        lines = [escape(one_line(line)) for line in row.lines]
-        if row.link:
+    def render_cell(row: Row) -> str:
+        lines = [escape(to_single_line(line)) for line in row.lines]
+        if row.is_link:
             return f'<a href="{lines[0]}">{lines[0]}</a>'
         return f"<pre>{'<br>'.join(lines)}</pre>" if len(lines) > 1 else lines[0]
 
     table = "".join(
-        f'<tr><th align="left" valign="top">{escape(row.title)}</th><td>{cell(row)}</td></tr>\n' for row in listed
+        f'<tr><th align="left" valign="top">{escape(row.title)}</th><td>{render_cell(row)}</td></tr>\n' for row in rows
     )
-    written = f"<pre>{escape(clean(report)[:LONGEST_REPORT])}</pre>" if report else ""
-    return f"<html><body><p>{escape(first)}</p>\n<table cellpadding=4>\n{table}</table>{written}</body></html>\n"
+    quoted = f"<pre>{escape(strip_control_characters(report)[:MAX_REPORT_LENGTH])}</pre>" if report else ""
+    return f"<html><body><p>{escape(heading)}</p>\n<table cellpadding=4>\n{table}</table>{quoted}</body></html>\n"
 
 
-def one_line(text: str, longest: int = LONGEST_LINE) -> str:
-    """Return a text that may stand in a header or a row: no line break or other control character, and not long."""
-    line = clean(text).replace("\n", " ").strip()
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+def to_single_line(text: str, max_length: int = MAX_LINE_LENGTH) -> str:
+    """Return a text that is safe in a header or a row: one line without control characters, cut to `max_length`."""
+    line = strip_control_characters(text).replace("\n", " ").strip()
+    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
-def clean(text: str) -> str:
-    """Return a text that a mail can carry: line breaks are the only control characters."""
+def strip_control_characters(text: str) -> str:
+    """Return a text that a mail can carry: valid UTF-8, and no control characters but line breaks."""
     text = "\n".join(text.splitlines()).encode("utf-8", "replace").decode()
     return "".join(" " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)

@@ -1,4 +1,4 @@
-"""Settings of mail about runs."""
+"""Settings of mail."""
 
 import re
 from typing import Annotated, Self
@@ -9,20 +9,24 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from trainyard.mail.smtp import Server, Tls
 
 
-def plain_address(text: str) -> str:
-    """Return an address such as team@example.com as it is; refuse any other text."""
+def validate_address(text: str) -> str:
+    """Return an address such as team@example.com unchanged.
+
+    Raises:
+        ValueError: It has another form, such as one with a display name.
+    """
     if not re.fullmatch(r"[!-~]+@[!-~]+", text) or text.count("@") > 1 or set(text) & set('<>,;:()[]"\\'):
         raise ValueError(f"{text!r} is not an address such as team@example.com")
     return text
 
 
-Address = Annotated[str, AfterValidator(plain_address)]
+Address = Annotated[str, AfterValidator(validate_address)]
 
 
 class MailSettings(BaseSettings):
-    """Where the mail about runs goes; apart from the others, so that what is wrong here fails no pipeline.
+    """The mail server, the sender and the recipients; only the flow that sends mail reads them.
 
-    Which runs are mailed is for the automation to say (MAIL_EVENTS of provisioning, and the tag `mail`).
+    MAIL_EVENTS of provisioning and the tags of a run decide whether a mail is sent.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, hide_input_in_errors=True)
@@ -30,7 +34,7 @@ class MailSettings(BaseSettings):
     smtp_host: str = "localhost"
     smtp_port: int = Field(default=1025, ge=1, le=65535)
     smtp_tls: Tls = Tls.NONE
-    """`starttls` (port 587 as a rule) or `tls` (port 465) verify the server's certificate."""
+    """`starttls` (usually port 587) and `tls` (port 465) verify the server's certificate."""
     smtp_user: str = ""
     smtp_password: SecretStr = SecretStr("")
 
@@ -40,18 +44,18 @@ class MailSettings(BaseSettings):
 
     @field_validator("mail_to", mode="before")
     @classmethod
-    def split(cls, given: object) -> object:
-        """Split the variable's text."""
-        return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+    def split_addresses(cls, value: object) -> object:
+        """Split the variable's text at commas."""
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def keep_the_password_secret(self) -> Self:
-        """Refuse to send a password that anybody on the way could read, or one without its user."""
+    def require_tls_for_password(self) -> Self:
+        """Refuse a password without TLS or without a user."""
         if self.smtp_password.get_secret_value():
             if self.smtp_tls is Tls.NONE:
                 raise ValueError("SMTP_PASSWORD would be sent unencrypted: set SMTP_TLS to starttls or tls")
             if not self.smtp_user:
-                raise ValueError("SMTP_PASSWORD needs SMTP_USER, the account that it opens")
+                raise ValueError("SMTP_PASSWORD needs SMTP_USER, its account")
         return self
 
     @property
@@ -61,10 +65,10 @@ class MailSettings(BaseSettings):
         return Server(self.smtp_host, self.smtp_port, self.smtp_tls, self.smtp_user, password)
 
 
-def problems(error: ValidationError) -> str:
-    """Return what is wrong with settings in one line that names each variable and repeats no secret."""
-    found = []
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        variable = str(problem["loc"][0]).upper() + ": " if problem["loc"] else ""
-        found.append(variable + problem["msg"].removeprefix("Value error, "))
-    return "; ".join(found) + "."
+def describe_errors(error: ValidationError) -> str:
+    """Return what is wrong with settings in one line that names each variable and no secret."""
+    messages = []
+    for details in error.errors(include_url=False, include_context=False, include_input=False):
+        variable = str(details["loc"][0]).upper() + ": " if details["loc"] else ""
+        messages.append(variable + details["msg"].removeprefix("Value error, "))
+    return "; ".join(messages) + "."

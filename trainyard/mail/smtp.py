@@ -1,4 +1,4 @@
-"""Sending a mail by SMTP, and saying of each recipient who did not get it whether another try is worth it."""
+"""Send a mail over SMTP, and classify what was not delivered by whether a retry can help."""
 
 import smtplib
 import ssl
@@ -9,10 +9,12 @@ from email.message import EmailMessage
 from enum import StrEnum
 
 TIMEOUT_SECONDS = 10.0
+Reply = tuple[int, bytes | str]
+"""The code and the text of a server's reply."""
 
 
 class Tls(StrEnum):
-    """How the connection is encrypted: not at all, after a plain greeting, or from its first byte."""
+    """Encryption of the connection: none, STARTTLS after a plain greeting, or TLS from the first byte."""
 
     NONE = "none"
     STARTTLS = "starttls"
@@ -21,7 +23,7 @@ class Tls(StrEnum):
 
 @dataclass(frozen=True)
 class Server:
-    """A mail server and the account there, if it wants one."""
+    """A mail server, and the account there if it requires one."""
 
     host: str
     port: int
@@ -29,10 +31,13 @@ class Server:
     user: str = ""
     password: str = ""
 
+    def __str__(self) -> str:
+        return f"the mail server {self.host}:{self.port}"
+
 
 @dataclass(frozen=True)
 class Undelivered:
-    """Recipients who did not get the mail, and why; temporary if they may get it later."""
+    """Recipients who did not get the mail, and why; a retry may help if the failure is temporary."""
 
     recipients: Sequence[str]
     reason: str
@@ -40,37 +45,36 @@ class Undelivered:
 
 
 def send(mail: EmailMessage, sender: str, recipients: Sequence[str], server: Server) -> list[Undelivered]:
-    """Send a mail.
+    """Send a mail; failures of the server are returned and not raised.
 
     Returns:
-        Who did not get it; empty where all did. What goes wrong with the server is said so, and not raised.
+        The recipients who did not get it; empty if all did.
     """
     try:
         connection = connect(server)
         try:
             refused = connection.send_message(mail, sender, recipients)
         finally:
-            # The mail is the server's by now, or is not; how they part changes nothing.
-            with suppress(OSError):
+            with suppress(OSError):  # it no longer matters: the server has accepted or refused the mail
                 connection.quit()
             connection.close()
     except smtplib.SMTPRecipientsRefused as error:
-        return refusals(error.recipients)
+        return group_refused(error.recipients, server)
     except smtplib.SMTPResponseException as error:
-        answer = (error.smtp_code, error.smtp_error)
-        return [Undelivered(recipients, said(answer, server), is_temporary(answer))]
+        reply = (error.smtp_code, error.smtp_error)
+        return [Undelivered(recipients, format_reply(reply, server), is_temporary(reply))]
     except smtplib.SMTPNotSupportedError as error:
-        return [Undelivered(recipients, f"{place(server)} cannot do what the settings ask for: {error}", False)]
-    except OSError as error:  # of smtplib's own as well: the connection broke
-        return [Undelivered(recipients, f"{place(server)} does not answer: {error}", True)]
-    return refusals(refused)
+        return [Undelivered(recipients, f"{server} does not support the settings: {error}", temporary=False)]
+    except OSError as error:  # includes smtplib's errors of a broken connection
+        return [Undelivered(recipients, f"{server} does not answer: {error}", temporary=True)]
+    return group_refused(refused, server)
 
 
 def connect(server: Server) -> smtplib.SMTP:
-    """Return a connection over which mails can be sent.
+    """Connect and log in.
 
     Raises:
-        OSError: There is none; smtplib's errors are of this kind too.
+        OSError: The server does not answer, or refuses; smtplib's errors are of this type.
     """
     context = ssl.create_default_context()
     if server.tls is Tls.TLS:
@@ -88,29 +92,29 @@ def connect(server: Server) -> smtplib.SMTP:
     return connection
 
 
-def refusals(answers: Mapping[str, tuple[int, bytes]]) -> list[Undelivered]:
-    """Return the recipients whom the server refused, by whether it may take them later."""
-    found = []
+def group_refused(replies: Mapping[str, Reply], server: Server) -> list[Undelivered]:
+    """Return the refused recipients in two groups, temporary failures and permanent ones.
+
+    Args:
+        replies: The server's reply by recipient.
+        server: The server, for the message.
+    """
+    groups = []
     for temporary in (True, False):
-        some = {name: answer for name, answer in answers.items() if is_temporary(answer) is temporary}
-        if some:
-            reason = said(next(iter(some.values())))
-            found.append(Undelivered(list(some), reason, temporary))
-    return found
+        group = {name: reply for name, reply in replies.items() if is_temporary(reply) is temporary}
+        if group:
+            reason = format_reply(next(iter(group.values())), server)
+            groups.append(Undelivered(list(group), reason, temporary))
+    return groups
 
 
-def is_temporary(answer: tuple[int, bytes | str]) -> bool:
-    """Tell whether the server means "not now" (4xx, or a broken answer) and not "no" (5xx)."""
-    return answer[0] < 500
+def is_temporary(reply: Reply) -> bool:
+    """Return whether a reply is a temporary failure (4xx, or not a valid code) and not a permanent one (5xx)."""
+    return reply[0] < 500
 
 
-def said(answer: tuple[int, bytes | str], server: Server | None = None) -> str:
-    """Return the server's answer in one line."""
-    code, text = answer
-    words = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return f"{place(server) if server else 'the mail server'} said {code} {' '.join(words.split())}"
-
-
-def place(server: Server) -> str:
-    """Name a server in a message."""
-    return f"the mail server {server.host}:{server.port}"
+def format_reply(reply: Reply, server: Server) -> str:
+    """Return a server's reply in one line."""
+    code, text = reply
+    decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return f"{server} replied {code} {' '.join(decoded.split())}"
