@@ -12,9 +12,9 @@ from playwright.sync_api import Browser
 
 from bench.report import save, summary
 from bench.stack import plain_stack
-from tests.stack.stack import Stack
-from tests.support.browser import chromium
-from tests.support.waiting import wait_until
+from infra.testing.browser import chromium
+from infra.testing.stack import Stack
+from infra.testing.waiting import wait_until
 
 FLOW_RUNS, TRAININGS, VISITS = 500, 60, 10
 MODEL = "rain-tomorrow"

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from bench.report import save
-from tests.stack.stack import CHECKOUT, copy_checkout
+from infra.testing.stack import CHECKOUT, copy_checkout
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import httpx
 
 from bench.report import save
 from bench.stack import stack_with_peers
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 SERVICES = ("prefect", "mlflow", "postgres", "minio", "mail", "worker", "stock", "stock-1s")
 SECONDS = 60

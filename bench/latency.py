@@ -12,7 +12,7 @@ import httpx
 from bench.report import save, summary
 from bench.stack import FLOWS, POOLS, run_once, stack_with_peers
 from infra.provision.follow import find_deployment
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 RUNS = 20
 

@@ -30,9 +30,9 @@ from mlflow.models import infer_signature
 
 from bench.report import save, summary
 from flows.weather.model import FAMILIES, TRUSTED_TYPES, make_candidates, make_estimator
-from tests.support.postgres import postgres_server
-from tests.support.servers import SCRIPTS, free_port, mlflow_server, server, serving_server
-from tests.support.waiting import wait_until
+from infra.testing.postgres import postgres_server
+from infra.testing.servers import SCRIPTS, free_port, mlflow_server, server, serving_server
+from infra.testing.waiting import wait_until
 
 CALLERS, WARM_UP_SECONDS, SECONDS, TURNS, SWAPS = 8, 2.0, 8.0, 3, 6
 KEY = "a-key-of-the-benchmark"

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from infra.provision.follow import FINAL
-from tests.stack.stack import Stack, copy_checkout
+from infra.testing.stack import Stack, copy_checkout
 
 POOLS = {"stock": "stock", "stock, 1 s poll": "stock-1s", "warm": "training"}
 FLOWS = ("trivial", "heavy")

@@ -9,7 +9,7 @@ import time
 
 from bench.report import save, summary
 from bench.stack import plain_stack
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 ROUNDS = 3
 

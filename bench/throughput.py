@@ -11,7 +11,7 @@ import httpx
 from bench.report import save, summary
 from bench.stack import POOLS, burst, stack_with_peers
 from infra.provision.follow import find_deployment
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 LIMITS = (1, 2, 4, 8)
 ROUNDS = 3

@@ -14,8 +14,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from tests.support.open_meteo_server import OpenMeteoServer
-from tests.support.servers import mlflow_server, prefect_server
+from infra.testing.open_meteo_server import OpenMeteoServer
+from infra.testing.servers import mlflow_server, prefect_server
 
 STARTED: list[str] = []  # MLflow's address, once a test has asked for one
 

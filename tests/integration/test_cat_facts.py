@@ -6,8 +6,8 @@ from prefect.client.schemas.filters import FlowRunFilter, LogFilter, LogFilterFl
 from prefect.client.schemas.objects import StateType
 
 from flows.cat_facts import cat_facts
-from tests.support.open_meteo_server import OpenMeteoServer
-from tests.support.waiting import wait_until
+from infra.testing.open_meteo_server import OpenMeteoServer
+from infra.testing.waiting import wait_until
 
 
 def test_prints_reach_the_log_and_a_failing_source_is_asked_again(

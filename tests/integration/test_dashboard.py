@@ -19,9 +19,9 @@ from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
+from infra.testing.servers import dashboard_server, mlflow_server, prefect_server
+from infra.testing.waiting import wait_until
 from tests.support.gate import Gate
-from tests.support.servers import dashboard_server, mlflow_server, prefect_server
-from tests.support.waiting import wait_until
 
 LOGIN = {"user": "admin", "password": "a-password-of-the-tests"}
 UI = {"MLFLOW_UI_URL": "http://mlflow.test:5001", "PREFECT_UI_URL": "http://prefect.test:4200"}

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.stack.stack import copy_checkout
-from tests.support.waiting import wait_until
+from infra.testing.stack import copy_checkout
+from infra.testing.waiting import wait_until
 
 NOWHERE = {
     "WEATHER_ARCHIVE_URL": "http://127.0.0.1:9/v1/archive",

@@ -20,9 +20,9 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 
 from infra.provision.automations import find_automations, mail_run_events, save_automation
-from tests.support.servers import free_port
+from infra.testing.servers import free_port
+from infra.testing.waiting import wait_until
 from tests.support.smtp_server import SmtpServer
-from tests.support.waiting import wait_until
 from trainyard.flows import mail
 from trainyard.flows.mail import send_mail
 from trainyard.tracking import LAST_COMPONENT, LAST_RUN

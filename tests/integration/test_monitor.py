@@ -15,8 +15,8 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from flows.weather.pipeline import weather_pipeline
 from flows.wine.pipeline import wine_pipeline
-from tests.support.open_meteo_server import OpenMeteoServer
-from tests.support.servers import free_port
+from infra.testing.open_meteo_server import OpenMeteoServer
+from infra.testing.servers import free_port
 from tests.support.serving_server import KEY, ServingServer
 from trainyard.evaluation import SAMPLE, from_table
 from trainyard.flows import monitor as module

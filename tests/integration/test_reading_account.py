@@ -7,8 +7,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.support.servers import prefect_server
-from tests.support.waiting import wait_until
+from infra.testing.servers import prefect_server
+from infra.testing.waiting import wait_until
 
 ADMIN, READER = ("admin", "password-of-the-admin"), ("dashboard", "password-of-the-reader")
 NO_ID = "00000000-0000-0000-0000-000000000000"

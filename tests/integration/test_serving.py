@@ -26,12 +26,12 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from infra.testing.servers import serving_server
+from infra.testing.waiting import wait_until
 from tests.support import champions
 from tests.support.champions import HEADERS, KEY, crown, wait_for
 from tests.support.fuzzing import fuzz
 from tests.support.gate import Gate
-from tests.support.servers import serving_server
-from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Inferred schema contains integer column:UserWarning"),

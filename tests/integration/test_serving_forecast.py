@@ -21,12 +21,12 @@ from flows.weather.features import TARGET, build_examples, build_features
 from flows.weather.observations import Place
 from flows.weather.open_meteo import observe
 from flows.weather.outlook import look_ahead
+from infra.testing.open_meteo_server import OpenMeteoServer
+from infra.testing.postgres import postgres_server
+from infra.testing.servers import serving_server
+from infra.testing.waiting import wait_until
 from tests.support.champions import HEADERS, KEY, register, wait_for
 from tests.support.fuzzing import fuzz
-from tests.support.open_meteo_server import OpenMeteoServer
-from tests.support.postgres import postgres_server
-from tests.support.servers import serving_server
-from tests.support.waiting import wait_until
 
 SEATTLE = Place(name=places.HOME, latitude=47.60621, longitude=-122.33207)
 OSLO = places.model_name(Place(name="Oslo, Oslo County, Norway", latitude=0, longitude=0))

@@ -16,12 +16,12 @@ import pytest
 from schemathesis import GenerationMode
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
+from infra.testing.postgres import postgres_server
+from infra.testing.servers import serving_server
+from infra.testing.waiting import wait_until
 from tests.support.champions import HEADERS, KEY, register, wait_for
 from tests.support.fuzzing import fuzz
 from tests.support.gate import Gate
-from tests.support.postgres import postgres_server
-from tests.support.servers import serving_server
-from tests.support.waiting import wait_until
 
 random = np.random.default_rng(0)
 DAYS = pd.DataFrame(random.normal(size=(100, 2)), columns=["rain", "wind"])

@@ -9,7 +9,7 @@ from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import State
 
 from flows.weather.ingest import fetch_weather, preprocess
-from tests.support.open_meteo_server import OpenMeteoServer
+from infra.testing.open_meteo_server import OpenMeteoServer
 
 pytestmark = pytest.mark.usefixtures("prefect", "open_meteo")
 

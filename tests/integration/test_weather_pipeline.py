@@ -21,9 +21,9 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from flows.weather import model
 from flows.weather.ingest import fetch_weather
 from flows.weather.pipeline import train, weather_pipeline
-from tests.support.open_meteo_server import OpenMeteoServer
-from tests.support.servers import free_port
-from tests.support.waiting import wait_until
+from infra.testing.open_meteo_server import OpenMeteoServer
+from infra.testing.servers import free_port
+from infra.testing.waiting import wait_until
 from trainyard import registry
 from trainyard.candidates import Candidate, Score
 from trainyard.outcome import Outcome

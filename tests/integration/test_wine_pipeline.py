@@ -21,8 +21,8 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from flows.wine import model
 from flows.wine.pipeline import train_wine, wine_pipeline
-from tests.support.servers import free_port
-from tests.support.waiting import wait_until
+from infra.testing.servers import free_port
+from infra.testing.waiting import wait_until
 from trainyard.candidates import Candidate
 from trainyard.data import check
 from trainyard.errors import SearchError

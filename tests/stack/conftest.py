@@ -10,8 +10,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser
 
-from tests.stack.stack import Stack, copy_checkout
-from tests.support.browser import chromium
+from infra.testing.browser import chromium
+from infra.testing.stack import Stack, copy_checkout
 
 
 def docker_answers() -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack.stack import CHECKOUT, Stack
-from tests.support.waiting import wait_until
+from infra.testing.stack import CHECKOUT, Stack
+from infra.testing.waiting import wait_until
 
 PAGE = CHECKOUT / "docs/add-a-pipeline.md"
 MODEL = "order-returned"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 LOG = (
     "import mlflow; mlflow.set_experiment({experiment!r}); run = mlflow.start_run();"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 
 @pytest.fixture

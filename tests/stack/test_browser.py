@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Browser, HttpCredentials, expect
 
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 
 def test_the_run_is_found_in_prefect(stack: Stack, browser: Browser) -> None:

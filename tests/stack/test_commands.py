@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.stack.stack import CHECKOUT, Stack
+from infra.testing.stack import CHECKOUT, Stack
 
 OWN_FLOW = """
 from prefect import flow

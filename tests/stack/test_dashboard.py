@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.stack.stack import Stack
+from infra.testing.stack import Stack
 
 MODEL = "rain-tomorrow"
 SECONDS = 60_000  # of a loaded machine, in milliseconds

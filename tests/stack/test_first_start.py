@@ -2,7 +2,7 @@
 
 import json
 
-from tests.stack.stack import ONE_SHOTS, RUNNING, Stack
+from infra.testing.stack import ONE_SHOTS, RUNNING, Stack
 
 
 def test_everything_runs_and_every_one_shot_completed(stack: Stack) -> None:

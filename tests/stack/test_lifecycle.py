@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.stack.stack import ONE_SHOTS, RUNNING, Stack
-from tests.support.waiting import wait_until
+from infra.testing.stack import ONE_SHOTS, RUNNING, Stack
+from infra.testing.waiting import wait_until
 
 
 def memory(stack: Stack) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from infra.provision.follow import FINAL, find_deployment
-from tests.stack.stack import Stack
-from tests.support.waiting import wait_until
+from infra.testing.stack import Stack
+from infra.testing.waiting import wait_until
 
 FLOWS = '''
 import os

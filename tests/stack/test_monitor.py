@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack.stack import Stack
-from tests.support.waiting import wait_until
+from infra.testing.stack import Stack
+from infra.testing.waiting import wait_until
 
 MODEL = "rain-tomorrow"
 DRIFTED = 60

@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from tests.stack.stack import ONE_SHOTS, Stack
+from infra.testing.stack import ONE_SHOTS, Stack
 
 OWN_IMAGES = {"prefect", "prefect-migrate", "mlflow", "mlflow-migrate", "provision", "worker", "serving", "dashboard"}
 

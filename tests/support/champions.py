@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from sklearn.base import BaseEstimator
 
-from tests.support.waiting import wait_until
+from infra.testing.waiting import wait_until
 
 KEY = "a-key-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}

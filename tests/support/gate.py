@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.support.servers import free_port
+from infra.testing.servers import free_port
 
 
 class Gate:

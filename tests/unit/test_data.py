@@ -8,7 +8,7 @@ from threading import Thread
 import pandas as pd
 import pytest
 
-from tests.support.servers import free_port
+from infra.testing.servers import free_port
 from trainyard.data import read_csv
 from trainyard.errors import DataError, SourceUnreachableError
 

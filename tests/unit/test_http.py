@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.open_meteo_server import OpenMeteoServer
+from infra.testing.open_meteo_server import OpenMeteoServer
 from trainyard import http
 from trainyard.errors import BadAnswerError, RateLimitedError, RefusedError, SourceUnreachableError, WaitTooLongError
 from trainyard.http import get_json, retry_after_seconds

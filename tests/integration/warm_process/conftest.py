@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, prefect_server, worker
-from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 from warm_process.ledger import live_workers
 
-from tests.support.servers import SCRIPTS, free_port, server
-from tests.support.waiting import wait_until
+from infra.testing.servers import SCRIPTS, free_port, server
+from infra.testing.waiting import wait_until
 
 FLOWS = Path(__file__).parent
 AUTH = "trainyard:a-password-for-tests"

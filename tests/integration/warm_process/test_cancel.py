@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, gone, read_note
-from tests.support.waiting import wait_until
 
 
 def test_a_running_run(orchestrator: Server, shared_pool: str, note: Path) -> None:

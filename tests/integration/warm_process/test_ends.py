@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, alive, gone, read_note, worker
-from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize(

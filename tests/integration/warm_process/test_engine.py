@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker
-from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("flow", ["with_subflow", "with_threads", "with_processes", "asynchronous"])

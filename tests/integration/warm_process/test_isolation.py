@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, read_note
-from tests.support.waiting import wait_until
 
 
 def describe(server: Server, pool: str, note: Path, **job_variables: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, gone, read_note, worker
-from tests.support.waiting import wait_until
 
 
 def test_a_run_starts_as_soon_as_it_is_triggered(orchestrator: Server, pool: str, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Proxy, Server, read_note, worker
-from tests.support.waiting import wait_until
 
 
 def test_the_event_stream_is_cut_and_restored(orchestrator: Server, pool: str, tmp_path: Path, note: Path) -> None:

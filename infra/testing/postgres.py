@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.support.servers import end, free_port
-from tests.support.waiting import wait_until
+from infra.testing.servers import end, free_port
+from infra.testing.waiting import wait_until
 
 # Debian keeps the programs beside the PATH.
 FOLDERS = [*os.environ["PATH"].split(os.pathsep), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))]

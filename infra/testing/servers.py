@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.waiting import wait_until
+from infra.testing.waiting import wait_until
 
 SCRIPTS = Path(sys.executable).parent
 CHECKOUT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import httpx
 
-from tests.support.servers import free_port
-from tests.support.waiting import wait_until
+from infra.testing.servers import free_port
+from infra.testing.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "upstream"}
@@ -72,7 +72,7 @@ class Stack:
             **kept,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "COMPOSE_PROJECT_NAME": self.project,
-            "COMPOSE_FILE": os.pathsep.join(["docker-compose.yml", "tests/stack/compose.yml"]),
+            "COMPOSE_FILE": os.pathsep.join(["docker-compose.yml", "infra/testing/compose.yml"]),
             **{name: str(port) for name, port in self.ports.items()},
             **settings,
         }
