@@ -9,7 +9,7 @@ from pydantic import Field
 
 @task(retries=4, retry_delay_seconds=0.3)
 def fetch_fact(url: str) -> str:
-    """Return one fact. An error answer raises, and Prefect tries again."""
+    """Return one fact. An error status raises, and Prefect retries the task."""
     answer = httpx.get(url, timeout=10).raise_for_status()
     return str(answer.json()["fact"])
 

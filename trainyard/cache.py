@@ -1,46 +1,53 @@
-"""Tasks that are skipped when inputs, parameters and code have not changed.
+"""Caching of tasks by their inputs and code: a task whose inputs and code are unchanged is not run again.
 
-Their results lie in the default result storage, on the stack a bucket that all workers share. A task
-that was taken from there ends in a state called Cached.
+Results lie in Prefect's default result storage, on the stack a bucket that all workers share. A task whose result is
+taken from the cache ends in the state `State.CACHED`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from prefect import get_run_logger
+from prefect import Task, get_run_logger
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.results import ResultRecord, get_result_store  # type: ignore[attr-defined]
 from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 
+from trainyard.contract import State
 from trainyard.fingerprint import code_fingerprint, fingerprint
+
+Result = TypeVar("Result")
 
 
 @dataclass
-class Unchanged(CachePolicy):
-    """A key made of a task's inputs and its code.
+class InputsAndCode(CachePolicy):
+    """A cache key made of a task's inputs and its code.
 
-    It is one policy and not a sum of Prefect's own: where a part of a sum cannot compute its key, the
-    others alone decide, and a stale result is taken. Where this one cannot, nothing is cached.
+    This is one policy and not a sum of Prefect's own, because a sum skips a part that cannot compute its key, and the
+    remaining parts may then match a stale result. Where this one raises, the task is not cached at all.
     """
 
     modules: tuple[ModuleType, ...] = field(default=())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Unchanged":
-        return self  # a module cannot be copied
+    def __deepcopy__(self, memo: dict[int, Any]) -> "InputsAndCode":
+        return self  # modules cannot be copied
 
     def compute_key(
         self,
         task_ctx: TaskRunContext,
         inputs: dict[str, Any],
-        flow_parameters: dict[str, Any],  # noqa: ARG002 - what a task depends on, it is given
+        flow_parameters: dict[str, Any],  # noqa: ARG002 - a task depends on its own inputs only
         **kwargs: Any,  # noqa: ARG002
     ) -> str:
-        """Return where the result of these inputs and this code lies."""
+        """Return the path of the result in the result storage.
+
+        Raises:
+            TypeError: An input has no fingerprint; Prefect then runs the task without the cache.
+        """
         code = code_fingerprint(task_ctx.task.fn, self.modules)
         key = f"cache/{task_ctx.task.name}/{fingerprint([code, inputs])}"
         if not PREFECT_TASKS_REFRESH_CACHE.value():
@@ -49,36 +56,56 @@ class Unchanged(CachePolicy):
 
 
 def cached(*modules: ModuleType, days: float = 7) -> dict[str, Any]:
-    """Return options for `@task(...)` that skip it when inputs and code are those of an earlier run.
+    """Return options for `@task(...)` that cache its result by its inputs and code.
 
     Args:
-        modules: The task's code beside its own function, with all that they import of this project;
-            without any, all that the task's own module imports.
-        days: How long a result may be used; after that it is computed anew.
+        modules: The modules that the task's function calls; they count together with all that they import of the
+            project and the library. Without any, the module that defines the task counts instead.
+        days: The age at which a cached result expires.
     """
     return {
         "persist_result": True,
-        "cache_policy": Unchanged(modules=modules),
+        "cache_policy": InputsAndCode(modules=modules),
         "cache_expiration": timedelta(days=days),
     }
 
 
 @contextmanager
 def refreshing(refresh: bool) -> Iterator[None]:
-    """Compute every task within anew, if asked to, and keep the new results."""
+    """If `refresh` is set, recompute and overwrite the cached results of all tasks that run in this context."""
     with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: refresh or PREFECT_TASKS_REFRESH_CACHE.value()}):
         yield
 
 
+def run_cached(task: Task[..., Result], *arguments: Any, is_valid: Callable[[Result], bool]) -> tuple[Result, bool]:
+    """Run a cached task, and run it again where its cached result is not valid any more.
+
+    Args:
+        task: A task with the options of `cached`.
+        arguments: The task's arguments.
+        is_valid: Decides whether a cached result can be used; it is not called for a fresh one.
+
+    Returns:
+        The result, and whether it was taken from the cache.
+    """
+    state: Any = task(*arguments, return_state=True)
+    result: Result = state.result()
+    if state.name != State.CACHED:
+        return result, False
+    if is_valid(result):
+        return result, True
+    return task.with_options(refresh_cache=True)(*arguments), False
+
+
 def _warn_if_unreadable(key: str) -> None:
-    """Say so where an entry is there but broken; Prefect computes anew without a word."""
+    """Log a warning where the entry exists but is damaged; Prefect recomputes it silently."""
     storage: Any = get_result_store().result_storage
     try:
         content = storage.read_path(key, _sync=True)
-    except Exception:  # noqa: BLE001 - each storage has its own way to say that there is nothing
+    except Exception:  # noqa: BLE001 - each storage has its own error for a missing entry
         return
     try:
         ResultRecord.deserialize(content)
-    except Exception as error:  # noqa: BLE001 - whatever unpickling meets
+    except Exception as error:  # noqa: BLE001 - unpickling may raise anything
         reason = f"{type(error).__name__}: {error}"
-        get_run_logger().warning("The cache entry %s cannot be read (%s): computing anew.", key, reason)
+        get_run_logger().warning("The cache entry %s cannot be read (%s); the task runs again.", key, reason)

@@ -1,4 +1,4 @@
-"""Data files: read from where they are, and checked, or refused in one sentence."""
+"""Data files: read a CSV from a path or an S3 store, and validate a frame against a schema."""
 
 from io import BytesIO
 from pathlib import Path
@@ -20,54 +20,55 @@ from pandera.errors import SchemaErrors
 
 from trainyard.errors import DataError, SourceUnreachableError
 
-S3 = "s3://"
-CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})
-KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-REFUSALS = {
+S3_SCHEME = "s3://"
+S3_CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})
+KEY_VARIABLES = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+REASONS = {
     "NoSuchBucket": "there is no such bucket",
     "NoSuchKey": "there is no such object in the bucket",
-    # What a store answers about an object that is not there, to one who may not list the bucket.
-    "AccessDenied": "the store does not let these keys read it, or it is not there",
-    "InvalidAccessKeyId": f"the store does not know the keys; check {KEYS}, and AWS_ENDPOINT_URL",
-    "SignatureDoesNotMatch": f"the keys are wrong; check {KEYS}",
+    # Also the answer for a missing object to an account that may not list the bucket.
+    "AccessDenied": "these keys may not read it, or it does not exist",
+    "InvalidAccessKeyId": f"the store does not know these keys; check {KEY_VARIABLES}, and AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": f"the keys are wrong; check {KEY_VARIABLES}",
 }
 
 
 def read_csv(location: str, s3: Any = None) -> pd.DataFrame:
-    """Return the rows of a CSV with a line of column names.
+    """Return the rows of a CSV file with a header.
 
     Args:
         location: A file's path, or `s3://bucket/key`.
-        s3: boto3's client; without it, one that is made of what all clients of S3 read: AWS_ACCESS_KEY_ID,
-            AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, and AWS_ENDPOINT_URL for a store that is not Amazon's.
+        s3: A boto3 client; the default one is configured by boto3's usual environment variables (AWS_ACCESS_KEY_ID,
+            AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, and AWS_ENDPOINT_URL for a store other than Amazon's).
 
     Raises:
-        DataError: There is no such file or object, or it is empty, or no CSV.
-        SourceUnreachableError: The store does not answer, which may pass.
+        DataError: The file or object does not exist, may not be read, is empty, or is not a CSV.
+        SourceUnreachableError: The store does not answer; a retry may succeed.
     """
     try:
-        with _open_object(location, s3) if location.startswith(S3) else _open_file(location) as content:
+        with _open_object(location, s3) if location.startswith(S3_SCHEME) else _open_file(location) as content:
             frame = pd.read_csv(content)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(f"{location} is no CSV with a line of column names: {error}") from error
+        raise DataError(f"{location} is not a CSV with a header: {error}") from error
     if frame.empty:
-        raise DataError(f"{location} has no rows below its column names.")
+        raise DataError(f"{location} has a header and no rows.")
     return frame
 
 
 def validate_frame(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
-    """Return the frame as the schema makes it.
+    """Return the frame as the schema coerces it.
 
     Raises:
-        DataError: It does not fit; the message lists each column and rule, the first row and how many.
+        DataError: The frame does not fit the schema; the message lists each column and rule with the first row that
+            violates it and the number of others.
     """
     try:
         return schema.validate(frame, lazy=True)
     except SchemaErrors as errors:
         cases = errors.failure_cases
-        found = cases.groupby([cases["column"].astype(object).fillna("data"), "check"], sort=False)
-        problems = [_describe(str(column), str(rule), rows) for (column, rule), rows in found]
-        raise DataError(f"The data is refused: {'; '.join(problems)}.") from errors
+        violations = cases.groupby([cases["column"].astype(object).fillna("data"), "check"], sort=False)
+        problems = [_describe(str(column), str(rule), rows) for (column, rule), rows in violations]
+        raise DataError(f"The data is invalid: {'; '.join(problems)}.") from errors
 
 
 def _describe(column: str, rule: str, rows: pd.DataFrame) -> str:
@@ -88,21 +89,21 @@ def _open_file(location: str) -> BinaryIO:
 
 
 def _open_object(location: str, s3: Any) -> BinaryIO:
-    bucket, _, key = location.removeprefix(S3).partition("/")
+    bucket, _, key = location.removeprefix(S3_SCHEME).partition("/")
     if not bucket or not key:
         raise DataError(f"{location} is not of the form s3://bucket/key.")
     try:
-        # A session of its own: boto3's shared one remembers the variables as they were.
-        s3 = s3 or boto3.Session().client("s3", config=CONFIG)
+        # A new session: boto3's default one keeps the environment variables of its first use.
+        s3 = s3 or boto3.Session().client("s3", config=S3_CONFIG)
         return BytesIO(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
     except NoCredentialsError as error:
-        raise DataError(f"There are no keys to read {location} with: set {KEYS}.") from error
+        raise DataError(f"There are no keys for {location}: set {KEY_VARIABLES}.") from error
     except ClientError as error:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status >= 500:
             raise SourceUnreachableError(f"The store of {location} answers with status {status} ({code}).") from error
-        raise DataError(f"{location} cannot be read: {REFUSALS.get(code, error)}.") from error
+        raise DataError(f"{location} cannot be read: {REASONS.get(code, error)}.") from error
     except (HTTPClientError, NotConnectedError, IncompleteReadError) as error:
         raise SourceUnreachableError(f"The store of {location} does not answer ({error}).") from error
-    except (BotoCoreError, ValueError) as error:  # keys by halves, an endpoint that is no address, a bad name
+    except (BotoCoreError, ValueError) as error:  # half of the keys, an invalid endpoint or bucket name
         raise DataError(f"{location} cannot be read: {error}") from error

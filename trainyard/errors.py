@@ -1,6 +1,6 @@
-"""Errors that the library raises: one tree, whose base callers catch.
+"""The errors that the library raises: one tree, whose base is `TrainyardError`.
 
-`transient` says whether the same call may succeed later; Prefect retries those (`trainyard.retries`).
+`transient` says whether the same call may succeed later; tasks with `trainyard.retries.RETRIES` retry those errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ class TrainyardError(Exception):
 
 
 class SourceError(TrainyardError):
-    """A source of data did not deliver."""
+    """A data source did not return the data that was asked for."""
 
 
 class SourceUnreachableError(SourceError):
-    """The source gave no whole answer: no connection, a timeout, a cut, or a fault of its own (5xx)."""
+    """The source gave no complete answer: no connection, a timeout, an answer cut off, or a status of 5xx."""
 
     transient = True
 
@@ -29,21 +29,21 @@ class RateLimitedError(SourceError):
 
 
 class WaitTooLongError(SourceError):
-    """The source asks for a pause that is longer than a run waits; the message says until when."""
+    """The source asks for a pause that is longer than a run waits; the message says when to run again."""
 
 
 class RefusedError(SourceError):
-    """The source refused the request (4xx) and would refuse it again."""
+    """The source refused the request (4xx); a retry would be refused too."""
 
 
 class BadAnswerError(SourceError):
-    """The answer is complete and cannot be used: it is not JSON, or too long."""
+    """The answer is complete and unusable: it is not JSON, or too long."""
 
 
 class DataError(TrainyardError, ValueError):
-    """The data cannot be used; the message says where it is from, what is wrong and what to do.
+    """The data is missing or invalid; the message says which data, what is wrong and what to do.
 
-    `problems` lists all that is wrong, a row each, where there is more than the message says.
+    `problems` lists every problem, a row for each, where there are more than the message names.
     """
 
     def __init__(self, message: str, problems: Sequence[Mapping[str, str | int]] = ()) -> None:
@@ -52,11 +52,11 @@ class DataError(TrainyardError, ValueError):
 
 
 class UnknownSubjectError(TrainyardError, ValueError):
-    """There is no such subject, such as a place; the message says how to name one."""
+    """There is no such subject (such as a place); the message says how to name one."""
 
 
 class QueryError(TrainyardError, ValueError):
-    """A parameter of a request is missing or wrong."""
+    """A parameter of a request is missing or invalid."""
 
     def __init__(self, parameter: str, rule: str) -> None:
         super().__init__(parameter, rule)
@@ -71,11 +71,11 @@ class SearchError(TrainyardError):
 
 
 class RegistryError(TrainyardError):
-    """The registry cannot do what was asked; the message says why and what can be done."""
+    """A change of the model registry is not possible; the message says why and what to do."""
 
 
 class LockTimeoutError(TrainyardError, TimeoutError):
-    """Another run holds a lock for longer than this one waits."""
+    """Another run held a lock for longer than the timeout."""
 
 
 class TrackingUnreachableError(TrainyardError):

@@ -1,8 +1,7 @@
-"""What a training leaves of its data, for those who look at it later: the holdout's forecasts, and a sample.
+"""Tables that a training logs for later evaluation: predictions for the holdout, and a sample of the training data.
 
-Both are frames whose rows are told by `time`, the moment that a row is about (ISO 8601), or nothing where
-rows have none. They lie beside the run's plots, as `evaluation/holdout.json` and
-`evaluation/training_sample.json`.
+The dashboard reads `Artifact.HOLDOUT` and the monitor reads it and `Artifact.TRAINING_SAMPLE`. Both tables have a
+`time` column (ISO 8601, empty where rows have no time).
 """
 
 from collections.abc import Mapping
@@ -11,55 +10,55 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-HOLDOUT, SAMPLE = "evaluation/holdout.json", "evaluation/training_sample.json"
-TIME, OBSERVED, PREDICTION = "time", "observed", "prediction"
-SAMPLE_ROWS = 2000
+from trainyard.contract import Column, Table
+
+MAX_SAMPLE_ROWS = 2000
 SEED = 0
 
 
 def holdout_table(
-    observed: pd.Series, forecasts: Mapping[str, Any], time: pd.DatetimeIndex | None = None
+    observed: pd.Series, predictions: Mapping[str, Any], time: pd.DatetimeIndex | None = None
 ) -> pd.DataFrame:
-    """Return what was forecast for each holdout row beside what was observed.
+    """Return the table of `Artifact.HOLDOUT`: a row for each row of the holdout.
 
     Args:
         observed: The target.
-        forecasts: By name, `model` and the baselines: a probability a row.
-        time: What each row is about.
+        predictions: By name, `Column.MODEL` and the baselines: one probability for each row.
+        time: The moment that each row is about.
     """
-    return pd.DataFrame({TIME: _iso(time, len(observed)), OBSERVED: np.asarray(observed), **forecasts})
+    return pd.DataFrame({Column.TIME: _iso(time, len(observed)), Column.OBSERVED: np.asarray(observed), **predictions})
 
 
 def training_sample(inputs: pd.DataFrame, prediction: Any, time: pd.DatetimeIndex | None = None) -> pd.DataFrame:
-    """Return at most SAMPLE_ROWS rows of what a model was fitted on, in order, and what it says to them.
+    """Return the table of `Artifact.TRAINING_SAMPLE`: at most `MAX_SAMPLE_ROWS` rows, in order.
 
-    The same rows for the same data.
+    The sample is deterministic.
 
     Args:
-        inputs: The features.
-        prediction: The model's answer, one a row: a probability or a class.
-        time: What each row is about.
+        inputs: The features that the model was fitted on.
+        prediction: The model's prediction for each row: a probability or a class.
+        time: The moment that each row is about.
     """
-    whole = inputs.reset_index(drop=True)
-    whole[TIME], whole[PREDICTION] = _iso(time, len(inputs)), np.asarray(prediction)
-    return whole if len(whole) <= SAMPLE_ROWS else whole.sample(SAMPLE_ROWS, random_state=SEED).sort_index()
+    table = inputs.reset_index(drop=True)
+    table[Column.TIME], table[Column.PREDICTION] = _iso(time, len(inputs)), np.asarray(prediction)
+    return table if len(table) <= MAX_SAMPLE_ROWS else table.sample(MAX_SAMPLE_ROWS, random_state=SEED).sort_index()
 
 
 def as_table(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """Return a frame as MLflow keeps tables: names of columns, and rows of plain values."""
+    """Return a frame in the contract's JSON form (`contract.Table`); missing values become null."""
     plain = frame.astype(object).where(frame.notna(), None)
-    return {"columns": [str(name) for name in plain.columns], "data": plain.to_numpy().tolist()}
+    return {Table.COLUMNS: [str(name) for name in plain.columns], Table.DATA: plain.to_numpy().tolist()}
 
 
 def from_table(table: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the frame of `as_table`.
+    """Return the frame of a table that `as_table` made.
 
     Raises:
-        ValueError: It is none.
+        ValueError: `table` has no columns or no data.
     """
-    if not isinstance(table, Mapping) or not {"columns", "data"} <= table.keys():
-        raise ValueError("This is no table: it needs `columns` and `data`.")
-    return pd.DataFrame(table["data"], columns=table["columns"])
+    if not isinstance(table, Mapping) or not {Table.COLUMNS, Table.DATA} <= table.keys():
+        raise ValueError(f"Not a table: it needs the keys {Table.COLUMNS!r} and {Table.DATA!r}.")
+    return pd.DataFrame(table[Table.DATA], columns=table[Table.COLUMNS])
 
 
 def _iso(time: pd.DatetimeIndex | None, rows: int) -> list[str]:

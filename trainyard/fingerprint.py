@@ -1,14 +1,16 @@
-"""Digests of values and of code: equal where nothing has changed, in whatever process they are made."""
+"""Digests of values and of code: equal for equal content, in every process."""
 
 import ast
 import hashlib
 import inspect
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from datetime import date, timedelta
 from enum import Enum
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +23,18 @@ import pandas as pd
 from pydantic import BaseModel
 from sklearn.base import BaseEstimator
 
-PROJECT = Path(__file__).resolve().parents[2]
-_NUMERIC_LIBRARIES = ("numpy", "pandas", "scikit-learn")
+NUMERIC_LIBRARIES = ("numpy", "pandas", "scikit-learn")
+STANDARD_LIBRARY = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
 
 def fingerprint(value: Any) -> str:
     """Return a digest (64 hexadecimal digits) of a value's content.
 
-    Known are plain values, collections of them, frames, arrays, estimators, dataclasses and pydantic
-    models. Raises TypeError for anything else: of an unknown thing nobody can say whether it changed.
+    Args:
+        value: A plain value, frame, array, estimator, dataclass or pydantic model, or a collection of them.
+
+    Raises:
+        TypeError: The value, or one within it, is of another type, for which equality is not defined here.
     """
     return hashlib.sha256(repr(_plain(value)).encode()).hexdigest()
 
@@ -51,7 +56,7 @@ def _plain(value: Any) -> Any:
         case np.ndarray() if value.dtype != object:
             return kind, str(value.dtype), value.shape, _digest(value)
         case BaseEstimator():
-            # Through pickle first: one that comes from the cache shares other objects than one just fitted.
+            # Pickled first: an estimator from the cache shares other objects than one that was just fitted.
             return kind, joblib.hash(pickle.loads(pickle.dumps(value)))  # noqa: S301 - pickled on this line
         case BaseModel():
             return kind, [(name, _plain(getattr(value, name))) for name in type(value).model_fields]
@@ -63,7 +68,7 @@ def _plain(value: Any) -> Any:
             return kind, [_plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
         return kind, [(field.name, _plain(getattr(value, field.name))) for field in fields(value)]
-    raise TypeError(f"Nobody can say whether a {kind} has changed: give plain values, frames or models.")
+    raise TypeError(f"A {kind} has no fingerprint: pass plain values, frames, estimators, dataclasses or models.")
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:
@@ -71,47 +76,84 @@ def _digest(array: np.ndarray[Any, Any]) -> str:
 
 
 def code_fingerprint(function: Callable[..., Any] | None, modules: Iterable[ModuleType] = ()) -> str:
-    """Return a digest of code and all that it imports of its own project, and of the numeric libraries' versions.
+    """Return a digest of code with all that it imports of the project and the library.
 
-    That code is the function's source and the modules; without modules, the whole module of the function.
+    The versions of the numeric libraries count too.
+
+    Args:
+        function: Its source counts; without `modules`, the whole module that defines it does.
+        modules: The modules that count.
     """
     digest = hashlib.sha256()
-    files = [Path(inspect.getfile(module)).resolve() for module in modules]
     if function is not None:
-        files = files or [Path(inspect.getfile(function)).resolve()]
         digest.update(inspect.getsource(function).encode())
-    for file in sorted(_with_imports(files)):
+    for file in sorted(code_files(list(modules) or [function])):
         digest.update(file.read_bytes())
-    digest.update(" ".join(f"{name}={version(name)}" for name in _NUMERIC_LIBRARIES).encode())
+    digest.update(" ".join(f"{name}={version(name)}" for name in NUMERIC_LIBRARIES).encode())
     return digest.hexdigest()
 
 
-def _with_imports(files: Iterable[Path]) -> set[Path]:
-    """Return the files and those of the project that they import, directly or not."""
+def code_files(origins: Iterable[Any]) -> set[Path]:
+    """Return the files of modules or functions, and of what they import, directly or not.
+
+    Own code only: what lies in a folder of `sys.path` that holds neither the standard library nor installed packages.
+    """
+    roots = _code_roots()
     found: set[Path] = set()
-    waiting = list(files)
-    while waiting:
-        file = waiting.pop()
+    remaining = [Path(inspect.getfile(origin)).resolve() for origin in origins]
+    while remaining:
+        file = remaining.pop()
         if file not in found:
             found.add(file)
-            waiting += _imports(file)
+            remaining += _imported_files(file, roots)
     return found
 
 
-@cache  # a run has one copy of the code, and is over before the next is read
-def _imports(file: Path) -> tuple[Path, ...]:
-    names = set()
-    package = file.parent.relative_to(PROJECT).parts if file.is_relative_to(PROJECT) else ()
-    for node in ast.walk(ast.parse(file.read_text())):
+def _code_roots() -> dict[Path, set[str]]:
+    """Return the folders of `sys.path` that hold own code, in order, each with the names of its top-level modules."""
+    folders = dict.fromkeys(Path(entry).resolve() for entry in sys.path)
+    return {folder: _module_names(folder) for folder in folders if not _holds_installed_code(folder)}
+
+
+def _module_names(folder: Path) -> set[str]:
+    try:
+        return {entry.name.removesuffix(".py") for entry in folder.iterdir()}
+    except OSError:  # not a folder, or not readable: Python's import skips it too
+        return set()
+
+
+def _holds_installed_code(folder: Path) -> bool:
+    is_standard = any(folder.is_relative_to(library) for library in STANDARD_LIBRARY)
+    return is_standard or not {"site-packages", "dist-packages"}.isdisjoint(folder.parts)
+
+
+def _imported_files(file: Path, roots: Mapping[Path, Set[str]]) -> Iterator[Path]:
+    for level, name in _imported_names(file.read_bytes()):
+        if level:  # resolved by folder: Prefect loads the file of an entrypoint under another name
+            package = file.parents[level - 1]
+            yield from filter(Path.is_file, [package / "__init__.py"])
+            yield from _files_of(package, name)
+        else:
+            found = (list(_files_of(root, name)) for root, names in roots.items() if name.partition(".")[0] in names)
+            yield from next(filter(None, found), [])
+
+
+@lru_cache(maxsize=1024)
+def _imported_names(source: bytes) -> frozenset[tuple[int, str]]:
+    """Return what a file imports: the level of a relative import, or 0, and the dotted name."""
+    names: set[tuple[int, str]] = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names |= {(0, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
-            base = ".".join(part for part in (above, node.module) if part)
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return tuple(path for name in names if name for path in _files_of(name))
+            # What is imported from a package may be a module of it.
+            names |= {(node.level, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names}
+    return frozenset(names)
 
 
-def _files_of(name: str) -> list[Path]:
-    path = PROJECT.joinpath(*name.split("."))
-    return [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+def _files_of(root: Path, name: str) -> Iterator[Path]:
+    """Yield the files that an import of `name` runs: those of the module and of the packages that it lies in."""
+    path = root
+    for part in name.split("."):
+        path = path / part
+        yield from filter(Path.is_file, (path / "__init__.py", path.with_suffix(".py")))

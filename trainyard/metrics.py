@@ -1,16 +1,21 @@
-"""Metrics of a model beside those of its baselines, under one name each."""
+"""Metrics of a model and its baselines as one flat set of MLflow metrics."""
 
 from collections.abc import Mapping, Sequence
 
 
 def flatten_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return the scores of all as one set of metrics: `log_loss` of `model` becomes `model_log_loss`."""
-    return {f"{who}_{name}": value for who, of_one in scores.items() for name, value in of_one.items()}
+    """Return the scores under one name each: `log_loss` of `model` becomes `model_log_loss`."""
+    return {f"{owner}_{name}": value for owner, metrics in scores.items() for name, value in metrics.items()}
 
 
-def scores_table(metrics: Mapping[str, float], who: Sequence[str]) -> str:
-    """Return such metrics as a Markdown table, with a column for each of `who`; all have what the first has."""
-    names = [name.removeprefix(f"{who[0]}_") for name in metrics if name.startswith(f"{who[0]}_")]
-    rows = [" | ".join([name, *(f"{metrics[f'{each}_{name}']:.4f}" for each in who)]) for name in names]
-    heads = " | ".join(["metric", *who])
-    return "\n".join([f"| {heads} |", "|---" * (len(who) + 1) + "|", *(f"| {row} |" for row in rows)])
+def scores_table(metrics: Mapping[str, float], owners: Sequence[str]) -> str:
+    """Return flattened scores as a Markdown table: a row for each metric, a column for each owner.
+
+    Args:
+        metrics: The result of `flatten_scores`.
+        owners: The model and its baselines, in the order of the columns; all have the metrics of the first.
+    """
+    names = [name.removeprefix(f"{owners[0]}_") for name in metrics if name.startswith(f"{owners[0]}_")]
+    rows = [" | ".join([name, *(f"{metrics[f'{owner}_{name}']:.4f}" for owner in owners)]) for name in names]
+    header = " | ".join(["metric", *owners])
+    return "\n".join([f"| {header} |", "|---" * (len(owners) + 1) + "|", *(f"| {row} |" for row in rows)])

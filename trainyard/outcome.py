@@ -1,4 +1,4 @@
-"""What a training came to: logged once, judged, and told to people."""
+"""The outcome of a training: the registered version, the gate's decision, and the report on both."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,45 +8,41 @@ from prefect import Task
 from prefect.artifacts import create_markdown_artifact
 
 from trainyard import tracking
+from trainyard.cache import run_cached
 from trainyard.gate import Decision
 from trainyard.tracking import Registered
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A registered version, and what was decided about it."""
+    """A registered version and the gate's decision about it."""
 
     registered: Registered
     decision: Decision
     metrics: Mapping[str, float]
     reused: bool
-    """Whether nothing had changed, so that the version is that of an earlier run."""
+    """Whether nothing has changed since an earlier run, which registered the version."""
 
     @property
     def is_champion(self) -> bool:
-        """Whether the version is the champion now."""
+        """Whether the version is the champion."""
         return self.decision.promote
 
 
 def log_once(log: Task[..., Registered], *arguments: Any) -> tuple[Registered, bool]:
-    """Run a cached task that logs a training; return what it registered, and whether an earlier run had.
+    """Run a cached task that logs a training; log it again where the logged run or version has been deleted.
 
-    What somebody has deleted from MLflow since then is logged anew.
+    Returns:
+        The registered version, and whether an earlier run registered it.
     """
-    state: Any = log(*arguments, return_state=True)
-    registered: Registered = state.result()
-    if state.name != "Cached":
-        return registered, False
-    if tracking.mark_reused(registered):
-        return registered, True
-    return log.with_options(refresh_cache=True)(*arguments), False
+    return run_cached(log, *arguments, is_valid=tracking.mark_reused)
 
 
 def report(outcome: Outcome, about: str, table: str) -> None:
-    """Tell the run's page and its log what came out, with links to MLflow.
+    """Print the outcome to the run's log, and create a report with links to MLflow on the run's page.
 
     Args:
-        outcome: What came out.
+        outcome: The outcome.
         about: A paragraph of Markdown on the data and the model.
         table: The metrics as a Markdown table.
     """

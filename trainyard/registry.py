@@ -1,14 +1,14 @@
-"""Aliases of registered models: `champion` reigns, `previous` reigned before it, `challenger` did not win.
+"""Champions of the model registry, by aliases: `champion`, the one before it (`previous`) and `challenger`.
 
-An alias stands on one version or on none, so there are never two champions. Every change is made under
-a lock of Prefect's, one for each model, so that a run compares with the champion it will replace. People
-use `make promote` and `make rollback`, which run this module.
+An alias stands on one version at most, so a model never has two champions. Every change is made under a lock, one for
+each model, so that a candidate is compared with the champion that it would replace. `make promote` and `make rollback`
+run this module.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from threading import Event
 from time import monotonic
@@ -22,31 +22,37 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
-from trainyard.errors import RegistryError
+from trainyard.contract import NO_CHAMPION, Alias, GateDecision, Tag
+from trainyard.errors import LockTimeoutError, RegistryError
 from trainyard.gate import Decision, Thresholds
 
-CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-LOCK_SECONDS, POLL_SECONDS = 600, 0.3
+LOCK_TIMEOUT_SECONDS, POLL_SECONDS = 600, 0.3
+CURRENT_CHAMPION = Decision(promote=True, reason="It is the champion.")
 
 
 @contextmanager
-def lock(name: str, timeout_seconds: float | None = LOCK_SECONDS) -> Iterator[None]:
-    """Hold a lock that is one for the whole installation; a holder that dies loses it within a minute.
+def lock(name: str, timeout_seconds: float | None = LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
+    """Hold a lock of the whole installation; it is released within a minute if the holder dies.
 
-    Raises TimeoutError if another holds it for longer than `timeout_seconds`.
+    Args:
+        name: The name of the lock.
+        timeout_seconds: How long to wait for another holder; None waits forever.
+
+    Raises:
+        LockTimeoutError: Another run holds it for longer than that.
     """
     deadline = None if timeout_seconds is None else monotonic() + timeout_seconds
     with ExitStack() as held:
-        # Asked for once at a time: left to wait by itself, Prefect looks again only after as much as half a minute.
-        while not _take(name, held):
+        # Polled here, because Prefect's own wait backs off to as much as half a minute.
+        while not _try_acquire(name, held):
             if deadline is not None and monotonic() > deadline:
-                raise TimeoutError(f"{name} is locked by another run.")
+                raise LockTimeoutError(f"{name} is locked by another run.")
             Event().wait(POLL_SECONDS)
         yield
 
 
-def _take(name: str, held: ExitStack) -> bool:
-    """Take the lock if it is free; one that nobody has ever taken is made for the next try."""
+def _try_acquire(name: str, held: ExitStack) -> bool:
+    """Acquire the lock if it is free; create it for the next attempt if it does not exist yet."""
     try:
         held.enter_context(
             concurrency(name, max_retries=0, strict=True, lease_duration=60, raise_on_lease_renewal_failure=False)
@@ -54,7 +60,7 @@ def _take(name: str, held: ExitStack) -> bool:
     except ConcurrencySlotAcquisitionError as error:
         response = getattr(error.__cause__, "response", None)
         if response is None and "must be created" in str(error):
-            with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another was first
+            with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another run was faster
                 client.upsert_global_concurrency_limit_by_name(name, limit=1)
         elif response is None or response.status_code != httpx.codes.LOCKED:
             raise
@@ -63,96 +69,113 @@ def _take(name: str, held: ExitStack) -> bool:
 
 
 def champion(model: str) -> ModelVersion | None:
-    """Return the reigning version, or None."""
-    return _with_alias(model, CHAMPION)
+    """Return the current champion, or None."""
+    return _version_by_alias(model, Alias.CHAMPION)
 
 
 def apply_gate(
     model: str,
     version: int,
     decide: Callable[[ModelVersion | None], Decision],
-    terms: Thresholds | None = None,
+    thresholds: Thresholds | None = None,
 ) -> Decision:
-    """Let a candidate take the champion's place, or register it as challenger with the reason why not.
+    """Promote a candidate to champion, or make it the challenger; tag it with the decision and the reason.
 
-    `decide` is called with the reigning version while no other run can change it. With its `terms`, the
-    decision can be found again by `recall_decision`.
+    Args:
+        model: The registered model.
+        version: The candidate.
+        decide: Called with the current champion, which no other run can replace meanwhile.
+        thresholds: The thresholds that `decide` applies; with them `recall_decision` finds the decision again.
     """
-    with lock(f"registry-{model}"):
-        reigning = champion(model)
-        if reigning and int(reigning.version) == version:
-            return Decision(promote=True, reason="It is the champion.")
-        decision = decide(reigning)
+    with _model_lock(model):
+        current = champion(model)
+        if _is(current, version):
+            return CURRENT_CHAMPION
+        decision = decide(current)
         if decision.promote:
-            _promote(model, version, decision.reason)
+            _set_champion(model, version, current, decision.reason)
         else:
-            client = MlflowClient()
-            client.set_registered_model_alias(model, CHALLENGER, str(version))
-            _note(model, version, "challenger", decision.reason)
-            _note_key(model, version, "gate.judged_against", str(reigning.version if reigning else "none"))
-            _note_key(model, version, "gate.terms", terms.model_dump_json() if terms else "")
+            MlflowClient().set_registered_model_alias(model, Alias.CHALLENGER, str(version))
+            context = _decision_context(current, thresholds)
+            _record_decision(model, version, GateDecision.CHALLENGER, decision.reason, context)
         return decision
 
 
-def recall_decision(model: str, version: int, terms: Thresholds) -> Decision | None:
-    """Return what was decided about a version, if on the same terms and against the champion that still reigns."""
-    reigning = champion(model)
-    if reigning and int(reigning.version) == version:
-        return Decision(promote=True, reason="It is the champion.")
+def recall_decision(model: str, version: int, thresholds: Thresholds) -> Decision | None:
+    """Return an earlier decision about a version, or None where the thresholds or the champion have changed since."""
+    current = champion(model)
+    if _is(current, version):
+        return CURRENT_CHAMPION
     tags = MlflowClient().get_model_version(model, str(version)).tags
-    lost = {
-        "gate.decision": "challenger",
-        "gate.judged_against": str(reigning.version if reigning else "none"),
-        "gate.terms": terms.model_dump_json(),
-    }
-    return Decision(promote=False, reason=tags["gate.reason"]) if lost.items() <= tags.items() else None
+    expected = {Tag.GATE_DECISION: GateDecision.CHALLENGER, **_decision_context(current, thresholds)}
+    return Decision(promote=False, reason=tags[Tag.GATE_REASON]) if expected.items() <= tags.items() else None
 
 
 def promote(model: str, version: int) -> str:
-    """Make a version the champion because a person says so; return what was done."""
-    with lock(f"registry-{model}"):
-        _require(model, version)
-        reigning = champion(model)
-        if reigning and int(reigning.version) == version:
+    """Make a version the champion by hand; return a message for people.
+
+    Raises:
+        RegistryError: There is no such version.
+    """
+    with _model_lock(model):
+        _require_version(model, version)
+        current = champion(model)
+        if _is(current, version):
             return f"{model} version {version} is the champion already."
-        _promote(model, version, "Promoted by hand.")
-        was = f"; version {reigning.version} is its predecessor" if reigning else ""
-        return f"{model} version {version} is the champion{was}."
+        _set_champion(model, version, current, "Promoted by hand.")
+        previous = f"; version {current.version} is its predecessor" if current else ""
+        return f"{model} version {version} is the champion{previous}."
 
 
 def rollback(model: str) -> str:
-    """Let the champion and its predecessor change places; return what was done."""
-    with lock(f"registry-{model}"):
-        reigning, before = champion(model), _with_alias(model, PREVIOUS)
-        if before is None or reigning is None:
-            raise RegistryError(f"{model} has no version to go back to: no alias {PREVIOUS!r} in the registry.")
-        _promote(model, int(before.version), f"Rolled back from version {reigning.version}.")
-        return f"{model} version {before.version} is the champion again; version {reigning.version} is not."
+    """Swap the champion and its predecessor; return a message for people.
+
+    Raises:
+        RegistryError: The model has no predecessor.
+    """
+    with _model_lock(model):
+        current, previous = champion(model), _version_by_alias(model, Alias.PREVIOUS)
+        if previous is None or current is None:
+            raise RegistryError(f"{model} has no version to go back to: no alias {Alias.PREVIOUS!r} in the registry.")
+        _set_champion(model, int(previous.version), current, f"Rolled back from version {current.version}.")
+        return f"{model} version {previous.version} is the champion again; version {current.version} is not."
 
 
-def _promote(model: str, version: int, reason: str) -> None:
-    """Move the aliases; whatever interrupts this, one champion reigns."""
-    client, reigning = MlflowClient(), champion(model)
-    if reigning:
-        client.set_registered_model_alias(model, PREVIOUS, str(reigning.version))
-    client.set_registered_model_alias(model, CHAMPION, str(version))
-    challenger = _with_alias(model, CHALLENGER)
-    if challenger and int(challenger.version) == version:
-        client.delete_registered_model_alias(model, CHALLENGER)
-    _note(model, version, "promoted", reason)
+def _model_lock(model: str) -> AbstractContextManager[None]:
+    return lock(f"registry-{model}")
 
 
-def _note(model: str, version: int, decision: str, reason: str) -> None:
-    _note_key(model, version, "gate.decision", decision)
-    _note_key(model, version, "gate.reason", reason)
-    _note_key(model, version, "gate.decided_at", datetime.now(UTC).isoformat(timespec="seconds"))
+def _is(current: ModelVersion | None, version: int) -> bool:
+    return current is not None and int(current.version) == version
 
 
-def _note_key(model: str, version: int, key: str, value: str) -> None:
-    MlflowClient().set_model_version_tag(model, str(version), key, value)
+def _set_champion(model: str, version: int, current: ModelVersion | None, reason: str) -> None:
+    """Move the aliases, in an order that leaves a champion wherever this is interrupted."""
+    client = MlflowClient()
+    if current:
+        client.set_registered_model_alias(model, Alias.PREVIOUS, str(current.version))
+    client.set_registered_model_alias(model, Alias.CHAMPION, str(version))
+    if _is(_version_by_alias(model, Alias.CHALLENGER), version):
+        client.delete_registered_model_alias(model, Alias.CHALLENGER)
+    _record_decision(model, version, GateDecision.PROMOTED, reason, {})
 
 
-def _with_alias(model: str, alias: str) -> ModelVersion | None:
+def _decision_context(current: ModelVersion | None, thresholds: Thresholds | None) -> dict[str, str]:
+    """Return tags with what a decision depends on beside the candidate."""
+    return {
+        Tag.GATE_COMPARED_WITH: str(current.version) if current else NO_CHAMPION,
+        Tag.GATE_THRESHOLDS: thresholds.model_dump_json() if thresholds else "",
+    }
+
+
+def _record_decision(model: str, version: int, decision: str, reason: str, context: dict[str, str]) -> None:
+    client, now = MlflowClient(), datetime.now(UTC).isoformat(timespec="seconds")
+    tags = {Tag.GATE_DECISION: decision, Tag.GATE_REASON: reason, Tag.GATE_DECIDED_AT: now, **context}
+    for tag, value in tags.items():
+        client.set_model_version_tag(model, str(version), tag, value)
+
+
+def _version_by_alias(model: str, alias: str) -> ModelVersion | None:
     try:
         return MlflowClient().get_model_version_by_alias(model, alias)
     except MlflowException as error:
@@ -161,14 +184,16 @@ def _with_alias(model: str, alias: str) -> ModelVersion | None:
         raise
 
 
-def _require(model: str, version: int) -> None:
+def _require_version(model: str, version: int) -> None:
     try:
         MlflowClient().get_model_version(model, str(version))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        there = sorted(int(found.version) for found in MlflowClient().search_model_versions(f"name = '{model}'"))
-        known = f"versions {there[0]} to {there[-1]} are registered" if there else "no such model is registered"
+        versions = sorted(int(found.version) for found in MlflowClient().search_model_versions(f"name = '{model}'"))
+        known = (
+            f"versions {versions[0]} to {versions[-1]} are registered" if versions else "no such model is registered"
+        )
         raise RegistryError(f"There is no {model} version {version}: {known}.") from error
 
 

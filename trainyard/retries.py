@@ -1,4 +1,4 @@
-"""Retries of tasks that fetch: options for `@task(...)`."""
+"""Retry options for tasks that fetch data: `@task(**RETRIES)`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from trainyard.errors import TrainyardError
 
 
 def is_transient(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Return whether a failure may be gone at the next try: Prefect's `retry_condition_fn`."""
+    """Return whether a task run failed with a transient error: Prefect's `retry_condition_fn`."""
     return isinstance(state.data, TrainyardError) and state.data.transient
 
 
@@ -18,4 +18,4 @@ RETRIES: dict[str, Any] = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": is_transient,
 }
-"""Four retries after 0.3, 0.6, 1.2 and 2.4 s, with jitter, of errors that are transient."""
+"""Four retries of transient errors, after 0.3, 0.6, 1.2 and 2.4 s, with jitter."""

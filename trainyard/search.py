@@ -1,4 +1,4 @@
-"""The search for the best candidate: each is judged by a task run of its own, side by side."""
+"""The model search: evaluates candidates in parallel, each in a task run of its own."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from prefect import Task, get_run_logger, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from trainyard.cache import run_cached
 from trainyard.candidates import Candidate, Score
 from trainyard.errors import SearchError
 from trainyard.tracking import Trial
@@ -23,24 +24,21 @@ class SearchSettings(BaseSettings):
 
 
 SearchResult = tuple[list[Score], list[Trial]]
-"""The candidates' scores, without those that failed, and all candidates as MLflow shall know them."""
+"""The scores of the candidates that did not fail, and a trial for each candidate, for MLflow."""
 
 
-def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any) -> SearchResult:
-    """Return the candidates' scores, and all candidates as MLflow shall know them.
-
-    One that fails is left out of the scores, with a warning.
+def search(evaluate: Task[..., Score], candidates: Sequence[Candidate], **shared: Any) -> SearchResult:
+    """Evaluate the candidates in parallel; those that fail are logged with a warning and have no score.
 
     Args:
-        judge: A task with a parameter `candidate`.
-        candidates: Who is judged.
-        same: The task's other arguments, the same for all.
+        evaluate: A task with a parameter `candidate`.
+        candidates: The candidates to evaluate.
+        shared: The task's other arguments, the same for all candidates.
 
     Raises:
-        SearchError: All failed.
+        SearchError: All candidates failed.
     """
-    arguments = {name: unmapped(value) for name, value in same.items()}
-    results = side_by_side(judge, candidate=candidates, **arguments)
+    results = _evaluate_all(evaluate, candidates, shared)
     scores, trials = [], []
     for candidate, result in zip(candidates, results, strict=True):
         params = {"family": candidate.family, **dict(candidate.params)}
@@ -51,32 +49,28 @@ def search(judge: Task[..., Score], candidates: Sequence[Candidate], **same: Any
             scores.append(result)
             trials.append(Trial(candidate.name, params, result.metrics))
     if not scores:
-        raise SearchError(f"No candidate could be judged. The first failed with: {results[0]}")
+        raise SearchError(f"All candidates failed. The error of the first: {results[0]}")
     return scores, trials
 
 
-def search_once(step: Task[..., SearchResult], *arguments: Any) -> SearchResult:
-    """Run a cached task that searches; where one from the cache had a candidate that failed, try that one again."""
-    state: Any = step(*arguments, return_state=True)
-    found: SearchResult = state.result()
-    if state.name == "Cached" and any(trial.error for trial in found[1]):
-        return step.with_options(refresh_cache=True)(*arguments)
-    return found
+def search_once(task: Task[..., SearchResult], *arguments: Any) -> SearchResult:
+    """Run a cached task that returns what `search` does; run it again where a candidate of the cached search failed."""
+    result, _ = run_cached(task, *arguments, is_valid=lambda found: not any(trial.error for trial in found[1]))
+    return result
 
 
-def side_by_side(task: Task[..., Any], **parameters: Any) -> list[Any]:
-    """Run a task for each item of its parameters at once, and wait; return each result, or what it failed with.
-
-    A parameter in `unmapped(...)` is the same for all, as in `task.map`.
-    """
-    with candidate_runner() as runner:
-        futures = runner.map(task, parameters)
+def _evaluate_all(
+    evaluate: Task[..., Score], candidates: Sequence[Candidate], shared: dict[str, Any]
+) -> list[Score | BaseException]:
+    with _task_runner() as runner:
+        arguments = {name: unmapped(value) for name, value in shared.items()}
+        futures = runner.map(evaluate, {"candidate": candidates, **arguments})
         futures.wait()
         return [future.state.result(raise_on_failure=False) for future in futures]
 
 
-def candidate_runner() -> TaskRunner[Any]:
-    """Return what runs tasks side by side: this machine's cores, or a Dask cluster where one is set."""
+def _task_runner() -> TaskRunner[Any]:
+    """Return a Dask task runner where a scheduler is set, else a thread for each core of this machine."""
     if address := SearchSettings().dask_scheduler_address:
         from prefect_dask.task_runners import DaskTaskRunner
 

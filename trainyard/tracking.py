@@ -1,4 +1,4 @@
-"""What a training leaves in MLflow: a run with its candidates beneath it, and a registered model version."""
+"""Logs a training to MLflow: a run with a child run for each candidate, and a registered model version."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +24,16 @@ from prefect.utilities.urls import url_for
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sklearn.base import BaseEstimator
 
+from trainyard.contract import MLflowPage, Tag
 from trainyard.errors import TrackingUnreachableError
 from trainyard.evaluation import as_table
 
-# The newest flow run that ended in this training, and its component; an unchanged re-run trains nothing anew.
-LAST_RUN, LAST_COMPONENT = "prefect.last_flow_run_id", "prefect.last_subflow_run_id"
 SERVING_PACKAGES = ("scikit-learn", "skops", "pandas", "numpy")
+"""The requirements of a logged model, pinned to the versions that trained it."""
 
 
 class TrackingSettings(BaseSettings):
-    """Settings of tracking; MLflow's client reads its own (MLFLOW_TRACKING_URI and so on)."""
+    """Settings of tracking; MLflow's client reads its own variables (MLFLOW_TRACKING_URI and others)."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True)
 
@@ -43,7 +43,7 @@ class TrackingSettings(BaseSettings):
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate of a search: what it was, and how it did; a candidate that failed has an error."""
+    """The evaluation of a candidate: its parameters and its metrics, or the error with which it failed."""
 
     name: str
     params: Mapping[str, Any]
@@ -53,40 +53,40 @@ class Trial:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data of a training: features and target in one frame, and where they come from."""
+    """The data of a training: features and target in one frame, and their source."""
 
     name: str
     source: str
-    """An address, or a file's path, or the function that makes the data."""
+    """A URL, a file's path, or the name of the function that makes the data."""
     frame: pd.DataFrame
     target: str
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What is to be logged of a training."""
+    """A training as it is logged to MLflow."""
 
     experiment: str
     model: str
     estimator: BaseEstimator
     inputs: pd.DataFrame
-    """Some rows of features: the input example, from which the signature is taken."""
+    """Some rows of features: the input example, from which the model's signature is inferred."""
     dataset: Dataset
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
     figures: Mapping[str, Figure] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    """By file name; trainyard.evaluation makes those that the dashboard and the monitor look for."""
+    """By artifact path; `trainyard.evaluation` makes those of `contract.Artifact`."""
     trials: Sequence[Trial] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Of the run and of the registered version."""
+    """Tags of the run and of the registered version."""
     trusted_types: Sequence[str] = ()
-    """Types beyond skops's own that the model's file may hold, each of them reviewed."""
+    """Types that the model's file contains and skops does not trust by default; list only types that you reviewed."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A training as MLflow knows it."""
+    """A logged training and the model version that it registered."""
 
     model: str
     version: int
@@ -95,47 +95,51 @@ class Registered:
 
     @property
     def run_url(self) -> str:
-        """The run's page."""
-        return f"{_ui()}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        """The address of the run's page in MLflow."""
+        return MLflowPage.run(_ui_address(), self.experiment_id, self.run_id)
 
     @property
     def version_url(self) -> str:
-        """The version's page."""
-        return f"{_ui()}/#/models/{self.model}/versions/{self.version}"
+        """The address of the version's page in MLflow."""
+        return MLflowPage.version(_ui_address(), self.model, self.version)
 
 
-def _ui() -> str:
+def _ui_address() -> str:
     return TrackingSettings().mlflow_ui_url.rstrip("/")
 
 
 def require_server(timeout_seconds: float = 5.0) -> None:
-    """Raise TrackingUnreachableError at once where MLflow's client would try for minutes."""
+    """Check that MLflow answers, because its client would retry for minutes where it does not.
+
+    Raises:
+        TrackingUnreachableError: It does not answer within `timeout_seconds`, after two retries of the connection.
+    """
     uri = mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        # Without certificates where none is asked for: reading them takes longer than the request.
+        # Loading the certificates takes longer than the request, so they are loaded for HTTPS only.
         transport = httpx.HTTPTransport(retries=2, verify=uri.startswith("https"))
         with httpx.Client(transport=transport, timeout=timeout_seconds) as client:
             client.get(f"{uri.rstrip('/')}/health").raise_for_status()
     except httpx.HTTPError as error:
         raise TrackingUnreachableError(
-            f"MLflow does not answer at {uri} ({error}). Start it, or set MLFLOW_TRACKING_URI to where it is."
+            f"MLflow does not answer at {uri} ({error}). Start it, or set MLFLOW_TRACKING_URI to its address."
         ) from error
 
 
 def log_training(training: TrainingRecord) -> Registered:
-    """Log a run with its candidates and register its model; call it in a flow run, to which it links.
+    """Log a run with its candidates and register its model; inside a flow run, the run links to it.
 
-    The model is registered last, so that a failure before leaves a failed run and no version.
+    The model is registered last, so that a failure leaves a failed run and no version.
     """
     experiment = mlflow.set_experiment(training.experiment)
-    tags = {**training.tags, "model": training.model}
+    tags = {**training.tags, Tag.MODEL: training.model}
     with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | flow_run_tags()) as run:
         mlflow.log_params(dict(training.params))
         mlflow.log_metrics(dict(training.metrics))
-        mlflow.log_input(describe(training.dataset), "training")
-        log_trials(training.trials, run.info.run_id, experiment.experiment_id, training.tags)
+        mlflow.log_input(_mlflow_dataset(training.dataset), "training")
+        _log_trials(training.trials, run.info.run_id, experiment.experiment_id, training.tags)
         for name, figure in training.figures.items():
             mlflow.log_figure(figure, name)
         for name, table in training.tables.items():
@@ -150,12 +154,12 @@ def log_training(training: TrainingRecord) -> Registered:
             pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
         )
         registered = mlflow.register_model(model.model_uri, training.model, tags=tags)
-        mlflow.set_tag("model_version", registered.version)
+        mlflow.set_tag(Tag.MODEL_VERSION, registered.version)
     return Registered(training.model, int(registered.version), experiment.experiment_id, run.info.run_id)
 
 
-def describe(dataset: Dataset) -> PandasDataset:
-    """Return MLflow's description of a data set: source, schema and digest."""
+def _mlflow_dataset(dataset: Dataset) -> PandasDataset:
+    """Return MLflow's record of a data set: source, schema and digest."""
     source: DatasetSource
     if dataset.source.startswith(("http://", "https://")):
         source = HTTPDatasetSource(dataset.source)  # type: ignore[no-untyped-call]
@@ -165,27 +169,28 @@ def describe(dataset: Dataset) -> PandasDataset:
 
 
 def flow_run_tags() -> dict[str, str]:
-    """Return the tags that lead from a run to the flow run that somebody started, and to its component."""
+    """Return the tags that link an MLflow run to the current top-level flow run and subflow; none outside a flow."""
     root = runtime.flow_run.root_flow_run_id
     if root is None:
         return {}
     url = url_for("flow-run", root) or ""
     return {
-        "prefect.flow_run_id": root,
-        "prefect.flow_run_url": url,
-        LAST_RUN: root,
-        LAST_COMPONENT: str(runtime.flow_run.id),
-        "mlflow.note.content": f"Made by [this Prefect run]({url}).",
+        Tag.FLOW_RUN_ID: root,
+        Tag.FLOW_RUN_URL: url,
+        Tag.SUBFLOW_RUN_ID: str(runtime.flow_run.id),
+        Tag.LAST_FLOW_RUN_ID: root,
+        Tag.LAST_SUBFLOW_RUN_ID: str(runtime.flow_run.id),
+        Tag.NOTE: f"Made by [this Prefect run]({url}).",
     }
 
 
-def log_trials(trials: Sequence[Trial], parent: str, experiment_id: str, tags: Mapping[str, str]) -> None:
-    """Log each candidate as a run beneath the parent run."""
+def _log_trials(trials: Sequence[Trial], parent: str, experiment_id: str, tags: Mapping[str, str]) -> None:
+    """Log each trial as a child of the run `parent`."""
     client = MlflowClient()
 
     def log(trial: Trial) -> None:
         child = client.create_run(
-            experiment_id, run_name=trial.name, tags={**tags, "mlflow.parentRunId": parent, "candidate": trial.name}
+            experiment_id, run_name=trial.name, tags={**tags, Tag.PARENT_RUN_ID: parent, Tag.CANDIDATE: trial.name}
         )
         now = int(time() * 1000)
         client.log_batch(
@@ -194,7 +199,7 @@ def log_trials(trials: Sequence[Trial], parent: str, experiment_id: str, tags: M
             params=[Param(name, str(value)) for name, value in trial.params.items()],
         )
         if trial.error:
-            client.set_tag(child.info.run_id, "error", trial.error)
+            client.set_tag(child.info.run_id, Tag.ERROR, trial.error)
         client.set_terminated(child.info.run_id, "FAILED" if trial.error else "FINISHED")
 
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -202,15 +207,15 @@ def log_trials(trials: Sequence[Trial], parent: str, experiment_id: str, tags: M
 
 
 def mark_reused(registered: Registered) -> bool:
-    """Let this flow run stand for an earlier one, of which nothing has changed; False if it was deleted since."""
-    client = MlflowClient()
+    """Mark an existing training as reused by the current flow run; return False if its run or version was deleted."""
+    client, last = MlflowClient(), (Tag.LAST_FLOW_RUN_ID, Tag.LAST_SUBFLOW_RUN_ID)
     try:
         client.get_model_version(registered.model, str(registered.version))
-        newest = [RunTag(tag, value) for tag, value in flow_run_tags().items() if tag in (LAST_RUN, LAST_COMPONENT)]
-        client.log_batch(registered.run_id, tags=newest)
+        tags = [RunTag(tag, value) for tag, value in flow_run_tags().items() if tag in last]
+        client.log_batch(registered.run_id, tags=tags)
         return True
     except MlflowException as error:
-        # The latter is its word for a run in the bin: nothing else about these tags could be wrong.
+        # MLflow raises INVALID_PARAMETER_VALUE for a deleted run.
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return False
         raise

@@ -1,1 +1,1 @@
-"""Which cultivar is a wine of? A small pipeline on data that scikit-learn ships."""
+"""Classify wines by cultivar: a small pipeline on a data set that scikit-learn ships. Read model.py first."""

@@ -1,12 +1,12 @@
-"""Wines by their chemistry: the data, the candidates, and how they are judged.
+"""The wine model: data, candidates, training and evaluation, as functions that need no server.
 
-178 wines of one region in Italy, from three cultivars: 13 measurements each (Forina et al., PARVUS, 1988;
-UCI Machine Learning Repository, https://archive.ics.uci.edu/dataset/109/wine), as scikit-learn ships them.
+The data set has 178 wines of three cultivars from one region in Italy, with 13 chemical measurements each (Forina et
+al., PARVUS, 1988; UCI Machine Learning Repository, https://archive.ics.uci.edu/dataset/109/wine).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,24 +24,23 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from trainyard import metrics
 from trainyard.candidates import Candidate, Score
+from trainyard.contract import Artifact
 from trainyard.data import validate_frame
-from trainyard.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
+from trainyard.evaluation import holdout_table, training_sample
 from trainyard.fingerprint import fingerprint
 from trainyard.frames import Frame
+from trainyard.metrics import flatten_scores
 
 SOURCE = "sklearn.datasets.load_wine"
 TARGET = "cultivar"
 CULTIVARS = ("class_0", "class_1", "class_2")
 HOLDOUT_FRACTION = 0.25
 SEED = 0
-# What skops asks about in a random forest's file. Reviewed: trees of plain arrays, and numpy's types.
+# The types in a random forest's file that skops does not trust by default. Reviewed: trees of plain arrays, and dtypes.
 TRUSTED_TYPES = ("numpy.dtype", "sklearn.tree._tree.Tree")
 
-Family = Literal["logistic-regression", "naive-bayes", "random-forest"]
-
-# The bounds lie outside of what is measured in wine: alcohol in % by volume; proline, the largest, reaches 1700 mg/l.
+# Bounds beyond any real wine: alcohol in % by volume; proline, the largest of the others, reaches 1700 mg/l.
 WINES = pa.DataFrameSchema(
     {
         "alcohol": pa.Column(float, pa.Check.in_range(5, 25)),
@@ -56,7 +55,7 @@ WINES = pa.DataFrameSchema(
 
 
 class Split(BaseModel):
-    """Wines to fit on and wines to judge on: measurements in float64 and the target `cultivar` (text)."""
+    """The training set and the holdout: 13 columns of float64, and the target `cultivar` (str)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
@@ -65,46 +64,48 @@ class Split(BaseModel):
 
     @property
     def train_rows(self) -> str:
-        """A digest of what was fitted on: two models of the same have the same holdout."""
+        """A digest of the training set; two models with the same digest have the same holdout."""
         return fingerprint(self.train)[:16]
 
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A fitted estimator, with its metrics and the baseline's on the holdout."""
+    """A fitted estimator, and its evaluation on the holdout."""
 
     candidate: Candidate
     estimator: BaseEstimator
     metrics: dict[str, float]
-    forecasts: dict[str, NDArray[np.float64]]
-    """By name, `model` and `baseline`: the probability that each gave the cultivar that a holdout wine is of."""
+    """Of the model and the baseline, such as `model_log_loss` and `baseline_log_loss`."""
+    holdout_probabilities: dict[str, NDArray[np.float64]]
+    """Of the model and the baseline: the probability of each holdout wine's true cultivar."""
 
 
 CANDIDATES = (
     *(Candidate("logistic-regression", (("C", c),)) for c in (0.01, 0.1, 1.0)),
-    *(Candidate("naive-bayes", (("var_smoothing", share),)) for share in (1e-9, 0.1)),
+    *(Candidate("naive-bayes", (("var_smoothing", smoothing),)) for smoothing in (1e-9, 0.1)),
     *(Candidate("random-forest", (("min_samples_leaf", leaf),)) for leaf in (1, 5)),
 )
 
 
 def read_wines() -> pd.DataFrame:
-    """Return the wines, checked; the target is text, as the names of cultivars are.
+    """Return the wines: 13 measurements and the cultivar's name.
 
-    Raises DataError if they are not what they should be.
+    Raises:
+        DataError: The data does not fit the schema `WINES`.
     """
     bunch = load_wine(as_frame=True)
     wines = bunch.frame.drop(columns="target").astype(float)
-    return validate_frame(wines.assign(**{TARGET: pd.Series(CULTIVARS).loc[bunch.frame["target"]].to_numpy()}), WINES)
+    return validate_frame(wines.assign(**{TARGET: np.take(CULTIVARS, bunch.frame["target"])}), WINES)
 
 
 def split(wines: pd.DataFrame) -> Split:
-    """Return wines to fit on and wines to judge on, each cultivar by its share; the same for the same wines."""
+    """Split the wines into training set and holdout, stratified by cultivar; deterministic."""
     train, holdout = train_test_split(wines, test_size=HOLDOUT_FRACTION, stratify=wines[TARGET], random_state=SEED)
     return Split(train=train.reset_index(drop=True), holdout=holdout.reset_index(drop=True))
 
 
 def make_estimator(candidate: Candidate) -> BaseEstimator:
-    """Return the estimator, not fitted; the same wines always give the same model."""
+    """Return the candidate's estimator, not fitted; fitting it is deterministic."""
     params: dict[str, Any] = dict(candidate.params)
     if candidate.family == "logistic-regression":
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, **params))
@@ -115,7 +116,7 @@ def make_estimator(candidate: Candidate) -> BaseEstimator:
 
 def cross_validate_candidate(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
     """Return a candidate's mean scores over stratified folds."""
-    found = cross_validate(
+    results = cross_validate(
         make_estimator(candidate),
         train.drop(columns=TARGET),
         train[TARGET],
@@ -123,49 +124,49 @@ def cross_validate_candidate(train: pd.DataFrame, candidate: Candidate, folds: i
         scoring=["neg_log_loss", "accuracy"],
         error_score="raise",
     )
-    means = {"cv_log_loss": -np.mean(found["test_neg_log_loss"]), "cv_accuracy": np.mean(found["test_accuracy"])}
+    means = {"cv_log_loss": -np.mean(results["test_neg_log_loss"]), "cv_accuracy": np.mean(results["test_accuracy"])}
     return Score(candidate, {name: float(mean) for name, mean in means.items()})
 
 
-def choose(scores: Sequence[Score]) -> Candidate:
-    """Return the candidate with the lowest log loss; the first of equals."""
+def choose_best(scores: Sequence[Score]) -> Candidate:
+    """Return the candidate with the lowest log loss; on a tie, the first."""
     return min(scores, key=lambda score: score.metrics["cv_log_loss"]).candidate
 
 
 def score(estimator: Any, wines: pd.DataFrame) -> dict[str, float]:
-    """Return a fitted estimator's metrics; lower is better for log_loss, higher for the others."""
+    """Return a fitted estimator's log loss, accuracy and macro-averaged F1 score."""
     features, cultivar = wines.drop(columns=TARGET), wines[TARGET]
-    said = estimator.predict(features)
+    predicted = estimator.predict(features)
     return {
         "log_loss": float(log_loss(cultivar, estimator.predict_proba(features), labels=list(CULTIVARS))),
-        "accuracy": float(accuracy_score(cultivar, said)),
-        "macro_f1": float(f1_score(cultivar, said, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(cultivar, predicted)),
+        "macro_f1": float(f1_score(cultivar, predicted, average="macro", zero_division=0)),
     }
 
 
 def fit(data: Split, candidate: Candidate) -> FittedModel:
-    """Fit a candidate, and judge it on the holdout beside a baseline that says each cultivar's share."""
+    """Fit a candidate, and evaluate it on the holdout beside a baseline that predicts the cultivars' frequencies."""
     features, cultivar = data.train.drop(columns=TARGET), data.train[TARGET]
     estimator = make_estimator(candidate).fit(features, cultivar)
     baseline = DummyClassifier(strategy="prior").fit(features, cultivar)
-    both = {"model": estimator, "baseline": baseline}
-    scores = {who: score(one, data.holdout) for who, one in both.items()}
-    forecasts = {who: right_probability(one, data.holdout) for who, one in both.items()}
-    return FittedModel(candidate, estimator, metrics.flatten_scores(scores), forecasts)
+    estimators = {"model": estimator, "baseline": baseline}
+    scores = {name: score(each, data.holdout) for name, each in estimators.items()}
+    probabilities = {name: true_class_probability(each, data.holdout) for name, each in estimators.items()}
+    return FittedModel(candidate, estimator, flatten_scores(scores), probabilities)
 
 
-def right_probability(estimator: Any, wines: pd.DataFrame) -> NDArray[np.float64]:
-    """Return the probability that a fitted estimator gives each wine's own cultivar."""
-    every = pd.DataFrame(estimator.predict_proba(wines.drop(columns=TARGET)), columns=estimator.classes_)
-    own = every.columns.get_indexer(pd.Index(wines[TARGET]))
-    probability: NDArray[np.float64] = every.to_numpy()[np.arange(len(wines)), own]
+def true_class_probability(estimator: Any, wines: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the probability that a fitted estimator gives each wine's true cultivar."""
+    probabilities = estimator.predict_proba(wines.drop(columns=TARGET))
+    true_classes = pd.Index(estimator.classes_).get_indexer(pd.Index(wines[TARGET]))
+    probability: NDArray[np.float64] = probabilities[np.arange(len(wines)), true_classes]
     return probability
 
 
-def tables(data: Split, training: FittedModel) -> dict[str, pd.DataFrame]:
-    """Return what was said of the holdout's wines, and a sample of those that were fitted on."""
-    inputs = data.train.drop(columns=TARGET)
+def evaluation_tables(data: Split, fitted: FittedModel) -> dict[str, pd.DataFrame]:
+    """Return the holdout's predictions for the dashboard, and a sample of the training set for the monitor."""
+    features = data.train.drop(columns=TARGET)
     return {
-        HOLDOUT: holdout_table(data.holdout[TARGET], training.forecasts),
-        SAMPLE: training_sample(inputs, training.estimator.predict(inputs)),
+        Artifact.HOLDOUT: holdout_table(data.holdout[TARGET], fitted.holdout_probabilities),
+        Artifact.TRAINING_SAMPLE: training_sample(features, fitted.estimator.predict(features)),
     }

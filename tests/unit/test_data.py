@@ -1,4 +1,4 @@
-"""Reading a CSV: from a file, from an S3 store on loopback, and each way in which it cannot be had."""
+"""Reading a CSV from a file and from an S3 store on loopback, and the error for each way in which that fails."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +17,7 @@ KEY_ID = "reader"
 
 
 class Store(BaseHTTPRequestHandler):
-    """An S3 store of one bucket, as much of it as a client that reads will see."""
+    """A read-only S3 store of one bucket."""
 
     def do_GET(self) -> None:
         if f"Credential={KEY_ID}/" not in self.headers["Authorization"]:
@@ -40,7 +40,7 @@ class Store(BaseHTTPRequestHandler):
         return None
 
     def refuse(self, status: int, code: str) -> None:
-        self.answer(status, f"<Error><Code>{code}</Code><Message>told so</Message></Error>".encode())
+        self.answer(status, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode())
 
     def answer(self, status: int, body: bytes, length: int | None = None) -> None:
         self.send_response(status)
@@ -53,7 +53,7 @@ class Store(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(autouse=True)
-def no_keys_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def without_the_keys_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -63,7 +63,7 @@ def no_keys_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a store, which the variables name with the keys that it knows."""
+    """A store; the environment variables hold its address and valid keys."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -82,8 +82,9 @@ def is_orders(frame: pd.DataFrame) -> bool:
 
 def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "orders.csv").write_text(ORDERS)
-    assert is_orders(read_csv(str(tmp_path / "orders.csv")))
     monkeypatch.chdir(tmp_path)
+
+    assert is_orders(read_csv(str(tmp_path / "orders.csv")))
     assert is_orders(read_csv("orders.csv"))
 
 
@@ -95,20 +96,22 @@ def test_an_object() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no CSV with a line of column names: No columns"),
-        (b"order,price\n", "has no rows below its column names"),
+        (b"", "is not a CSV with a header: No columns"),
+        (b"order,price\n", "has a header and no rows"),
         (b"order,price\n1,2\n1,2,3,4\n", "Expected 2 fields in line 3"),
-        (b"PAR1\xff\xfe\x00", "is no CSV"),
+        (b"PAR1\xff\xfe\x00", "is not a CSV"),
     ],
 )
-def test_a_file_that_is_none(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_csv(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "orders.csv").write_bytes(content)
+
     with pytest.raises(DataError, match=message):
         read_csv(str(tmp_path / "orders.csv"))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
     with pytest.raises(DataError, match=rf"orders.csv cannot be read in {tmp_path}: No such file or directory"):
         read_csv("orders.csv")
     with pytest.raises(DataError, match="Is a directory"):
@@ -121,14 +124,14 @@ def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("s3://shop/2025/orders.csv", "no such object in the bucket"),
         ("s3://shopp/orders.csv", "no such bucket"),
-        ("s3://secret/orders.csv", "does not let these keys read it"),
-        ("s3://shop/nothing.csv", "is no CSV"),
+        ("s3://secret/orders.csv", "these keys may not read it"),
+        ("s3://shop/nothing.csv", "is not a CSV"),
         ("s3://shop", "not of the form s3://bucket/key"),
         ("s3:///orders.csv", "not of the form s3://bucket/key"),
         ("s3://a b/orders.csv", "Invalid bucket name"),
     ],
 )
-def test_an_object_that_cannot_be_had(location: str, message: str) -> None:
+def test_an_object_that_cannot_be_read(location: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_csv(location)
 
@@ -136,32 +139,44 @@ def test_an_object_that_cannot_be_had(location: str, message: str) -> None:
 @pytest.mark.usefixtures("store")
 def test_keys_that_the_store_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stranger")
-    with pytest.raises(DataError, match="does not know the keys; check AWS_ACCESS_KEY_ID"):
+
+    with pytest.raises(DataError, match="does not know these keys; check AWS_ACCESS_KEY_ID"):
         read_csv("s3://shop/2026/orders.csv")
 
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("missing", [["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], ["AWS_SECRET_ACCESS_KEY"]])
-def test_no_keys_or_half_of_them(monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
+def test_missing_or_incomplete_keys(monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
     for name in missing:
         monkeypatch.delenv(name)
+
     with pytest.raises(DataError, match="AWS_SECRET_ACCESS_KEY"):
         read_csv("s3://shop/2026/orders.csv")
 
 
 @pytest.mark.usefixtures("store")
-def test_what_may_pass_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceUnreachableError, match="answers with status 500"):
-        read_csv("s3://shop/broken.csv")
-    with pytest.raises(SourceUnreachableError, match="does not answer"):
-        read_csv("s3://shop/cut.csv")
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [("s3://shop/broken.csv", "answers with status 500"), ("s3://shop/cut.csv", "does not answer")],
+)
+def test_a_store_that_fails_is_a_transient_error(location: str, message: str) -> None:
+    with pytest.raises(SourceUnreachableError, match=message) as raised:
+        read_csv(location)
+
+    assert raised.value.transient
+
+
+@pytest.mark.usefixtures("store")
+def test_a_store_that_does_not_listen_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+
     with pytest.raises(SourceUnreachableError, match="does not answer"):
         read_csv("s3://shop/2026/orders.csv")
 
 
 @pytest.mark.usefixtures("store")
-def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
+
     with pytest.raises(DataError, match="Invalid endpoint"):
         read_csv("s3://shop/2026/orders.csv")

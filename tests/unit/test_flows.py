@@ -1,4 +1,4 @@
-"""The flows as Prefect sees them: names and the forms of their parameters."""
+"""The example flows as Prefect sees them: their names, and the forms of their parameters."""
 
 import sys
 
@@ -9,35 +9,37 @@ from prefect.flows import load_flow_from_entrypoint
 from flows.cat_facts import cat_facts
 from flows.weather.ingest import fetch_weather, preprocess
 from flows.weather.pipeline import train, weather_pipeline
-from flows.weather.settings import WeatherSettings as Settings
+from flows.weather.settings import WeatherSettings
+from flows.wine.pipeline import load_wine, train_wine, wine_pipeline
+from trainyard.tracking import TrackingSettings
+
+FLOWS = [cat_facts, fetch_weather, preprocess, train, weather_pipeline, load_wine, train_wine, wine_pipeline]
 
 
-def test_names() -> None:
-    names = [flow.name for flow in (cat_facts, fetch_weather, preprocess, train, weather_pipeline)]
-    assert names == ["cat-facts", "fetch-weather", "preprocess", "train", "weather-pipeline"]
-
-
-@pytest.mark.parametrize("flow", [cat_facts, fetch_weather, preprocess, train, weather_pipeline])
-def test_a_form_can_be_drawn_for_every_parameter(flow: Flow[..., object]) -> None:
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_every_parameter_has_a_default_a_description_and_a_field_in_the_form(flow: Flow[..., object]) -> None:
     for name, field in flow.parameters.properties.items():
         assert "default" in field, name
-        if name != "examples":
-            if name != "gate":  # a form within the form
-                assert field["type"] in {"string", "integer", "number", "boolean", "array"}, name
+        if field.get("type") != "object" and name not in ("data", "examples"):  # data frames have no field
             assert field["description"], name
+            assert name == "gate" or field["type"] in {"string", "integer", "number", "boolean", "array"}, name
 
 
 def test_limits_reach_the_form() -> None:
-    years = weather_pipeline.parameters.properties["years"]
+    years, folds = (
+        flow.parameters.properties[name] for flow, name in ((weather_pipeline, "years"), (train_wine, "folds"))
+    )
+
     assert (years["minimum"], years["maximum"]) == (1, 50)
+    assert (folds["minimum"], folds["maximum"]) == (2, 20)
 
 
-def test_an_empty_variable_leaves_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_variables_and_empty_ones_leave_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEATHER_ARCHIVE_URL", "")
     monkeypatch.setenv("MLFLOW_UI_URL", "http://mlflow.example")
-    settings = Settings()
-    assert settings.weather_archive_url == "https://archive-api.open-meteo.com/v1/archive"
-    assert settings.mlflow_ui_url == "http://mlflow.example"
+
+    assert WeatherSettings().weather_archive_url == "https://archive-api.open-meteo.com/v1/archive"
+    assert TrackingSettings().mlflow_ui_url == "http://mlflow.example"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_an_empty_variable_leaves_the_default(monkeypatch: pytest.MonkeyPatch) -
     [
         ("flows/cat_facts.py:cat_facts", "cat-facts"),
         ("flows/weather/pipeline.py:weather_pipeline", "weather-pipeline"),
-        ("flows/weather/pipeline.py:train", "train"),
+        ("flows/wine/pipeline.py:wine_pipeline", "wine-pipeline"),
     ],
 )
 def test_a_worker_can_load_them_by_path(
@@ -53,4 +55,5 @@ def test_a_worker_can_load_them_by_path(
 ) -> None:
     monkeypatch.chdir(pytestconfig.rootpath)
     monkeypatch.setattr(sys, "path", list(sys.path))  # Prefect adds the file's folder
+
     assert load_flow_from_entrypoint(entrypoint).name == name

@@ -1,4 +1,4 @@
-"""Requests over HTTP against a server on the loopback that misbehaves: what is tried again, and when."""
+"""HTTP requests to a misbehaving server on loopback: which errors are transient, and when the next request is sent."""
 
 import json
 from collections.abc import Iterator
@@ -13,15 +13,22 @@ import pytest
 
 from infra.testing.open_meteo_server import OpenMeteoServer
 from trainyard import http
-from trainyard.errors import BadAnswerError, RateLimitedError, RefusedError, SourceUnreachableError, WaitTooLongError
+from trainyard.errors import (
+    BadAnswerError,
+    RateLimitedError,
+    RefusedError,
+    SourceError,
+    SourceUnreachableError,
+    WaitTooLongError,
+)
 from trainyard.http import get_json, retry_after_seconds
 from trainyard.retries import is_transient
 
 
 @pytest.fixture(autouse=True)
-def _own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another test's server may get the port of one that asked for an hour's pause here."""
-    monkeypatch.setattr(http, "_clock", http.HostClock())
+def own_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget pauses: another test's server may get the port of one that asked for an hour."""
+    monkeypatch.setattr(http, "_pauses", http.HostPauses())
 
 
 @pytest.fixture
@@ -34,10 +41,10 @@ def ask(server: OpenMeteoServer, timeout_seconds: float = 5) -> object:
     return get_json(f"{server.url}/v1/search", {"name": "Oslo"}, timeout_seconds)
 
 
-def failure(server: OpenMeteoServer, timeout_seconds: float = 5) -> Exception:
-    with pytest.raises((ConnectionError, ValueError)) as caught:
+def failure(server: OpenMeteoServer, timeout_seconds: float = 5) -> SourceError:
+    with pytest.raises(SourceError) as raised:
         ask(server, timeout_seconds)
-    return caught.value
+    return raised.value
 
 
 def is_retried(error: Exception) -> bool:
@@ -57,17 +64,19 @@ def is_retried(error: Exception) -> bool:
 )
 def test_statuses(server: OpenMeteoServer, status: int, error: type[Exception], message: str, retried: bool) -> None:
     server.fail_first, server.fail_status = 1, status
-    caught = failure(server)
-    assert type(caught) is error
-    assert message in str(caught)
-    assert is_retried(caught) == retried
+    raised = failure(server)
+
+    assert type(raised) is error
+    assert message in str(raised)
+    assert is_retried(raised) == retried
     assert ask(server)
 
 
 class TestBrokenAnswers:
-    def test_whole_but_no_json(self, server: OpenMeteoServer) -> None:
+    def test_complete_but_not_json(self, server: OpenMeteoServer) -> None:
         server.truncate = True
         error = failure(server)
+
         assert isinstance(error, BadAnswerError)
         assert "no valid JSON" in str(error)
         assert not is_retried(error)
@@ -76,27 +85,31 @@ class TestBrokenAnswers:
     def test_cut_off(self, server: OpenMeteoServer, lengthless: bool) -> None:
         server.cut, server.lengthless = True, lengthless
         error = failure(server)
+
         assert isinstance(error, SourceUnreachableError)
         assert is_retried(error)
 
-    def test_never_answered(self, server: OpenMeteoServer) -> None:
+    def test_no_answer(self, server: OpenMeteoServer) -> None:
         server.stalled = True
         error = failure(server, 0.2)
+
         assert "ReadTimeout" in str(error)
         assert is_retried(error)
 
-    def test_a_server_that_trickles(self, server: OpenMeteoServer) -> None:
+    def test_trickling(self, server: OpenMeteoServer) -> None:
         server.trickle = 0.02
         start = monotonic()
         error = failure(server, 0.3)
+
         assert monotonic() - start < 3
-        assert "no whole answer in 0.3 s" in str(error)
+        assert "no complete answer in 0.3 s" in str(error)
         assert is_retried(error)
 
-    def test_nobody_listens(self) -> None:
+    def test_no_server(self) -> None:
         with OpenMeteoServer() as server:
             pass
         error = failure(server)
+
         assert "ConnectError" in str(error)
         assert is_retried(error)
 
@@ -125,8 +138,10 @@ class TestRetryAfter:
     @pytest.mark.parametrize("status", [429, 503])
     def test_the_next_request_waits(self, server: OpenMeteoServer, status: int) -> None:
         server.fail_first, server.fail_status, server.retry_after = 1, status, "1"
+
         assert is_retried(failure(server))
         start = monotonic()
+
         assert ask(server)
         assert 0.8 < monotonic() - start < 5
 
@@ -146,34 +161,39 @@ class TestRetryAfter:
             start = monotonic()
             for thread in threads:
                 thread.start()
+
             assert ask(other)
             assert monotonic() - start < 0.8
             for thread in threads:
                 thread.join()
+
         assert min(waits) > 0.8
 
     def test_a_date(self, server: OpenMeteoServer) -> None:
         until = datetime.now(UTC) + timedelta(seconds=2)
         server.fail_first, server.fail_status = 1, 429
         server.retry_after = format_datetime(until, usegmt=True)
+
         assert is_retried(failure(server))
         assert ask(server)
         assert datetime.now(UTC) > until - timedelta(seconds=1.5)  # dates have no fractions
 
-    def test_longer_than_a_run_waits(self, server: OpenMeteoServer) -> None:
+    def test_a_pause_longer_than_a_run_waits(self, server: OpenMeteoServer) -> None:
         server.fail_first, server.fail_status, server.retry_after = 1, 429, "3600"
         until = datetime.now(UTC) + timedelta(hours=1)
-        for _ in range(2):  # the second does not even ask
+        for _ in range(2):  # the second sends no request
             error = failure(server)
+
             assert isinstance(error, WaitTooLongError)
             assert not is_retried(error)
             assert f"Run again after {until:%Y-%m-%d}" in str(error) or until.hour == 23
         assert server.counts["/v1/search"] == 1
 
     @pytest.mark.parametrize("status", [400, 500])
-    def test_other_statuses_cannot_ask_for_it(self, server: OpenMeteoServer, status: int) -> None:
+    def test_other_statuses_cannot_ask_for_a_pause(self, server: OpenMeteoServer, status: int) -> None:
         server.fail_first, server.fail_status, server.retry_after = 1, status, "3600"
         failure(server)
+
         assert ask(server)
 
     @pytest.mark.parametrize(
@@ -190,17 +210,20 @@ class TestRetryAfter:
         ],
     )
     def test_forms(self, value: str, seconds: float | None) -> None:
-        """The date counts from the server's own clock, whatever ours says."""
+        """A date is compared with the server's clock, not with ours."""
         headers = {"retry-after": value, "date": "Mon, 23 Nov 2026 12:00:00 GMT"}
+
         assert retry_after_seconds(headers) == seconds
 
-    def test_digits_without_end(self) -> None:
+    def test_a_huge_number(self) -> None:
         seconds = retry_after_seconds({"retry-after": "9" * 400})
+
         assert seconds is not None
         with pytest.raises(WaitTooLongError):
-            http.refuse_long_wait("host", seconds)
+            http.check_wait("host", seconds)
 
 
-def test_json_is_returned_as_it_is(server: OpenMeteoServer) -> None:
+def test_json_is_returned_unchanged(server: OpenMeteoServer) -> None:
     answer = get_json(f"{server.url}/fact", {}, 5)
+
     assert json.dumps(answer).startswith('{"fact"')

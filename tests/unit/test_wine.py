@@ -1,14 +1,14 @@
-"""The wine model: what it learns from, and that a wrong wine is refused in words."""
+"""The wine model: its data, candidates and evaluation, and the errors for invalid data."""
 
 import pandas as pd
 import pytest
 
 from flows.wine import model
-from flows.wine.pipeline import train_wine, wine_pipeline
-from trainyard import metrics
 from trainyard.candidates import Candidate
-from trainyard.data import check
+from trainyard.contract import Artifact
+from trainyard.data import validate_frame
 from trainyard.errors import DataError
+from trainyard.metrics import flatten_scores, scores_table
 
 
 @pytest.fixture(scope="module")
@@ -16,37 +16,55 @@ def wines() -> pd.DataFrame:
     return model.read_wines()
 
 
-def test_the_holdout_is_apart_and_the_same_each_time(wines: pd.DataFrame) -> None:
-    data, again, columns = model.split(wines), model.split(wines), [str(name) for name in wines]
-    assert (len(data.train), len(data.holdout)) == (133, 45)
-    assert data.holdout.equals(again.holdout)
-    assert data.train_rows == again.train_rows
-    assert (
-        pd.concat([data.train, data.holdout])
-        .sort_values(columns)
-        .reset_index(drop=True)
-        .equals(wines.sort_values(columns).reset_index(drop=True))
-    )
+def in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.sort_values(list(frame.columns)).reset_index(drop=True)
+
+
+def test_the_split_keeps_every_wine_once_and_the_cultivars_frequencies(wines: pd.DataFrame) -> None:
+    data = model.split(wines)
     shares = pd.DataFrame({name: part[model.TARGET].value_counts(normalize=True) for name, part in data})
+
+    assert (len(data.train), len(data.holdout)) == (133, 45)
+    assert in_order(pd.concat([data.train, data.holdout])).equals(in_order(wines))
     assert (shares["train"] - shares["holdout"]).abs().max() < 0.02
 
 
-def test_other_wines_have_another_digest(wines: pd.DataFrame) -> None:
-    assert model.split(wines.iloc[1:]).train_rows != model.split(wines).train_rows
+def test_the_split_is_deterministic_and_its_digest_changes_with_the_wines(wines: pd.DataFrame) -> None:
+    data = model.split(wines)
+
+    assert model.split(wines).holdout.equals(data.holdout)
+    assert model.split(wines).train_rows == data.train_rows
+    assert model.split(wines.iloc[1:]).train_rows != data.train_rows
 
 
 @pytest.mark.parametrize("candidate", model.CANDIDATES, ids=lambda candidate: candidate.name)
 def test_every_candidate_beats_the_baseline(wines: pd.DataFrame, candidate: Candidate) -> None:
     data = model.split(wines)
-    training = model.fit(data, candidate)
-    assert training.metrics["model_log_loss"] < training.metrics["baseline_log_loss"] / 2
-    assert model.fit(data, candidate).metrics == training.metrics
+    fitted = model.fit(data, candidate)
+
+    assert fitted.metrics["model_log_loss"] < fitted.metrics["baseline_log_loss"] / 2
+    assert model.fit(data, candidate).metrics == fitted.metrics
 
 
-def test_the_best_of_cross_validation_is_chosen(wines: pd.DataFrame) -> None:
-    scores = [model.judge(model.split(wines).train, candidate, 3) for candidate in model.CANDIDATES[:3]]
-    best = model.choose(scores)
-    assert min(scores, key=lambda score: score.metrics["cv_log_loss"]).candidate == best
+def test_the_holdout_table_has_the_probability_of_each_wines_true_cultivar(wines: pd.DataFrame) -> None:
+    data = model.split(wines)
+    tables = model.evaluation_tables(data, model.fit(data, model.CANDIDATES[2]))
+    holdout = tables[Artifact.HOLDOUT]
+
+    assert holdout["observed"].tolist() == data.holdout[model.TARGET].tolist()
+    assert (holdout["model"] > 0.5).mean() > 0.9
+    assert holdout["baseline"].nunique() == len(model.CULTIVARS)
+    assert len(tables[Artifact.TRAINING_SAMPLE]) == len(data.train)
+
+
+def test_the_candidate_with_the_lowest_cross_validated_log_loss_is_chosen(wines: pd.DataFrame) -> None:
+    train = model.split(wines).train
+    scores = [model.cross_validate_candidate(train, candidate, 3) for candidate in model.CANDIDATES[:3]]
+    best = model.choose_best(scores)
+
+    assert [score.metrics["cv_log_loss"] for score in scores if score.candidate == best] == [
+        min(score.metrics["cv_log_loss"] for score in scores)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,46 +76,40 @@ def test_the_best_of_cross_validation_is_chosen(wines: pd.DataFrame) -> None:
         ("cultivar", "merlot", "cultivar: isin("),
     ],
 )
-def test_a_wrong_wine_is_refused_in_words(wines: pd.DataFrame, column: str, value: float | str, message: str) -> None:
-    wrong = wines.copy()
-    wrong.loc[0, column] = value
-    with pytest.raises(DataError) as refused:
-        check(wrong, model.WINES)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_an_invalid_wine_is_named_with_its_column_rule_and_value(
+    wines: pd.DataFrame, column: str, value: float | str, message: str
+) -> None:
+    invalid = wines.copy()
+    invalid.loc[0, column] = value
+    with pytest.raises(DataError) as raised:
+        validate_frame(invalid, model.WINES)
+
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_all_that_is_wrong_is_listed(wines: pd.DataFrame) -> None:
-    wrong = wines.assign(alcohol=wines["alcohol"] * 100).drop(columns=model.TARGET)
+def test_every_problem_is_listed(wines: pd.DataFrame) -> None:
+    invalid = wines.assign(alcohol=wines["alcohol"] * 100).drop(columns=model.TARGET)
+
     with pytest.raises(DataError, match=r"column_in_dataframe \(cultivar\).*alcohol.*and 177 more"):
-        check(wrong, model.WINES)
+        validate_frame(invalid, model.WINES)
 
 
-def test_too_few_of_a_cultivar_are_refused(wines: pd.DataFrame) -> None:
+def test_too_few_wines_of_a_cultivar_are_refused(wines: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="fewer than 20 wines of a cultivar"):
-        check(wines.iloc[:140], model.WINES)
+        validate_frame(wines.iloc[:140], model.WINES)
 
 
-def test_a_measurement_that_is_missing_is_refused(wines: pd.DataFrame) -> None:
+def test_a_missing_measurement_is_refused(wines: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="not 13 measurements of each wine"):
-        check(wines.drop(columns="hue"), model.WINES)
+        validate_frame(wines.drop(columns="hue"), model.WINES)
 
 
-def test_a_form_can_be_drawn_for_every_parameter() -> None:
-    for flow in (wine_pipeline, train_wine):
-        for name, field in flow.parameters.properties.items():
-            assert "default" in field, name
-            assert field["description"], name
-    folds = wine_pipeline.parameters.properties["folds"]
-    assert (folds["minimum"], folds["maximum"]) == (2, 20)
+def test_the_scores_of_model_and_baseline_become_a_table() -> None:
+    flat = flatten_scores({"model": {"log_loss": 0.25, "accuracy": 0.9}, "baseline": {"log_loss": 1, "accuracy": 0.4}})
 
-
-def test_metrics_stand_beside_each_other_in_a_table() -> None:
-    of_both = metrics.flatten_scores(
-        {"model": {"log_loss": 0.25, "accuracy": 0.9}, "baseline": {"log_loss": 1, "accuracy": 0.4}}
-    )
-    assert of_both["baseline_accuracy"] == 0.4
-    assert metrics.scores_table(of_both, ("model", "baseline")).splitlines() == [
+    assert flat["baseline_accuracy"] == 0.4
+    assert scores_table(flat, ("model", "baseline")).splitlines() == [
         "| metric | model | baseline |",
         "|---|---|---|",
         "| log_loss | 0.2500 | 1.0000 |",
