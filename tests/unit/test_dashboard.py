@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import altair
 import pytest
 import vl_convert
 from dashboard import charts, checks, runs
@@ -272,7 +273,7 @@ def test_the_trend_follows_the_first_metric_of_the_newest_check() -> None:
 
 
 def test_drift_is_sorted_by_size_and_names_its_test() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"column": "a", "psi": 0.1, "statistic": 2.0, "drifted": False},
         {"column": "b", "psi": 0.4, "statistic": 0.3, "training_mean": 1.0, "drifted": True},
         {"column": "c", "psi": None, "drifted": None},
@@ -447,18 +448,17 @@ SPECS = {
 
 
 @pytest.mark.parametrize("chart", SPECS)
-def test_each_chart_compiles_to_marks_and_titled_axes(chart: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_each_chart_conforms_to_vega_lites_schema(chart: str) -> None:
+    altair.Chart.from_dict(SPECS[chart])
+
+
+@pytest.mark.parametrize("chart", SPECS)
+def test_each_chart_compiles_to_marks_and_titled_axes(chart: str) -> None:
     vega = vl_convert.vegalite_to_vega({**SPECS[chart], "width": 400})
 
-    assert marks_of(vega), "marks"
     assert SPECS[chart]["width"] == "container"
+    assert vega["marks"]
     assert any(axis.get("title") for axis in vega["axes"])
-    assert "WARN" not in "".join(capfd.readouterr())
-
-
-def marks_of(vega: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the marks that draw data."""
-    return [mark for mark in vega["marks"] if mark["type"] != "group" or marks_of(mark)]
 
 
 def test_charts_name_the_bundled_version_of_vega_lite() -> None:
