@@ -1,4 +1,4 @@
-"""What the dashboard makes of what it reads, without servers."""
+"""The dashboard's calculations, charts, cache and sessions, without servers."""
 
 import asyncio
 import json
@@ -7,19 +7,26 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import altair as alt
+import altair
 import pytest
-from dashboard import charts, monitoring, runs
-from dashboard.calibration import calibration, wilson
-from dashboard.mlflow_source import quoted
-from dashboard.models import Links, beside, history, last_loser, reigns, timeline, trainings
-from dashboard.reading import KEPT, Reading, Readings, SourceError
-from dashboard.sessions import ALL_WRONG_TRIES, TRIES_SECONDS, WRONG_TRIES, Sessions, Tries
-from dashboard.tables import number, rows_of
-from dashboard.view import Choice, chosen_model
-from dashboard.words import count, figure, moment, share, took
+import vl_convert
+from dashboard import charts, checks, runs
+from dashboard.auth import MAX_FAILURES, MAX_FAILURES_OF_ALL, WINDOW_SECONDS, SessionManager, SignInLimiter
+from dashboard.calibration import calibrate, wilson_interval
+from dashboard.conversions import to_iso, to_number, to_timestamp
+from dashboard.formatting import decimal, duration, integer, percent, time_tag
+from dashboard.metrics import scores_by_metric
+from dashboard.mlflow_source import quote_literal
+from dashboard.registry import champion_history, last_challenger, list_trainings, metric_points, version_history
+from dashboard.selection import Selection
+from dashboard.snapshots import MAX_SNAPSHOTS, Snapshot, SnapshotCache, SourceError
+from dashboard.ui import UIAddresses
+from dashboard.view import select_model
 
-LINKS = Links("http://mlflow.test", "http://prefect.test")
+from trainyard.contract import Alias, GateDecision, State, Tag, Verdict
+
+UI = UIAddresses("http://mlflow.test", "http://prefect.test")
+NOON = to_timestamp("2026-11-23T12:00:00Z") or 0.0
 
 
 class Clock:
@@ -32,24 +39,43 @@ class Clock:
         return self.now
 
 
-def run(id_: str, at: int, metrics: dict[str, float], **tags: str) -> dict[str, Any]:
-    """Return a run as MLflow's API gives it."""
+def mlflow_run(
+    id_: str, start_time: int, metrics: dict[str, float], tags: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Return a run as MLflow's API does."""
     return {
-        "info": {"run_id": id_, "experiment_id": "7", "run_name": id_, "start_time": at},
+        "info": {"run_id": id_, "experiment_id": "7", "run_name": id_, "start_time": start_time},
         "data": {
             "metrics": [{"key": name, "value": value} for name, value in metrics.items()],
-            "tags": [{"key": name, "value": value} for name, value in tags.items()],
+            "tags": [{"key": name, "value": value} for name, value in (tags or {}).items()],
         },
     }
 
 
-def version(number_: int, run_id: str, **tags: str) -> dict[str, Any]:
-    """Return a registered version as MLflow's API gives it."""
-    named = [{"key": f"gate.{name}", "value": value} for name, value in tags.items()]
-    return {"name": "rain", "version": str(number_), "run_id": run_id, "creation_timestamp": 1000, "tags": named}
+def mlflow_version(
+    number: int, run_id: str, decision: str = "", decided_at: str = "", reason: str = "", compared_with: str = ""
+) -> dict[str, Any]:
+    """Return a model version as MLflow's API does."""
+    tags = {
+        Tag.GATE_DECISION: decision,
+        Tag.GATE_DECIDED_AT: decided_at,
+        Tag.GATE_REASON: reason,
+        Tag.GATE_COMPARED_WITH: compared_with,
+    }
+    named = [{"key": name, "value": value} for name, value in tags.items()]
+    return {"name": "demand", "version": str(number), "run_id": run_id, "creation_timestamp": 1000, "tags": named}
 
 
-def test_scores_are_sorted_by_contestant() -> None:
+def flow_run(**fields: Any) -> dict[str, Any]:
+    """Return a flow run as `PrefectSource` does."""
+    return {
+        "id": "1", "name": "red-fox", "flow": "pipeline", "state_type": "COMPLETED", "state_name": "Completed",
+        "start_time": "2026-11-23T10:00:00Z", "end_time": "2026-11-23T10:00:10Z", "run_count": 1,
+        "components": [], "tasks": 0, "cached": 0, "retries": 0, **fields,
+    }  # fmt: skip
+
+
+def test_scores_are_grouped_by_metric_with_the_model_first() -> None:
     metrics = {
         "model_brier": 0.1,
         "climatology_brier": 0.3,
@@ -57,157 +83,253 @@ def test_scores_are_sorted_by_contestant() -> None:
         "persistence_log_loss": 0.9,
         "cv": 1,
     }
-    assert beside(metrics) == {
-        "brier": {"model": 0.1, "climatology": 0.3},
-        "log_loss": {"model": 0.4, "persistence": 0.9},
-    }
+
+    scores = scores_by_metric(metrics)
+
+    assert scores == {"brier": {"model": 0.1, "climatology": 0.3}, "log_loss": {"model": 0.4, "persistence": 0.9}}
 
 
-def test_history_says_what_was_decided_and_why() -> None:
-    trained = trainings([run("b", 2000, {"model_brier": 0.2}, model_version="2"), run("a", 1000, {"model_brier": 0.1})])
-    assert [training["run_id"] for training in trained] == ["a", "b"]
-    versions = [
-        version(1, "a", decision="promoted", reason="first", decided_at="2026-11-01T00:00:00+00:00"),
-        version(2, "b", decision="promoted", reason="better", decided_at="2026-11-03T00:00:00+00:00"),
-        version(
-            3, "c", decision="challenger", reason="worse", decided_at="2026-11-04T00:00:00+00:00", judged_against="2"
-        ),
-        version(4, ""),
-    ]
-    found = history(versions, {"champion": 2, "challenger": 3}, trained, LINKS)
-    assert [(each["version"], each["aliases"], each["decision"]) for each in found] == [
-        (4, [], ""),
-        (3, ["challenger"], "challenger"),
-        (2, ["champion"], "promoted"),
-        (1, [], "promoted"),
-    ]
-    assert found[2]["scores"]["brier"]["model"] == 0.2
-    assert found[2]["run_url"] == "http://mlflow.test/#/experiments/7/runs/b"
-    assert [(each["version"], each["until"]) for each in reigns(found)] == [(2, None), (1, reigns(found)[0]["from"])]
-    loser = last_loser(found)
-    assert loser is not None
-    assert (loser["version"], loser["reason"], loser["against"]) == (3, "worse", "2")
-    assert last_loser([]) is None
-
-
-def test_a_timeline_has_a_point_for_each_contestant() -> None:
-    trained = trainings([run("a", 1000, {"model_brier": 0.1, "climatology_brier": math.nan, "persistence_brier": 0.3})])
-    assert [(point["who"], point["value"]) for point in timeline(trained, "brier")] == [
-        ("model", 0.1),
-        ("persistence", 0.3),
-    ]
-    assert timeline(trained, "accuracy") == []
-
-
-def test_calibration_counts_how_often_it_came() -> None:
-    rows = [{"time": "", "observed": came, "model": said} for said, came in [(0.05, 0), (0.05, 1), (0.95, 1), (1.0, 1)]]
-    found = calibration(rows)
-    assert found is not None
-    assert found.binary
-    assert [(each["came"], each["rows"]) for each in found.bins] == [(0.5, 2), (1.0, 2)]
-    assert found.brier == pytest.approx((0.05**2 + 0.95**2 + 0.05**2 + 0) / 4)
-    assert all(0 <= each["low"] <= each["came"] <= each["high"] <= 1 for each in found.bins)
-
-
-def test_calibration_of_classes_says_how_sure_the_model_was() -> None:
-    rows = [{"time": "", "observed": label, "model": 0.8, "baseline": 0.4} for label in ("a", "b", "c")]
-    found = calibration(rows)
-    assert found is not None
-    assert not found.binary
-    assert found.mean_right == {"model": pytest.approx(0.8), "baseline": pytest.approx(0.4)}
-    assert sum(each["rows"] for each in found.bins) == 3
-
-
-@pytest.mark.parametrize(
-    "rows", [[], [{"observed": None, "model": 0.5}], [{"observed": 1, "model": None}], [{"other": 1}]]
-)
-def test_rows_that_cannot_be_judged_are_no_calibration(rows: list[dict[str, Any]]) -> None:
-    assert calibration(rows) is None
-
-
-def test_an_interval_is_wide_where_there_is_little() -> None:
-    assert wilson(0, 1)[1] > 0.75
-    low, high = wilson(500, 1000)
-    assert (round(low, 3), round(high, 3)) == (0.469, 0.531)
-
-
-def test_forecasts_keep_the_last_word_on_each_day() -> None:
-    table = {
-        "columns": ["place", "day", "issued_at", "version", "probability", "observed"],
-        "data": [
-            ["Oslo", "2026-11-20", "2026-11-18T06:00:00Z", 1, 0.2, 1],
-            ["Oslo", "2026-11-20", "2026-11-19T06:00:00Z", 1, 0.9, 1],
-            ["Oslo", "2026-11-21", "2026-11-20T06:00:00Z", 1, 0.6, 0],
-            ["Oslo", "2026-11-22", "2026-11-21T06:00:00Z", 1, 0.6, None],
-            ["Oslo", "2026-11-24", "2026-11-23T06:00:00Z", 1, 0.3, None],
-            ["Bergen", "2026-11-24", "2026-11-23T06:00:00Z", 1, None, None],
-        ],
-    }
-    (oslo,) = monitoring.forecasts(table, "2026-11-23")
-    assert [(day["probability"], day["outcome"]) for day in oslo["days"]] == [
-        (0.9, "rain"),
-        (0.6, "dry"),
-        (0.6, "not yet known"),
-        (0.3, "still to come"),
-    ]
-    assert (oslo["known"], oslo["right"]) == (2, 1)
-    assert oslo["brier"] == pytest.approx((0.1**2 + 0.6**2) / 2)
-    assert monitoring.forecasts(None, "2026-11-23") == []
-
-
-def test_a_check_is_told_with_its_scores() -> None:
-    found = monitoring.latest(
-        [run("m", 1000, {"live_brier": 0.2, "scored": 3}, verdict="alert", reasons="drift")], LINKS
+@pytest.fixture
+def history() -> list[dict[str, Any]]:
+    """Two champions, one after the other, a challenger, and a version without a decision."""
+    trainings = list_trainings(
+        [
+            mlflow_run("b", 2000, {"model_brier": 0.2}, {Tag.MODEL_VERSION: "2"}),
+            mlflow_run("a", 1000, {"model_brier": 0.1}),
+        ]
     )
-    assert found is not None
-    assert (found["text"], found["tone"], found["reasons"]) == ("Alert", "bad", "drift")
-    assert found["scores"] == [{"metric": "brier", "live": 0.2, "holdout": None}]
-    assert monitoring.latest([], LINKS) is None
-
-
-def test_drift_puts_the_farthest_first() -> None:
-    table = {"columns": ["column", "psi", "drifted"], "data": [["a", 0.1, False], ["b", 0.4, True], ["c", None, None]]}
-    assert [(row["column"], row["drifted"]) for row in monitoring.drift(table)] == [
-        ("b", True),
-        ("a", False),
-        ("c", False),
+    versions = [
+        mlflow_version(1, "a", GateDecision.PROMOTED, "2026-11-01T00:00:00+00:00", "first"),
+        mlflow_version(2, "b", GateDecision.PROMOTED, "2026-11-03T00:00:00+00:00", "better"),
+        mlflow_version(3, "c", GateDecision.CHALLENGER, "2026-11-04T00:00:00+00:00", "worse", "2"),
+        mlflow_version(4, ""),
     ]
+    return version_history(versions, {Alias.CHAMPION: 2, Alias.CHALLENGER: 3}, trainings, UI)
 
 
-@pytest.mark.parametrize("table", [None, {}, {"columns": ["a"]}, {"columns": ["a"], "data": [["1", "2"], "x"]}])
-def test_a_table_that_is_not_as_documented_has_no_rows(table: dict[str, Any] | None) -> None:
-    assert rows_of(table) == []
+def test_the_history_lists_decisions_newest_first(history: list[dict[str, Any]]) -> None:
+    assert [(each["version"], each["aliases"], each["decision"]) for each in history] == [
+        (4, [], ""),
+        (3, [Alias.CHALLENGER], GateDecision.CHALLENGER),
+        (2, [Alias.CHAMPION], GateDecision.PROMOTED),
+        (1, [], GateDecision.PROMOTED),
+    ]
+    assert history[2]["scores"]["brier"]["model"] == 0.2
+    assert history[2]["run_url"] == "http://mlflow.test/#/experiments/7/runs/b"
+
+
+def test_a_champions_period_ends_where_the_next_begins(history: list[dict[str, Any]]) -> None:
+    newest, oldest = champion_history(history)
+
+    assert (newest["version"], newest["until"]) == (2, None)
+    assert (oldest["version"], oldest["until"]) == (1, newest["from"])
+
+
+def test_the_last_challenger_has_its_reason(history: list[dict[str, Any]]) -> None:
+    challenger = last_challenger(history)
+
+    assert challenger is not None
+    assert (challenger["version"], challenger["reason"], challenger["compared_with"]) == (3, "worse", "2")
+
+
+def test_a_model_without_challengers_has_no_last_one() -> None:
+    assert last_challenger([]) is None
+
+
+def test_metric_points_leave_out_what_is_not_finite() -> None:
+    scores = {"model_brier": 0.1, "climatology_brier": math.nan, "persistence_brier": 0.3}
+    trainings = list_trainings([mlflow_run("a", 1000, scores)])
+
+    points = metric_points(trainings, "brier")
+
+    assert [(point["predictor"], point["value"]) for point in points] == [("model", 0.1), ("persistence", 0.3)]
+    assert metric_points(trainings, "accuracy") == []
+
+
+def test_calibration_of_a_binary_target_is_the_observed_frequency_by_bin() -> None:
+    pairs = [(0.05, 0), (0.05, 1), (0.95, 1), (1.0, 1)]
+
+    calibration = calibrate([{"time": "", "observed": observed, "model": predicted} for predicted, observed in pairs])
+
+    assert calibration is not None
+    assert calibration.is_binary
+    assert [(each["observed"], each["rows"]) for each in calibration.bins] == [(0.5, 2), (1.0, 2)]
+    assert all(0 <= each["low"] <= each["observed"] <= each["high"] <= 1 for each in calibration.bins)
+
+
+def test_calibration_of_several_classes_is_the_probability_of_the_true_class() -> None:
+    rows = [{"time": "", "observed": label, "model": 0.8, "baseline": 0.4} for label in ("a", "b", "c")]
+
+    calibration = calibrate(rows)
+
+    assert calibration is not None
+    assert not calibration.is_binary
+    assert calibration.mean_probability == {"model": pytest.approx(0.8), "baseline": pytest.approx(0.4)}
+    assert sum(each["rows"] for each in calibration.bins) == 3
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [(1, 1.0), ("0.5", 0.5), (True, 1.0), (None, None), ("x", None), ("NaN", None)]
+    "rows",
+    [
+        [],
+        [{"observed": None, "model": 0.5}],
+        [{"observed": 1, "model": None}],
+        [{"other": 1}],
+        [{"observed": 12.0, "model": 11.5}],
+        [{"observed": 0.25, "model": 0.5}],
+    ],
 )
-def test_numbers_are_finite_or_none(given: object, expected: float | None) -> None:
-    assert number(given) == expected
+def test_rows_without_probabilities_have_no_calibration(rows: list[dict[str, Any]]) -> None:
+    assert calibrate(rows) is None
 
 
-def flow_run(**given: Any) -> dict[str, Any]:
-    """Return a flow run as `PrefectSource` gives it."""
+def test_an_interval_of_few_trials_is_wide() -> None:
+    low, high = wilson_interval(500, 1000)
+
+    assert (round(low, 3), round(high, 3)) == (0.469, 0.531)
+    assert wilson_interval(0, 1)[1] > 0.75
+
+
+def prediction(subject: str, time_: str, issued_at: str, value: Any, observed: Any) -> dict[str, Any]:
+    """Return a row of `Artifact.FORECASTS`."""
     return {
-        "id": "1", "name": "red-fox", "flow": "pipeline", "state_type": "COMPLETED", "state_name": "Completed",
-        "start_time": "2026-11-23T10:00:00Z", "end_time": "2026-11-23T10:00:10Z", "run_count": 1,
-        "components": [], "tasks": 0, "cached": 0, "retries": 0, **given,
+        "subject": subject, "time": time_, "issued_at": issued_at, "version": 1, "probability": value,
+        "observed": observed,
     }  # fmt: skip
 
 
+def test_the_newest_prediction_for_a_time_counts() -> None:
+    rows = [
+        prediction("store 1", "2026-11-20", "2026-11-19T06:00:00Z", 0.9, 1),
+        prediction("store 1", "2026-11-20", "2026-11-18T06:00:00Z", 0.2, 1),
+        prediction("store 1", "2026-11-21", "2026-11-20T06:00:00Z", 0.6, 0),
+        prediction("store 1", "2026-11-22", "2026-11-21T06:00:00Z", 0.6, None),
+        prediction("store 1", "2026-11-23", "2026-11-22T06:00:00Z", 0.3, None),
+        prediction("store 2", "2026-11-24", "2026-11-23T06:00:00Z", None, None),
+    ]
+
+    (subject,) = checks.predictions_by_subject(rows, NOON)
+
+    assert (subject["subject"], subject["is_binary"]) == ("store 1", True)
+    assert [(row["value"], row["outcome"]) for row in subject["rows"]] == [
+        (0.9, "positive"),
+        (0.6, "negative"),
+        (0.6, "not yet known"),
+        (0.3, "upcoming"),
+    ]
+    assert (subject["known"], subject["correct"]) == (2, 1)
+    assert subject["brier"] == pytest.approx((0.1**2 + 0.6**2) / 2)
+
+
+def test_predicted_values_are_scored_by_their_error() -> None:
+    rows = [
+        prediction("store 1", "2026-11-23T11:00:00Z", "", 12.5, 10.0),
+        prediction("store 1", "2026-11-23T11:30:00Z", "", 11.0, None),
+        prediction("store 1", "2026-11-23T13:00:00Z", "", 14.0, None),
+    ]
+
+    (subject,) = checks.predictions_by_subject(rows, NOON)
+
+    assert not subject["is_binary"]
+    assert [row["outcome"] for row in subject["rows"]] == ["10.0", "not yet known", "upcoming"]
+    assert (subject["known"], subject["mean_absolute_error"]) == (1, 2.5)
+
+
+def test_predicted_classes_are_counted_as_correct_or_not() -> None:
+    rows = [prediction("", "2026-11-20", "", "a", "a"), prediction("", "2026-11-21", "", "b", "a")]
+
+    (subject,) = checks.predictions_by_subject(rows, NOON)
+
+    assert (subject["subject"], subject["is_binary"]) == ("unnamed subject", False)
+    assert (subject["known"], subject["correct"]) == (2, 1)
+
+
+def test_the_newest_check_has_its_verdict_and_scores() -> None:
+    tags = {Tag.VERDICT: Verdict.ALERT, Tag.REASONS: "drift"}
+    run = mlflow_run("m", 1000, {"live_rmse": 3.1, "live_brier": 0.2, "scored": 3}, tags)
+
+    check = checks.latest_check([run], UI)
+
+    assert check is not None
+    assert (check["text"], check["tone"], check["reasons"]) == ("Alert", "bad", "drift")
+    assert check["scores"] == [
+        {"metric": "brier", "live": 0.2, "holdout": None},
+        {"metric": "rmse", "live": 3.1, "holdout": None},
+    ]
+    assert checks.latest_check([], UI) is None
+
+
+def test_the_trend_follows_the_first_metric_of_the_newest_check() -> None:
+    check_runs = [
+        mlflow_run("new", 2000, {"live_rmse": 3.0, "holdout_rmse": 2.0}),
+        mlflow_run("old", 1000, {"scored": 0}),
+    ]
+
+    metric, points = checks.live_trend(check_runs)
+
+    assert metric == "rmse"
+    assert [(point["predictor"], point["value"]) for point in points] == [("live", 3.0), ("holdout", 2.0)]
+    assert checks.live_trend([]) == ("", [])
+
+
+def test_drift_is_sorted_by_size_and_names_its_test() -> None:
+    rows: list[dict[str, Any]] = [
+        {"column": "a", "psi": 0.1, "statistic": 2.0, "drifted": False},
+        {"column": "b", "psi": 0.4, "statistic": 0.3, "training_mean": 1.0, "drifted": True},
+        {"column": "c", "psi": None, "drifted": None},
+    ]
+
+    drift = checks.drift_rows(rows)
+
+    assert [(row["column"], row["drifted"], row["test"]) for row in drift] == [
+        ("b", True, "Kolmogorov-Smirnov"),
+        ("a", False, "chi-squared"),
+        ("c", False, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(1, 1.0), ("0.5", 0.5), (True, 1.0), (None, None), ("x", None), ("NaN", None)]
+)
+def test_numbers_are_finite_or_none(value: object, expected: float | None) -> None:
+    assert to_number(value) == expected
+
+
+def test_times_without_a_zone_are_in_utc() -> None:
+    assert to_timestamp("2026-11-23T12:00:00") == NOON
+    assert to_timestamp("2026-11-23T13:00:00+01:00") == NOON
+    assert to_iso(NOON) == "2026-11-23T12:00:00Z"
+    assert to_timestamp("yesterday") is None
+
+
 def test_a_run_has_its_seconds_by_component() -> None:
-    part = flow_run(id="2", flow="train", end_time="2026-11-23T10:00:06Z")
-    row = runs.view(flow_run(components=[part], run_count=3, retries=2), LINKS, now=0)
+    component = flow_run(id="2", flow="train", end_time="2026-11-23T10:00:06Z")
+    row = runs.run_row(flow_run(components=[component], run_count=3, retries=2), UI, now=0)
+
+    parts = runs.durations_by_component([row])
+
     assert (row["seconds"], row["retries"]) == (10, 4)
-    assert {piece["component"]: piece["seconds"] for piece in runs.durations([row])} == {"train": 6, runs.REST: 4}
-    lone = runs.view(flow_run(), LINKS, now=0)
-    assert [piece["component"] for piece in runs.durations([lone])] == ["pipeline"]
+    assert {part["component"]: part["seconds"] for part in parts} == {"train": 6, runs.UNATTRIBUTED: 4}
 
 
-def test_a_run_under_way_takes_until_now() -> None:
-    row = runs.view(flow_run(state_type="RUNNING", end_time=None), LINKS, now=1763892000 + 365 * 86400 + 5)
-    assert row["seconds"] == 5
-    assert runs.view(flow_run(start_time=None, state_type="PENDING"), LINKS, now=0)["seconds"] is None
+def test_a_run_without_components_is_one_part() -> None:
+    row = runs.run_row(flow_run(), UI, now=0)
+
+    assert [part["component"] for part in runs.durations_by_component([row])] == ["pipeline"]
+
+
+def test_an_unfinished_run_lasts_until_now() -> None:
+    running = runs.run_row(flow_run(state_type="RUNNING", end_time=None), UI, now=NOON)
+    pending = runs.run_row(flow_run(state_type="PENDING", start_time=None), UI, now=NOON)
+
+    assert running["seconds"] == 2 * 3600
+    assert pending["seconds"] is None
+
+
+def test_a_run_that_ended_in_an_alert_looks_like_a_problem() -> None:
+    row = runs.run_row(flow_run(state_name=State.ALERT), UI, now=0)
+
+    assert (row["state"], row["tone"], row["sign"]) == ("Alert", "bad", "!")
 
 
 @pytest.mark.parametrize(
@@ -221,97 +343,145 @@ def test_a_run_under_way_takes_until_now() -> None:
         (99, 3, [1, None, 3]),
     ],
 )
-def test_pages_are_linked_around_the_one_that_is_shown(page: int, last: int, expected: list[int | None]) -> None:
-    assert runs.pages(page, last) == expected
+def test_page_numbers_surround_the_current_page(page: int, last: int, expected: list[int | None]) -> None:
+    assert runs.page_numbers(page, last) == expected
 
 
 @pytest.mark.parametrize(
     ("workers", "paused", "late", "expected"),
-    [(0, False, 0, "No worker"), (1, True, 0, "Paused"), (1, False, 2, "2 runs are late"), (2, False, 0, "Ready")],
+    [
+        (0, False, 0, "No worker online"),
+        (1, True, 0, "Paused"),
+        (1, False, 2, "2 runs are late"),
+        (2, False, 0, "Ready"),
+    ],
 )
-def test_a_pool_says_whether_it_runs_anything(workers: int, paused: bool, late: int, expected: str) -> None:
+def test_a_pool_has_a_status(workers: int, paused: bool, late: int, expected: str) -> None:
     pool = {
         "name": "training", "type": "process", "concurrency_limit": None, "is_paused": paused, "queues": [],
         "runs": {"Running": 0, "Pending": 0, "Late": late},
         "workers": [{"name": str(n), "status": "ONLINE", "last_heartbeat_time": None} for n in range(workers)],
     }  # fmt: skip
-    assert runs.pool_view(pool, LINKS, now=0)["text"].startswith(expected)
+
+    assert runs.pool_row(pool, UI, now=0)["text"].startswith(expected)
 
 
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ({}, Choice()),
-        ({"page": "3", "model": "a'b"}, Choice(page=3, model="a'b")),
-        ({"page": "-1", "versions": "x"}, Choice()),
-        ({"page": "99999999999999999999"}, Choice()),
-        ({"page": "٣"}, Choice(page=3)),  # a digit too, in Arabic
+        ({}, Selection()),
+        ({"page": "3", "model": "a'b"}, Selection(page=3, model="a'b")),
+        ({"page": "-1", "versions": "x"}, Selection()),
+        ({"page": "99999999999999999999"}, Selection()),
+        ({"page": "٣"}, Selection(page=3)),  # an Arabic digit
     ],
 )
-def test_a_choice_is_read_from_any_address(query: dict[str, str], expected: Choice) -> None:
-    assert Choice.of(query) == expected
+def test_a_selection_is_parsed_from_any_query(query: dict[str, str], expected: Selection) -> None:
+    assert Selection.from_query(query) == expected
 
 
-def test_a_choice_has_an_address() -> None:
-    assert Choice().address() == "/"
-    assert Choice(model="a b", page=2).address("runs", page=3) == "/?model=a+b&page=3#runs"
+def test_a_selection_has_a_url() -> None:
+    assert Selection().url() == "/"
+    assert Selection(model="a b", page=2).url("runs", page=3) == "/?model=a+b&page=3#runs"
 
 
-def test_the_model_that_changed_last_and_has_a_champion_is_shown() -> None:
-    listed = [
-        {"name": "old", "changed": 1, "aliases": {"champion": 1}},
-        {"name": "new", "changed": 2, "aliases": {"champion": 3}},
-        {"name": "raw", "changed": 9, "aliases": {}},
+@pytest.mark.parametrize(("name", "expected"), [("", "new"), ("raw", "raw"), ("deleted", "new")])
+def test_the_default_model_is_the_last_changed_one_with_a_champion(name: str, expected: str) -> None:
+    models = [
+        {"name": "old", "changed_at": 1, "aliases": {Alias.CHAMPION: 1}},
+        {"name": "new", "changed_at": 2, "aliases": {Alias.CHAMPION: 3}},
+        {"name": "raw", "changed_at": 9, "aliases": {}},
     ]
-    assert chosen_model(listed, "") == "new"
-    assert chosen_model(listed, "raw") == "raw"
-    assert chosen_model(listed, "gone") == "new"
-    assert chosen_model([], "") == ""
+
+    assert select_model(models, name) == expected
 
 
-def test_words() -> None:
-    assert [took(None), took(0.42), took(12.34), took(245), took(7380)] == [
-        "–",  # noqa: RUF001
+def test_without_models_none_is_selected() -> None:
+    assert select_model([], "") == ""
+
+
+def test_numbers_and_times_are_formatted() -> None:
+    dash = "–"  # noqa: RUF001
+    assert [duration(None), duration(0.42), duration(12.34), duration(245), duration(7380)] == [
+        dash,
         "0.42 s",
         "12.3 s",
         "4 min 5 s",
         "2 h 3 min",
     ]
-    assert [figure(0.12344), figure(math.nan), share(0.256), count(12345)] == ["0.1234", "–", "26 %", "12\u202f345"]  # noqa: RUF001
-    assert 'datetime="2026-11-23T00:00:00+00:00"' in moment(1795392000)
-    assert quoted("it's") == '"it\'s"'
+    assert [decimal(0.12344), decimal(math.nan), percent(0.256), integer(12345)] == [
+        "0.1234",
+        dash,
+        "26 %",
+        "12\u202f345",
+    ]
+    assert 'datetime="2026-11-23T12:00:00+00:00"' in time_tag(NOON)
 
 
-@pytest.mark.parametrize(
-    "chart",
-    [
-        lambda: charts.metric_chart([{"at": "2026-11-23T00:00:00Z", "value": 0.1, "who": "model", "version": "1"}], "brier"),
-        lambda: charts.reliability_chart([{"said": 0.1, "came": 0.2, "low": 0.1, "high": 0.3, "rows": 3}]),
-        lambda: charts.certainty_chart([{"from": 0.9, "to": 1, "rows": 3}]),
-        lambda: charts.forecast_chart([{"day": "2026-11-23", "probability": 0.4, "outcome": "dry", "version": 1, "issued_at": ""}]),
-        lambda: charts.drift_chart([{"column": "a", "psi": 0.1, "drifted": True, "training_mean": 1, "recent_mean": 2}]),
-        lambda: charts.duration_chart([{"run": "a", "order": 0, "component": "train", "seconds": 2.0, "state": "Completed"}]),
-    ],
-)  # fmt: skip
-def test_each_chart_is_a_valid_specification_with_named_axes(chart: Callable[[], dict[str, Any]]) -> None:
-    made = chart()
-    alt.Chart.from_dict(made)
-    titles = json.dumps(made)
-    assert made["width"] == "container"
-    assert titles.count('"title": "') >= 2
+def test_a_quote_in_a_literal_changes_its_delimiter() -> None:
+    assert quote_literal("it's") == '"it\'s"'
 
 
-def test_a_chart_cannot_end_its_place_in_the_page() -> None:
-    rows = [{"at": "2026-11-23T00:00:00Z", "value": 0.1, "who": "</script><b>", "version": "1"}]
-    assert "<" not in charts.drawn(charts.metric_chart, rows, "brier")
+def predictions(*observed: Any) -> list[dict[str, Any]]:
+    """Return a subject's predictions as the page charts them."""
+    rows = [
+        prediction("store 1", f"2026-11-{day}", "2026-11-01T06:00:00Z", 0.4, truth)
+        for day, truth in enumerate(observed, 10)
+    ]
+    (subject,) = checks.predictions_by_subject(rows, NOON)
+    return list(subject["rows"])
 
 
-def answers(*said: Any) -> tuple[Callable[[], Awaitable[Any]], list[Any]]:
-    """Return a reading's source that gives one answer after the other, and what it has given."""
+SPECS = {
+    "metric": charts.metric_chart(
+        [{"at": "2026-11-23T00:00:00Z", "value": 0.1, "predictor": "model", "version": "1"}], "brier"
+    ),
+    "reliability": charts.reliability_chart([{"predicted": 0.1, "observed": 0.2, "low": 0.1, "high": 0.3, "rows": 3}]),
+    "true class": charts.true_class_chart([{"from": 0.9, "to": 1, "rows": 3}]),
+    "probabilities": charts.prediction_chart(predictions(0, 1, None), is_binary=True),
+    "values": charts.prediction_chart(predictions(3.5, None), is_binary=False),
+    "drift": charts.drift_chart([{"column": "a", "psi": 0.1, "drifted": True, "training_mean": 1, "recent_mean": 2}]),
+    "duration": charts.duration_chart(
+        [{"run": "a", "order": 0, "component": "train", "seconds": 2.0, "state": "Completed"}]
+    ),
+}
+
+
+@pytest.mark.parametrize("chart", SPECS)
+def test_each_chart_conforms_to_vega_lites_schema(chart: str) -> None:
+    altair.Chart.from_dict(SPECS[chart])
+
+
+@pytest.mark.parametrize("chart", SPECS)
+def test_each_chart_compiles_to_marks_and_titled_axes(chart: str) -> None:
+    vega = vl_convert.vegalite_to_vega({**SPECS[chart], "width": 400})
+
+    assert SPECS[chart]["width"] == "container"
+    assert vega["marks"]
+    assert any(axis.get("title") for axis in vega["axes"])
+
+
+def test_charts_name_the_bundled_version_of_vega_lite() -> None:
+    newest = max(vl_convert.get_vegalite_versions(), key=lambda version: [int(part) for part in version.split(".")])
+
+    assert charts.SCHEMA.endswith(f"/vega-lite/v{newest.split('.')[0]}.json")
+
+
+def test_chart_data_cannot_end_its_script_element() -> None:
+    points = [{"at": "2026-11-23T00:00:00Z", "value": 0.1, "predictor": "</script><b>", "version": "1"}]
+
+    text = charts.to_json(charts.metric_chart(points, "brier"))
+
+    assert "<" not in text
+    assert json.loads(text)["data"]["values"] == points
+
+
+def source(*answers: Any) -> tuple[Callable[[], Awaitable[Any]], list[Any]]:
+    """Return a loader that gives one answer after the other, the last one again and again, and what it gave."""
     given: list[Any] = []
 
     async def load() -> Any:
-        answer = said[min(len(given), len(said) - 1)]
+        answer = answers[min(len(given), len(answers) - 1)]
         given.append(answer)
         if isinstance(answer, Exception):
             raise answer
@@ -320,130 +490,150 @@ def answers(*said: Any) -> tuple[Callable[[], Awaitable[Any]], list[Any]]:
     return load, given
 
 
-async def get(readings: Readings, load: Callable[[], Awaitable[Any]], **options: Any) -> Reading:
-    """Ask for a reading, with time enough to wait for it."""
-    return await readings.get("key", load, time.monotonic() + 60, **options)
+async def get(cache: SnapshotCache, load: Callable[[], Awaitable[Any]], **options: Any) -> Snapshot:
+    """Get a snapshot, with enough time to wait for it."""
+    snapshot = await cache.get("key", load, time.monotonic() + 60, **options)
+    while snapshot.task is not None:
+        await asyncio.sleep(0)
+    return snapshot
 
 
-def test_a_reading_is_kept_for_its_time() -> None:
-    async def check() -> None:
+def test_a_snapshot_is_refreshed_when_it_is_stale() -> None:
+    async def read() -> list[int]:
         clock = Clock()
-        readings, (load, given) = Readings(10, clock), answers(1, 2)
-        assert (await get(readings, load)).value == 1
+        cache, (load, given) = SnapshotCache(10, clock), source(1, 2, 3)
+        values = [(await get(cache, load)).value]
         clock.now += 9
-        assert (await get(readings, load)).value == 1
+        values.append((await get(cache, load)).value)
         clock.now += 1
-        assert (await get(readings, load)).value == 2
-        readings.expire()
-        await get(readings, load)
+        values.append((await get(cache, load)).value)
+        cache.expire()
+        values.append((await get(cache, load)).value)
         assert len(given) == 3
+        return values
 
-    asyncio.run(check())
+    assert asyncio.run(read()) == [1, 1, 2, 3]
 
 
-def test_a_reading_stays_while_its_server_is_down() -> None:
+def test_a_snapshot_keeps_its_value_while_its_server_is_down() -> None:
     async def check() -> None:
         clock = Clock()
-        readings, (load, _) = Readings(10, clock), answers(1, SourceError("MLflow does not answer."), KeyError("x"), 1)
-        first = (await get(readings, load)).version
+        cache = SnapshotCache(10, clock)
+        load, _ = source(1, SourceError("MLflow does not answer."), KeyError("x"), 1)
+        first_version = (await get(cache, load)).version
         for expected in ("MLflow does not answer.", "not as documented"):
             clock.now += 10
-            asked = await get(readings, load)
-            while asked.task is not None:
-                await asyncio.sleep(0)
-            assert (asked.value, asked.read_at) == (1, 1_000_000.0)
-            assert expected in (asked.error or "")
+            snapshot = await get(cache, load)
+            assert (snapshot.value, snapshot.read_at) == (1, 1_000_000.0)
+            assert expected in (snapshot.error or "")
         clock.now += 10
-        asked = await get(readings, load)
-        while asked.task is not None:
-            await asyncio.sleep(0)
-        assert (asked.error, asked.read_at) == (None, clock.now)
-        assert asked.version > first
+        snapshot = await get(cache, load)
+
+        assert (snapshot.error, snapshot.read_at) == (None, clock.now)
+        assert snapshot.version > first_version
 
     asyncio.run(check())
 
 
-def test_who_asks_at_once_shares_one_reading() -> None:
-    async def check() -> None:
-        readings, (load, given) = Readings(10), answers(1)
-        found = await asyncio.gather(*(get(readings, load) for _ in range(20)))
-        assert {each.value for each in found} == {1}
+def test_concurrent_callers_share_one_request() -> None:
+    async def read() -> set[int]:
+        cache, (load, given) = SnapshotCache(10), source(1)
+        snapshots = await asyncio.gather(*(get(cache, load) for _ in range(20)))
         assert len(given) == 1
+        return {snapshot.value for snapshot in snapshots}
 
-    asyncio.run(check())
+    assert asyncio.run(read()) == {1}
 
 
-def test_a_lasting_reading_is_read_once() -> None:
-    async def check() -> None:
+def test_an_immutable_snapshot_is_loaded_once() -> None:
+    async def count_requests() -> int:
         clock = Clock()
-        readings, (load, given) = Readings(10, clock), answers(1)
+        cache, (load, given) = SnapshotCache(10, clock), source(1)
         for _ in range(3):
-            await get(readings, load, lasting=True)
+            await get(cache, load, immutable=True)
             clock.now += 1000
-        assert len(given) == 1
+        return len(given)
 
-    asyncio.run(check())
-
-
-def test_only_so_many_readings_are_kept() -> None:
-    async def check() -> None:
-        readings, (load, _) = Readings(10), answers(1)
-        for key in range(KEPT + 20):
-            await readings.get(key, load, time.monotonic() + 60)
-        assert len(readings._entries) == KEPT
-
-    asyncio.run(check())
+    assert asyncio.run(count_requests()) == 1
 
 
-def sessions(clock: Clock, **given: str) -> Sessions:
-    return Sessions(**{"user": "admin", "password": "right", "key": "k" * 32} | given, seconds=100, clock=clock)
+def test_the_least_recently_used_snapshot_is_evicted() -> None:
+    async def count_requests() -> int:
+        cache, (load, given) = SnapshotCache(1000), source(1)
+        for key in range(MAX_SNAPSHOTS + 1):
+            await cache.get(key, load, time.monotonic() + 60)
+        await cache.get(MAX_SNAPSHOTS, load, time.monotonic() + 60)
+        await cache.get(0, load, time.monotonic() + 60)
+        return len(given)
+
+    assert asyncio.run(count_requests()) == MAX_SNAPSHOTS + 2, "the first one was loaded twice, the last one once"
 
 
-def test_a_session_ends_by_time_and_by_hand() -> None:
-    clock = Clock()
-    made = sessions(clock)
-    cookie = made.begin()
-    session = made.read(cookie)
-    assert session is not None
-    assert session.user == "admin"
-    made.end(session)
-    assert made.read(cookie) is None
-    other = made.begin()
-    clock.now += 100
-    assert made.read(other) is None
-
-
-@pytest.mark.parametrize("changed", [{"password": "other"}, {"key": "o" * 32}, {"user": "other"}])
-def test_a_changed_account_ends_its_sessions(changed: dict[str, str]) -> None:
-    cookie = sessions(Clock()).begin()
-    assert sessions(Clock()).read(cookie) is not None
-    assert sessions(Clock(), **changed).read(cookie) is None
-
-
-@pytest.mark.parametrize("cookie", [None, "", ".", "a.b", "ä.ö", "e30=.", "." * 1000])
-def test_what_is_no_cookie_of_ours_is_no_session(cookie: str | None) -> None:
-    assert sessions(Clock()).read(cookie) is None
-
-
-def test_a_cookie_with_a_changed_letter_is_no_session() -> None:
-    made = sessions(Clock())
-    cookie = made.begin()
-    assert all(
-        made.read(cookie[:n] + ("A" if cookie[n] != "A" else "B") + cookie[n + 1 :]) is None
-        for n in range(len(cookie) - 2)
+def session_manager(clock: Clock, **account: str) -> SessionManager:
+    return SessionManager(
+        **{"user": "admin", "password": "right", "key": "k" * 32} | account, max_age_seconds=100, clock=clock
     )
 
 
-def test_wrong_tries_have_to_wait() -> None:
+def test_a_session_can_be_revoked() -> None:
+    manager = session_manager(Clock())
+    cookie = manager.issue()
+    session = manager.verify(cookie)
+
+    assert session is not None
+    assert session.user == "admin"
+    manager.revoke(session)
+    assert manager.verify(cookie) is None
+
+
+def test_a_session_expires() -> None:
     clock = Clock()
-    tries = Tries(clock)
-    for _ in range(WRONG_TRIES):
-        assert tries.wait("one") == 0
-        tries.wrong("one")
-    assert tries.wait("one") == TRIES_SECONDS
-    assert tries.wait("other") == 0
-    clock.now += TRIES_SECONDS
-    assert tries.wait("one") == 0
-    for address in range(ALL_WRONG_TRIES):
-        tries.wrong(str(address))
-    assert tries.wait("a new one") > 0
+    manager = session_manager(clock)
+    cookie = manager.issue()
+    clock.now += 100
+
+    assert manager.verify(cookie) is None
+
+
+@pytest.mark.parametrize("changed", [{"password": "other"}, {"key": "o" * 32}, {"user": "other"}])
+def test_a_changed_account_invalidates_its_sessions(changed: dict[str, str]) -> None:
+    cookie = session_manager(Clock()).issue()
+
+    assert session_manager(Clock()).verify(cookie) is not None
+    assert session_manager(Clock(), **changed).verify(cookie) is None
+
+
+@pytest.mark.parametrize("cookie", [None, "", ".", "a.b", "ä.ö", "e30=.", "." * 1000])
+def test_a_malformed_cookie_is_no_session(cookie: str | None) -> None:
+    assert session_manager(Clock()).verify(cookie) is None
+
+
+def test_a_tampered_cookie_is_no_session() -> None:
+    manager = session_manager(Clock())
+    cookie = manager.issue()
+
+    tampered = [cookie[:n] + ("A" if cookie[n] != "A" else "B") + cookie[n + 1 :] for n in range(len(cookie) - 2)]
+
+    assert not any(manager.verify(each) for each in tampered)
+
+
+def test_an_address_is_blocked_after_too_many_failures() -> None:
+    clock = Clock()
+    limiter = SignInLimiter(clock)
+    before = []
+    for _ in range(MAX_FAILURES):
+        before.append(limiter.retry_after("one"))
+        limiter.record_failure("one")
+
+    assert before == [0] * MAX_FAILURES
+    assert (limiter.retry_after("one"), limiter.retry_after("other")) == (WINDOW_SECONDS, 0)
+    clock.now += WINDOW_SECONDS
+    assert limiter.retry_after("one") == 0
+
+
+def test_all_addresses_are_blocked_after_too_many_failures_in_total() -> None:
+    limiter = SignInLimiter(Clock())
+    for address in range(MAX_FAILURES_OF_ALL):
+        limiter.record_failure(str(address))
+
+    assert limiter.retry_after("another") == WINDOW_SECONDS

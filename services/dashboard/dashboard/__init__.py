@@ -1,1 +1,1 @@
-"""The page that shows what MLflow and Prefect logged."""
+"""The dashboard: models, monitoring and runs, as MLflow and Prefect record them."""

@@ -10,11 +10,11 @@ from dashboard.settings import Settings
 
 
 def main() -> None:
-    """Run the service until it is stopped; end with one message where a setting is wrong."""
+    """Run the service until it is stopped; exit with one line per invalid setting."""
     try:
         settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
     except ValidationError as error:
-        sys.exit("\n".join(f"{str(each['loc'][0]).upper()}: {each['msg']}." for each in error.errors()))
+        sys.exit("\n".join(f"{str(problem['loc'][0]).upper()}: {problem['msg']}." for problem in error.errors()))
     uvicorn.run(
         create_app(settings),
         host=settings.dashboard_host,

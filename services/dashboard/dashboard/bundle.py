@@ -1,6 +1,6 @@
-"""Write the JavaScript that draws charts in the browser: Vega-Embed with Vega and Vega-Lite, as vl-convert carries them.
+"""Write the JavaScript that draws the charts: Vega-Embed with Vega and Vega-Lite, from vl-convert.
 
-The image's build runs it, so that a page fetches nothing from elsewhere: `python -m dashboard.bundle FILE`.
+Usage: python -m dashboard.bundle FILE. The image's build runs it, so that pages load nothing from other hosts.
 """
 
 import sys
@@ -9,5 +9,5 @@ from pathlib import Path
 import vl_convert
 
 if __name__ == "__main__":
-    script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub knows no default
+    script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the type stub lacks its default
     Path(sys.argv[1]).write_text(script, encoding="utf-8")

@@ -1,11 +1,12 @@
-"""Whether probabilities mean what they say: how often rain came when so much was said."""
+"""Calibration on the holdout: the observed frequency in bins of the predicted probability."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboard.tables import number
+from dashboard.conversions import to_number
+from trainyard.contract import Column
 
 BINS = 10
 Z95 = 1.959964
@@ -13,47 +14,53 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a holdout says of a model's probabilities."""
+    """A model's probabilities compared with the ground truth."""
 
     rows: int
-    binary: bool
-    """Whether the outcome is yes or no; with more classes there is the probability of the right one alone."""
+    is_binary: bool
+    """Whether the target is 0 or 1; with more classes, the predictions are the true class's probability."""
     bins: list[dict[str, Any]]
-    brier: float | None
-    mean_right: dict[str, float]
-    """With more classes: the mean probability that each contestant gave to the right one."""
+    mean_probability: dict[str, float]
+    """With more classes: the mean probability of the true class, by predictor."""
 
 
-def calibration(rows: Sequence[Mapping[str, Any]]) -> Calibration | None:
-    """Judge the rows of `evaluation/holdout.json`; None where there are none to judge."""
-    scored = [(row, number(row.get("model"))) for row in rows]
-    usable = [(row, said) for row, said in scored if said is not None and row.get("observed") is not None]
-    if not usable:
+def calibrate(rows: Sequence[Mapping[str, Any]]) -> Calibration | None:
+    """Compare the probabilities of `Artifact.HOLDOUT` with the ground truth; None if it has no probabilities."""
+    complete = [
+        (row, prediction, to_number(row[Column.OBSERVED]))
+        for row in rows
+        if (prediction := to_number(row.get(Column.MODEL))) is not None and row.get(Column.OBSERVED) is not None
+    ]
+    if not complete or not all(0 <= prediction <= 1 for _, prediction, _ in complete):
         return None
-    outcomes = [number(row["observed"]) for row, _ in usable]
-    contestants = [name for name in rows[0] if name not in ("time", "observed")]
-    if set(outcomes) <= {0.0, 1.0} and len(set(outcomes)) == 2:
-        pairs = [(said, outcome or 0.0) for (_, said), outcome in zip(usable, outcomes, strict=True)]
-        brier = sum((said - outcome) ** 2 for said, outcome in pairs) / len(pairs)
-        return Calibration(len(pairs), True, reliability(pairs), brier, {})
-    right = {name: [number(row.get(name)) for row, _ in usable] for name in contestants}
-    means = {name: _mean(value for value in values if value is not None) for name, values in right.items()}
-    return Calibration(len(usable), False, histogram([said for _, said in usable]), None, means)
+    if any(observed is not None and not observed.is_integer() for _, _, observed in complete):
+        return None  # a regression's target
+    if {observed for _, _, observed in complete} == {0.0, 1.0}:
+        pairs = [(prediction, observed or 0.0) for _, prediction, observed in complete]
+        return Calibration(len(pairs), True, reliability_bins(pairs), {})
+    predictors = [name for name in rows[0] if name not in (Column.TIME, Column.OBSERVED)]
+    values = {name: [to_number(row.get(name)) for row, _, _ in complete] for name in predictors}
+    means = {name: _mean(value for value in column if value is not None) for name, column in values.items()}
+    return Calibration(len(complete), False, histogram(prediction for _, prediction, _ in complete), means)
 
 
-def reliability(pairs: Iterable[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Return bins of equal width: the mean probability said, how often it came, and the 95 % interval of that."""
+def reliability_bins(pairs: Iterable[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Return the bins of equal width that hold rows: mean probability, observed frequency and its 95 % interval.
+
+    Args:
+        pairs: Predicted probability, and 1 for the positive class or 0.
+    """
     grouped: dict[int, list[tuple[float, float]]] = {}
-    for said, came in pairs:
-        grouped.setdefault(bin_of(said), []).append((said, came))
-    found = []
+    for pair in pairs:
+        grouped.setdefault(bin_index(pair[0]), []).append(pair)
+    bins = []
     for index, members in sorted(grouped.items()):
-        came = sum(outcome for _, outcome in members)
-        low, high = wilson(came, len(members))
-        found.append(
+        positives = sum(observed for _, observed in members)
+        low, high = wilson_interval(positives, len(members))
+        bins.append(
             {
-                "said": _mean(said for said, _ in members),
-                "came": came / len(members),
+                "predicted": _mean(probability for probability, _ in members),
+                "observed": positives / len(members),
                 "low": low,
                 "high": high,
                 "rows": len(members),
@@ -61,28 +68,28 @@ def reliability(pairs: Iterable[tuple[float, float]]) -> list[dict[str, Any]]:
                 "to": (index + 1) / BINS,
             }
         )
-    return found
+    return bins
 
 
-def histogram(values: Iterable[float]) -> list[dict[str, Any]]:
-    """Return how many values fall into each of the bins of equal width."""
+def histogram(probabilities: Iterable[float]) -> list[dict[str, Any]]:
+    """Return the count of probabilities in each bin of equal width."""
     counts = [0] * BINS
-    for value in values:
-        counts[bin_of(value)] += 1
+    for probability in probabilities:
+        counts[bin_index(probability)] += 1
     return [{"from": n / BINS, "to": (n + 1) / BINS, "rows": count} for n, count in enumerate(counts)]
 
 
-def bin_of(value: float) -> int:
+def bin_index(probability: float) -> int:
     """Return the bin of a probability; 1 belongs to the last."""
-    return min(max(int(value * BINS), 0), BINS - 1)
+    return min(int(probability * BINS), BINS - 1)
 
 
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share (E. B. Wilson, 1927)."""
-    share, z2 = successes / trials, Z95**2
-    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    spread = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, middle - spread), min(1.0, middle + spread)
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion (E. B. Wilson, 1927)."""
+    proportion, z2 = successes / trials, Z95**2
+    center = (proportion + z2 / (2 * trials)) / (1 + z2 / trials)
+    spread = Z95 * math.sqrt(proportion * (1 - proportion) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, center - spread), min(1.0, center + spread)
 
 
 def _mean(values: Iterable[float]) -> float:

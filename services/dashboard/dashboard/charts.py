@@ -1,205 +1,203 @@
-"""The page's charts, as Vega-Lite specifications made with Altair; static/charts.js gives them the page's colours.
+"""The page's charts as Vega-Lite specifications; static/page.js gives them the page's colors and draws them.
 
-Nothing is told by colour alone: contestants differ in dash and shape as well, outcomes in shape and filling.
+Nothing is encoded by color alone: predictors differ in dash and shape as well, outcomes in shape.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import altair as alt
 import orjson
 
 from dashboard.calibration import Calibration
-from dashboard.models import METRICS, label
-from dashboard.runs import REST
+from dashboard.checks import OUTCOMES
+from dashboard.metrics import describe_metric, sort_predictors
+from dashboard.runs import UNATTRIBUTED
 
 Rows = Sequence[Mapping[str, Any]]
+Spec = dict[str, Any]
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 DASHES = [[1, 0], [6, 3], [2, 3], [8, 3, 2, 3]]
 SHAPES = ["circle", "square", "triangle-up", "diamond"]
-OUTCOMES = ["rain", "dry", "not yet known", "still to come"]
-HEIGHT = 240
+DEFAULT_HEIGHT = 240
+LINE = {"type": "line", "strokeWidth": 2}
+STEM = {"type": "rule", "strokeWidth": 2}
+POINT = {"type": "point", "filled": True, "size": 80, "opacity": 1}
+TOP_LEGEND = {"orient": "top"}
+PERCENT_AXIS = {"format": ".0%", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}
+UNIT_SCALE = {"domain": [0, 1], "nice": False}
 
 
-def metric_chart(rows: Rows, metric: str, when: str = "start of the training") -> dict[str, Any]:
-    """A metric of model and baselines over the trainings, or of live predictions over the checks."""
-    _, _, better = METRICS.get(metric, ("", "no unit", ""))
-    name = label(metric)
-    who = contestants(row["who"] for row in rows)
-    base = alt.Chart(values(rows)).encode(
-        x=alt.X(
-            "at:T",
-            title=f"{when} (your time)",
-            axis=alt.Axis(tickCount=4, labelOverlap=True, format="%-d %b, %H:%M"),
-        ),
-        y=alt.Y("value:Q", title=f"{name} ({better} is better)" if better else name, scale=alt.Scale(zero=False)),
-        color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who), legend=alt.Legend(orient="top")),
-        strokeDash=alt.StrokeDash("who:N", title=None, scale=alt.Scale(domain=who, range=DASHES[: len(who)])),
-        tooltip=[
-            alt.Tooltip("who:N", title="of"),
-            alt.Tooltip("value:Q", title=name, format=".4f"),
-            alt.Tooltip("version:N", title="version"),
-            alt.Tooltip("at:T", title=when, format="%Y-%m-%d %H:%M"),
+def metric_chart(points: Rows, metric: str, at_title: str = "start of the training") -> Spec:
+    """Draw a metric over time: of model and baselines, or of live predictions and the holdout."""
+    label, _, better = describe_metric(metric)
+    predictors = sort_predictors(point["predictor"] for point in points)
+    encoding = {
+        "x": quantity("at", f"{at_title} (your time)", type="temporal",
+                      axis={"tickCount": 4, "labelOverlap": True, "format": "%-d %b, %H:%M"}),
+        "y": quantity("value", f"{label} ({better} is better)" if better else label, scale={"zero": False}),
+        **categories("predictor", predictors),
+        "tooltip": [
+            category("predictor", "predictor"),
+            quantity("value", label, format=".4f"),
+            category("version", "version"),
+            quantity("at", at_title, type="temporal", format="%Y-%m-%d %H:%M"),
         ],
-    )
-    points = base.mark_point(filled=True, size=55, opacity=1).encode(
-        shape=alt.Shape("who:N", title=None, scale=alt.Scale(domain=who, range=SHAPES[: len(who)]))
-    )
-    return spec(alt.layer(base.mark_line(strokeWidth=2), points))
+    }  # fmt: skip
+    dashes = category("predictor", scale={"domain": predictors, "range": DASHES[: len(predictors)]})
+    layers = [{"mark": LINE, "encoding": {"strokeDash": dashes}}, {"mark": {**POINT, "size": 55}}]
+    return spec(points, layer=layers, encoding=encoding)
 
 
-def calibration_chart(found: Calibration) -> dict[str, Any]:
-    """How often it came beside how likely it was said to be; or with several classes, how sure of the right one."""
-    return reliability_chart(found.bins) if found.binary else certainty_chart(found.bins)
+def calibration_chart(calibration: Calibration) -> Spec:
+    """Draw the reliability diagram of a binary target, or the histogram of the true class's probability."""
+    return reliability_chart(calibration.bins) if calibration.is_binary else true_class_chart(calibration.bins)
 
 
-def reliability_chart(bins: Rows) -> dict[str, Any]:
-    """A point for each tenth, on the diagonal where the probabilities are right, with its 95 % interval."""
-    diagonal = (
-        alt.Chart(values([{"said": 0, "came": 0}, {"said": 1, "came": 1}]))
-        .mark_line(strokeDash=[4, 4], style="quiet")
-        .encode(x="said:Q", y="came:Q")
-    )
-    axis = alt.Axis(format=".0%", values=[0, 0.2, 0.4, 0.6, 0.8, 1])
-    unit = alt.Scale(domain=[0, 1], nice=False)
-    base = alt.Chart(values(bins)).encode(x=alt.X("said:Q", title="probability said", scale=unit, axis=axis))
-    intervals = base.mark_rule(strokeWidth=2).encode(
-        y=alt.Y("low:Q", title="share of rows in which it came", scale=unit, axis=axis), y2="high:Q"
-    )
-    points = base.mark_point(filled=True, opacity=1, style="mark").encode(
-        y=alt.Y("came:Q", scale=unit, axis=axis),
-        size=alt.Size("rows:Q", scale=alt.Scale(range=[40, 320]), legend=None),
-        tooltip=[
-            alt.Tooltip("said:Q", title="said, mean", format=".1%"),
-            alt.Tooltip("came:Q", title="came", format=".1%"),
-            alt.Tooltip("low:Q", title="95 % interval from", format=".1%"),
-            alt.Tooltip("high:Q", title="to", format=".1%"),
-            alt.Tooltip("rows:Q", title="holdout rows"),
+def reliability_chart(bins: Rows) -> Spec:
+    """Draw the observed frequency with its 95 % interval in each bin, and the diagonal of perfect calibration."""
+    y_title = "observed frequency of the positive class"
+    diagonal = {
+        "data": {"values": [{"predicted": 0, "observed": 0}, {"predicted": 1, "observed": 1}]},
+        "mark": {"type": "line", "strokeDash": [4, 4], "style": "muted"},
+        "encoding": {"y": quantity("observed", y_title)},
+    }
+    intervals = {"mark": STEM, "encoding": {"y": quantity("low", y_title), "y2": {"field": "high"}}}
+    points = {
+        "mark": {"type": "point", "filled": True, "opacity": 1, "style": "mark"},
+        "encoding": {
+            "y": quantity("observed", y_title, scale=UNIT_SCALE, axis=PERCENT_AXIS),
+            "size": quantity("rows", scale={"range": [40, 320]}, legend=None),
+            "tooltip": [
+                quantity("predicted", "mean predicted probability", format=".1%"),
+                quantity("observed", "observed frequency", format=".1%"),
+                quantity("low", "95 % interval from", format=".1%"),
+                quantity("high", "to", format=".1%"),
+                quantity("rows", "holdout rows"),
+            ],
+        },
+    }
+    x = quantity("predicted", "predicted probability", scale=UNIT_SCALE, axis=PERCENT_AXIS)
+    return spec(bins, layer=[diagonal, intervals, points], encoding={"x": x})
+
+
+def true_class_chart(bins: Rows) -> Spec:
+    """Draw the count of holdout rows by the probability that the model gave to their true class."""
+    encoding = {
+        "x": quantity("from", "predicted probability of the true class", bin="binned", axis={"format": ".0%"}),
+        "x2": {"field": "to"},
+        "y": quantity("rows", "holdout rows"),
+        "tooltip": [
+            quantity("from", "from", format=".0%"),
+            quantity("to", "to", format=".0%"),
+            quantity("rows", "holdout rows"),
         ],
+    }
+    return spec(bins, mark={"type": "bar", "style": "mark"}, encoding=encoding)
+
+
+def prediction_chart(rows: Rows, is_binary: bool) -> Spec:
+    """Draw predictions over time with their ground truth: as the shape of a probability, or as a second point."""
+    is_daily = all(len(row["time"]) == len("2026-01-01") for row in rows)
+    time_axis = {"format": "%-d %b" if is_daily else "%-d %b, %H:%M", "tickCount": 6, "labelOverlap": True}
+    x = quantity(
+        "time", "time of the prediction's subject (UTC)", type="temporal", scale={"type": "utc"}, axis=time_axis
     )
-    return spec(alt.layer(diagonal, intervals, points))
+    title = "probability of the positive class" if is_binary else "value"
+    tooltip = [
+        category("time", "time"),
+        quantity("value", "prediction", format=".0%" if is_binary else ".4~g"),
+        category("outcome", "ground truth"),
+        category("version", "version"),
+        category("issued_at", "issued at"),
+    ]
+    if not is_binary:
+        points = [{**row, "series": "prediction"} for row in rows]
+        points += [
+            {**row, "series": "ground truth", "value": row["observed"]} for row in rows if row["observed"] is not None
+        ]
+        y = quantity("value", title, scale={"zero": False})
+        encoding = {"x": x, "y": y, **categories("series", ["prediction", "ground truth"]), "tooltip": tooltip}
+        return spec(points, mark=POINT, encoding=encoding)
+    y = quantity("value", title, scale={"domain": [0, 1]}, axis={"format": ".0%"})
+    half = {"data": {"values": [{}]}, "mark": {"type": "rule", "strokeDash": [4, 4]}, "encoding": {"y": {"datum": 0.5}}}
+    stems = {"mark": {"type": "rule", "opacity": 0.5}, "encoding": {"x": x, "y": y, "y2": {"datum": 0.5}}}
+    outcomes = {
+        "mark": {**POINT, "size": 90},
+        "encoding": {"x": x, "y": y, **categories("outcome", OUTCOMES), "tooltip": tooltip},
+    }
+    return spec(rows, layer=[half, stems, outcomes])
 
 
-def certainty_chart(bins: Rows) -> dict[str, Any]:
-    """How many holdout rows had their right class given so much probability."""
-    rows = [{**row, "middle": (row["from"] + row["to"]) / 2} for row in bins]
-    chart = alt.Chart(values(rows)).mark_bar(style="mark").encode(
-        x=alt.X("from:Q", title="probability given to the right class", axis=alt.Axis(format=".0%")).bin("binned"),
-        x2="to:Q",
-        y=alt.Y("rows:Q", title="holdout rows"),
-        tooltip=[
-            alt.Tooltip("from:Q", title="from", format=".0%"),
-            alt.Tooltip("to:Q", title="to", format=".0%"),
-            alt.Tooltip("rows:Q", title="holdout rows"),
+def drift_chart(rows: Rows) -> Spec:
+    """Draw each column's population stability index."""
+    shown = [{**row, "verdict": "drifted" if row["drifted"] else "no drift"} for row in rows]
+    encoding = {
+        "x": quantity("psi", "PSI (no unit; 0 is no change)"),
+        "y": category("column", sort=None),
+        **categories("verdict", ["no drift", "drifted"], ["circle", "diamond"]),
+        "tooltip": [
+            category("column", "column"),
+            quantity("psi", "PSI", format=".3f"),
+            quantity("training_mean", "mean in training", format=".3~f"),
+            quantity("recent_mean", "recent mean", format=".3~f"),
+            category("verdict", "verdict"),
         ],
-    )  # fmt: skip
-    return spec(chart)
+    }
+    layers = [{"mark": STEM, "encoding": {"x2": {"datum": 0}}}, {"mark": POINT}]
+    return spec(shown, height=22 * len(rows) + 80, layer=layers, encoding=encoding)
 
 
-def forecast_chart(days: Rows) -> dict[str, Any]:
-    """The probability of rain said for each day; the shape says what came."""
-    colour = alt.Color("outcome:N", title=None, scale=alt.Scale(domain=OUTCOMES), legend=alt.Legend(orient="top"))
-    half = alt.Chart(values([{"half": 0.5}])).mark_rule(strokeDash=[4, 4]).encode(y="half:Q")
-    base = alt.Chart(values(days)).encode(
-        x=alt.X("day:T", timeUnit="utcyearmonthdate", title="day that is forecast",
-                axis=alt.Axis(format="%-d %b", tickCount=6, labelOverlap=True)),
-        y=alt.Y("probability:Q", title="probability of rain", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
-        tooltip=[
-            alt.Tooltip("day:N", title="day"),
-            alt.Tooltip("probability:Q", title="probability of rain", format=".0%"),
-            alt.Tooltip("outcome:N", title="what came"),
-            alt.Tooltip("version:N", title="version"),
-            alt.Tooltip("issued_at:N", title="said at"),
+def duration_chart(parts: Rows) -> Spec:
+    """Draw the seconds of each run by component, the newest run on top."""
+    components = sorted(dict.fromkeys(part["component"] for part in parts), key=lambda name: name == UNATTRIBUTED)
+    ordered = [{**part, "position": components.index(part["component"])} for part in parts]
+    encoding = {
+        "x": quantity("seconds", "duration (seconds)", aggregate="sum"),
+        "y": category("run", sort={"field": "order"}),
+        "color": category("component", scale={"domain": components}, legend=TOP_LEGEND),
+        "order": {"field": "position", "type": "quantitative"},
+        "tooltip": [
+            category("run", "run"),
+            category("component", "component"),
+            quantity("seconds", "seconds", format=".2f"),
+            category("state", "the run's state"),
         ],
-    )  # fmt: skip
-    stems = base.mark_rule(opacity=0.5).encode(y2=alt.datum(0.5))
-    points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        color=colour,
-        shape=alt.Shape("outcome:N", title=None, scale=alt.Scale(domain=OUTCOMES, range=SHAPES)),
-    )
-    return spec(alt.layer(half, stems, points))
+    }
+    height = 24 * len({part["order"] for part in parts}) + 90
+    return spec(ordered, height=height, mark={"type": "bar", "height": {"band": 0.7}}, encoding=encoding)
 
 
-def drift_chart(rows: Rows) -> dict[str, Any]:
-    """How far each column's recent values are from those of the training."""
-    shown = [{**row, "said": "drifted" if row["drifted"] else "as in training"} for row in rows]
-    domain = ["as in training", "drifted"]
-    base = alt.Chart(values(shown)).encode(
-        x=alt.X("psi:Q", title="PSI (no unit; 0 is no change)"),
-        y=alt.Y("column:N", sort=None, title=None),
-        color=alt.Color("said:N", title=None, scale=alt.Scale(domain=domain), legend=alt.Legend(orient="top")),
-        tooltip=[
-            alt.Tooltip("column:N"),
-            alt.Tooltip("psi:Q", title="PSI", format=".3f"),
-            alt.Tooltip("training_mean:Q", title="mean in training", format=".3~f"),
-            alt.Tooltip("recent_mean:Q", title="mean now", format=".3~f"),
-            alt.Tooltip("said:N", title="verdict"),
-        ],
-    )
-    stems = base.mark_rule(strokeWidth=2).encode(x2=alt.datum(0))
-    points = base.mark_point(filled=True, size=80, opacity=1).encode(
-        shape=alt.Shape("said:N", title=None, scale=alt.Scale(domain=domain, range=["circle", "diamond"]))
-    )
-    return spec(alt.layer(stems, points), height=22 * len(rows) + 80)
+def quantity(field: str, title: str | None = None, **options: Any) -> Spec:
+    """Return the definition of a quantitative channel."""
+    return {"field": field, "type": "quantitative", "title": title, **options}
 
 
-def duration_chart(rows: Rows) -> dict[str, Any]:
-    """The seconds of each run by component, the newest run on top."""
-    components = sorted(dict.fromkeys(row["component"] for row in rows), key=lambda name: name == REST)
-    chart = alt.Chart(values(rows)).mark_bar(height={"band": 0.7}).encode(
-        x=alt.X("sum(seconds):Q", title="duration (seconds)"),
-        y=alt.Y("run:N", sort=alt.SortField("order"), title=None),
-        color=alt.Color("component:N", title=None, scale=alt.Scale(domain=components),
-                        legend=alt.Legend(orient="top")),
-        order=alt.Order("part:Q"),
-        tooltip=[
-            alt.Tooltip("run:N"),
-            alt.Tooltip("component:N"),
-            alt.Tooltip("seconds:Q", title="seconds", format=".2f"),
-            alt.Tooltip("state:N", title="the run's state"),
-        ],
-    ).transform_calculate(part=f"indexof({orjson.dumps(components).decode()}, datum.component)")  # fmt: skip
-    return spec(chart, height=24 * len({row["order"] for row in rows}) + 90)
+def category(field: str, title: str | None = None, **options: Any) -> Spec:
+    """Return the definition of a nominal channel."""
+    return {"field": field, "type": "nominal", "title": title, **options}
 
 
-def contestants(names: Any) -> list[str]:
-    """Return who is in a chart, the model first."""
-    found = sorted(set(names))
-    return sorted(found, key=lambda name: name not in ("model", "live"))
+def categories(field: str, domain: Iterable[str], shapes: Sequence[str] = SHAPES) -> Spec:
+    """Return color and shape channels of a field."""
+    values = list(domain)
+    return {
+        "color": category(field, scale={"domain": values}, legend=TOP_LEGEND),
+        "shape": category(field, scale={"domain": values, "range": list(shapes[: len(values)])}),
+    }
 
 
-def values(rows: Rows) -> alt.Data:
-    """Return rows as a chart's data."""
-    return alt.Data(values=[dict(row) for row in rows])  # type: ignore[no-untyped-call]
+def spec(rows: Rows, height: int = DEFAULT_HEIGHT, **view: Any) -> Spec:
+    """Return the specification of a chart that is as wide as its container."""
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": rows},
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit", "contains": "padding"},
+        **view,
+    }
 
 
-def spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
-    """Return a chart that is as wide as its place on the page."""
-    fit = alt.AutoSizeParams(type="fit", contains="padding")
-    sized = chart.properties(width="container", height=height, autosize=fit)
-    found: dict[str, Any] = sized.to_dict(validate=False)
-    return found
-
-
-def drawn(make: Callable[..., dict[str, Any]], *arguments: Any) -> str:
-    """Return a chart's JSON; made once for the same figures."""
-    return _drawn(make, orjson.dumps(arguments), Unhashed(arguments))
-
-
-class Unhashed:
-    """Arguments that travel past the cache's key."""
-
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
-        self.arguments = arguments
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unhashed)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=64)
-def _drawn(make: Callable[..., dict[str, Any]], _: bytes, given: Unhashed) -> str:
-    # A data block in the page: what could end it is written otherwise.
-    return orjson.dumps(make(*given.arguments)).decode().replace("<", "\\u003c")
+def to_json(chart: Spec) -> str:
+    """Return a specification as JSON that cannot end the script element that holds it."""
+    return orjson.dumps(chart).decode().replace("<", "\\u003c")

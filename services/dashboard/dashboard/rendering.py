@@ -1,39 +1,58 @@
-"""The templates and the files that pages are made with."""
+"""Templates and static files."""
 
 import gzip
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from dashboard import charts, words
-from dashboard.models import label
+from dashboard import charts
+from dashboard.formatting import FILTERS
+from dashboard.metrics import describe_metric
+from trainyard.contract import Alias, Artifact, GateDecision
 
 STATIC = Path(__file__).parent / "static"
-TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+BUNDLE = "vega.js"
+MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
-def load_files(bundle: Path) -> dict[str, tuple[bytes, bytes, str]]:
-    """Return the static files by name: as they are, compressed, and their type."""
-    paths = [path for path in STATIC.iterdir() if path.suffix in TYPES and path.name != "vega.js"]
-    texts = {path.name: path.read_bytes() for path in paths} | {"vega.js": bundle.read_bytes()}
-    return {name: (text, gzip.compress(text, 6), TYPES[Path(name).suffix]) for name, text in texts.items()}
+class StaticFile(NamedTuple):
+    """A static file in memory."""
+
+    content: bytes
+    gzipped: bytes
+    media_type: str
+    url: str
+    """Has a digest of the content, so that browsers can cache it for good."""
 
 
-def make_templates(files: dict[str, tuple[bytes, bytes, str]]) -> Environment:
-    """Return the page's templates, which find each static file under an address that changes with it."""
-    addresses = {
-        name: f"/static/{name}?{hashlib.sha256(text).hexdigest()[:12]}" for name, (text, _, _) in files.items()
-    }
+def load_static_files(bundle: Path) -> dict[str, StaticFile]:
+    """Return the static files by name, with `bundle` as vega.js."""
+    paths = {path.name: path for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES} | {BUNDLE: bundle}
+    files = {}
+    for name, path in paths.items():
+        content = path.read_bytes()
+        url = f"/static/{name}?{hashlib.sha256(content).hexdigest()[:12]}"
+        files[name] = StaticFile(content, gzip.compress(content, 6), MEDIA_TYPES[Path(name).suffix], url)
+    return files
+
+
+def load_templates(files: dict[str, StaticFile]) -> Environment:
+    """Return the page's templates with their filters and globals."""
     templates = Environment(
         loader=PackageLoader("dashboard"),
         autoescape=select_autoescape(default=True),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals |= {"static": addresses, "charts": charts, "drawn": charts.drawn, "label": label}
-    templates.filters |= {
-        "moment": words.moment, "took": words.took, "figure": words.figure, "share": words.share,
-        "count": words.count, "paragraphs": words.paragraphs,
-    }  # fmt: skip
+    templates.globals |= {
+        "static": {name: file.url for name, file in files.items()},
+        "charts": charts,
+        "describe_metric": describe_metric,
+        "Alias": Alias,
+        "Artifact": Artifact,
+        "GateDecision": GateDecision,
+    }
+    templates.filters |= FILTERS
     return templates

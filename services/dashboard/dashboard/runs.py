@@ -1,12 +1,13 @@
-"""Pipeline runs and work pools as the page shows them."""
+"""Flow runs and work pools as the page shows them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dashboard.models import Links, seconds_of
+from dashboard.conversions import to_timestamp
+from dashboard.ui import UIAddresses
+from trainyard.contract import PrefectPage, State
 
-# How a state looks: a tone and a sign, so that colour is never alone.
-TONES = {
+STATE_TONES = {
     "COMPLETED": ("good", "✓"),
     "FAILED": ("bad", "✕"),
     "CRASHED": ("bad", "✕"),
@@ -17,33 +18,32 @@ TONES = {
     "PAUSED": ("neutral", "‖"),
     "SCHEDULED": ("neutral", "◷"),
 }
-# Names that flows give to states of theirs, and that say more than the type.
-NAMED = {"Alert": ("bad", "!")}
-REST = "between components"
-OFFLINE_AFTER_SECONDS = 90
+"""A state type's tone and sign, so that color is never alone."""
+STATE_NAME_TONES = {State.ALERT: ("bad", "!")}
+"""Names of states that say more than their type."""
+UNATTRIBUTED = "between components"
+MAX_WORKERS, WORKER_SHOWN_SECONDS = 8, 86_400
 
 
-def view(run: Mapping[str, Any], links: Links, now: float) -> dict[str, Any]:
-    """Return a run's row: state, times, components with their seconds, retries and cache hits."""
-    tone, sign = NAMED.get(run["state_name"]) or TONES.get(run["state_type"], ("neutral", "·"))
+def run_row(run: Mapping[str, Any], ui: UIAddresses, now: float) -> dict[str, Any]:
+    """Return a run with its state, times, components, retries and cache hits."""
+    tone, sign = STATE_NAME_TONES.get(run["state_name"]) or STATE_TONES.get(run["state_type"], ("neutral", "·"))
     return {
-        "id": run["id"],
         "name": run["name"],
         "flow": run.get("flow") or "a deleted flow",
-        "url": links.flow_run(run["id"]),
+        "url": PrefectPage.flow_run(ui.prefect, run["id"]),
         "state": run["state_name"],
         "tone": tone,
         "sign": sign,
-        "started": seconds_of(run["start_time"]),
-        "seconds": seconds(run, now),
+        "started_at": to_timestamp(run["start_time"]),
+        "seconds": run_seconds(run, now),
         "components": [
             {
-                "flow": part.get("flow") or part["name"],
-                "seconds": seconds(part, now),
-                "state": part["state_name"],
-                "url": links.flow_run(part["id"]),
+                "flow": component.get("flow") or component["name"],
+                "seconds": run_seconds(component, now),
+                "url": PrefectPage.flow_run(ui.prefect, component["id"]),
             }
-            for part in run.get("components", [])
+            for component in run.get("components", [])
         ],
         "tasks": run.get("tasks", 0),
         "cached": run.get("cached", 0),
@@ -51,79 +51,75 @@ def view(run: Mapping[str, Any], links: Links, now: float) -> dict[str, Any]:
     }
 
 
-def seconds(run: Mapping[str, Any], now: float) -> float | None:
+def run_seconds(run: Mapping[str, Any], now: float) -> float | None:
     """Return how long a run took, or has taken so far."""
-    start, end = seconds_of(run["start_time"]), seconds_of(run["end_time"])
-    if start is None:
-        return None
-    if end is None and run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+    start, end = to_timestamp(run["start_time"]), to_timestamp(run["end_time"])
+    if start is None or (end is None and run["state_type"] in State.FINAL_TYPES):
         return None
     return max(0.0, (now if end is None else end) - start)
 
 
-def durations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the seconds by component of each run, a row for each piece of a stacked bar, the newest run first.
+def durations_by_component(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the seconds of each run by component: the parts of stacked bars, newest run first.
 
-    Places that are trained side by side overlap: their components may add up to more than the run took, and then
-    nothing is left between them.
+    Concurrent components may add up to more than the run took; then no time is left between them.
     """
-    found = []
+    durations = []
     for order, row in enumerate(rows):
         if row["seconds"] is None:
             continue
         parts: dict[str, float] = {}
-        for part in row["components"]:
-            parts[part["flow"]] = parts.get(part["flow"], 0.0) + (part["seconds"] or 0.0)
+        for component in row["components"]:
+            parts[component["flow"]] = parts.get(component["flow"], 0.0) + (component["seconds"] or 0.0)
         rest = row["seconds"] - sum(parts.values())
         if not parts:
             parts[row["flow"]] = row["seconds"]
         elif rest > 0:
-            parts[REST] = rest
-        found += [
-            {"run": row["name"], "order": order, "component": name, "seconds": round(took, 2), "state": row["state"]}
-            for name, took in parts.items()
+            parts[UNATTRIBUTED] = rest
+        durations += [
+            {"run": row["name"], "order": order, "component": name, "seconds": round(seconds, 2), "state": row["state"]}
+            for name, seconds in parts.items()
         ]
-    return found
+    return durations
 
 
-def pool_view(pool: Mapping[str, Any], links: Links, now: float) -> dict[str, Any]:
-    """Return a work pool with its workers' last signs of life."""
+def pool_row(pool: Mapping[str, Any], ui: UIAddresses, now: float) -> dict[str, Any]:
+    """Return a work pool with its status and its recently seen workers."""
     workers = [
         {
             "name": worker["name"],
-            "online": worker["status"] == "ONLINE",
-            "seen": seconds_of(worker["last_heartbeat_time"]),
+            "is_online": worker["status"] == "ONLINE",
+            "seen_at": to_timestamp(worker["last_heartbeat_time"]),
         }
         for worker in pool["workers"]
     ]
-    workers.sort(key=lambda worker: -(worker["seen"] or 0))
-    online = sum(worker["online"] for worker in workers)
-    late = pool["runs"]["Late"]
+    workers.sort(key=lambda worker: -(worker["seen_at"] or 0))
+    online, late = sum(worker["is_online"] for worker in workers), pool["runs"]["Late"]
     if pool["is_paused"]:
-        text, tone = "Paused: no run is started", "bad"
+        text, tone = "Paused: no runs are started", "bad"
     elif not online:
-        text, tone = "No worker is online: nothing is run", "bad"
+        text, tone = "No worker online: no runs are started", "bad"
     elif late:
         text, tone = f"{late} {'run is' if late == 1 else 'runs are'} late", "bad"
     else:
         text, tone = "Ready", "good"
+    recent = [each for each in workers if each["is_online"] or now - (each["seen_at"] or 0) < WORKER_SHOWN_SECONDS]
     return {
-        **{key: pool[key] for key in ("name", "type", "concurrency_limit", "queues", "runs")},
-        "workers": [worker for worker in workers if worker["online"] or now - (worker["seen"] or 0) < 86400][:8],
+        **{key: pool[key] for key in ("name", "type", "queues", "runs")},
+        "workers": recent[:MAX_WORKERS],
         "online": online,
         "text": text,
         "tone": tone,
-        "url": links.pool(pool["name"]),
+        "url": PrefectPage.work_pool(ui.prefect, pool["name"]),
     }
 
 
-def pages(page: int, last: int, around: int = 2) -> list[int | None]:
+def page_numbers(page: int, last: int, neighbors: int = 2) -> list[int | None]:
     """Return the page numbers to link to; None stands for a gap."""
-    near = range(max(1, page - around), min(last, page + around) + 1)
-    wanted = sorted({1, last, *near}) if last else []
-    found: list[int | None] = []
-    for number in wanted:
-        if found and found[-1] is not None and number > found[-1] + 1:
-            found.append(None)
-        found.append(number)
-    return found
+    nearby = range(max(1, page - neighbors), min(last, page + neighbors) + 1)
+    numbers: list[int | None] = []
+    for number in sorted({1, last, *nearby}) if last else []:
+        if numbers and numbers[-1] is not None and number > numbers[-1] + 1:
+            numbers.append(None)
+        numbers.append(number)
+    return numbers

@@ -1,4 +1,4 @@
-"""What the service reads from the environment, all of it here."""
+"""The service's settings: all that it reads from the environment."""
 
 from pathlib import Path
 
@@ -15,22 +15,38 @@ class Settings(BaseSettings):
     mlflow_tracking_username: str | None = None
     mlflow_tracking_password: SecretStr = SecretStr("")
     mlflow_ui_url: str = "http://localhost:5001"
-    """Where people's browsers find MLflow."""
+    """MLflow's address for people's browsers."""
 
     prefect_api_url: str
     prefect_api_auth_string: SecretStr | None = None
+    """`user:password`."""
     prefect_ui_url: str = "http://localhost:4200"
+    """Prefect's address for people's browsers."""
 
     dashboard_host: str = "127.0.0.1"
     dashboard_port: int = Field(default=8501, ge=1, le=65535)
     dashboard_user: str = "admin"
     dashboard_password: SecretStr = Field(min_length=12)
     dashboard_session_key: SecretStr = Field(min_length=32)
-    """Signs sessions; with another key, everyone signs in again."""
+    """Signs the session cookies; a new key signs everyone out."""
     dashboard_session_seconds: float = Field(default=12 * 3600, gt=0)
     dashboard_cache_seconds: float = Field(default=10, gt=0)
-    """How old a reading may grow before it is read anew."""
+    """Age from which a snapshot is refreshed."""
     dashboard_rows: int = Field(default=12, ge=1, le=50)
-    """Runs on a page."""
+    """Runs per page."""
     dashboard_bundle: Path = Path(__file__).parent / "static" / "vega.js"
-    """What `python -m dashboard.bundle` wrote."""
+    """The file that `python -m dashboard.bundle` writes."""
+
+    @property
+    def mlflow_login(self) -> tuple[str, str] | None:
+        """User and password for MLflow's API; None if it asks for none."""
+        user = self.mlflow_tracking_username
+        return (user, self.mlflow_tracking_password.get_secret_value()) if user else None
+
+    @property
+    def prefect_login(self) -> tuple[str, str] | None:
+        """User and password for Prefect's API; None if it asks for none."""
+        if self.prefect_api_auth_string is None:
+            return None
+        user, _, password = self.prefect_api_auth_string.get_secret_value().partition(":")
+        return user, password

@@ -1,0 +1,98 @@
+"""The contents of the page's panels, made from a view's snapshots."""
+
+import time
+from typing import Any
+
+from dashboard import checks, registry, runs
+from dashboard.calibration import calibrate
+from dashboard.conversions import to_timestamp
+from dashboard.metrics import describe_metric, sort_metrics, sort_predictors
+from dashboard.ui import UIAddresses
+from dashboard.view import View, aliases_of
+from trainyard.contract import Alias, PrefectPage
+
+VERSIONS_PER_PAGE = 8
+MAX_CHAMPIONS = 6
+
+
+def make_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
+    """Return the template's variables."""
+    now = time.time()
+    return {
+        "model": model_panels(view, ui),
+        "calibration": calibrate(view.value("holdout") or []),
+        "monitoring": monitoring_panels(view, ui, now),
+        "platform": platform_panels(view, ui, now),
+    }
+
+
+def model_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
+    """Return the champion, the version history and the metrics of the trainings."""
+    models = view.value("models") or []
+    names = sorted(model["name"] for model in models)
+    data = view.value("model")
+    if not data:
+        return {"names": names, "champion": None, "description": None}
+    trainings = registry.list_trainings(data["runs"])
+    history = registry.version_history(data["versions"], aliases_of(models, view.model), trainings, ui)
+    metrics = sort_metrics(metric for training in trainings for metric in training["scores"])
+    metric = view.selection.metric if view.selection.metric in metrics else next(iter(metrics), "")
+    last_page = max(1, -(-len(history) // VERSIONS_PER_PAGE))
+    page = min(view.selection.versions, last_page)
+    points = registry.metric_points(trainings, metric)
+    return {
+        "names": names,
+        "champion": next((version for version in history if Alias.CHAMPION in version["aliases"]), None),
+        "champions": registry.champion_history(history)[:MAX_CHAMPIONS],
+        "challenger": registry.last_challenger(history),
+        "versions": history[(page - 1) * VERSIONS_PER_PAGE : page * VERSIONS_PER_PAGE],
+        "version_page": page,
+        "version_pages": last_page,
+        "metrics": metrics,
+        "metric": metric,
+        "description": describe_metric(metric) if metric else None,
+        "points": points,
+        "rows": registry.metric_rows(trainings, metric, view.model, ui),
+        "predictors": sort_predictors(point["predictor"] for point in points),
+    }
+
+
+def monitoring_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]:
+    """Return the newest check of the model and the trend over the checks."""
+    data = view.value("checks") or {"runs": [], "drift": [], "forecasts": []}
+    metric, trend = checks.live_trend(data["runs"])
+    return {
+        "check": checks.latest_check(data["runs"], ui),
+        "trend": trend,
+        "trend_metric": metric,
+        "drift": checks.drift_rows(data["drift"]),
+        "predictions": checks.predictions_by_subject(data["forecasts"], now),
+    }
+
+
+def platform_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]:
+    """Return runs, schedules, the last failure and work pools."""
+    page = view.value("runs") or {"runs": [], "count": 0, "pages": 0, "flows": []}
+    schedule = view.value("schedule") or {"next": [], "failure": None, "completed": 0, "failed": 0}
+    rows, failure = [runs.run_row(run, ui, now) for run in page["runs"]], schedule["failure"]
+    return {
+        "runs": rows,
+        "count": page["count"],
+        "flows": page["flows"],
+        "last_page": page["pages"],
+        "page_numbers": runs.page_numbers(view.selection.page, page["pages"]),
+        "durations": runs.durations_by_component(rows),
+        "next": [
+            {
+                "flow": run["flow"],
+                "at": to_timestamp(run["next_scheduled_start_time"]),
+                "url": PrefectPage.flow_run(ui.prefect, run["id"]),
+            }
+            for run in schedule["next"]
+        ],
+        "failure": failure
+        and runs.run_row(failure, ui, now)
+        | {"message": failure["message"], "ended_at": to_timestamp(failure["end_time"])},
+        "week": {"completed": schedule["completed"], "failed": schedule["failed"]},
+        "pools": [runs.pool_row(pool, ui, now) for pool in view.value("pools") or []],
+    }
