@@ -1,17 +1,17 @@
-"""The two hooks by which a project tells the platform what MLflow does not record of a model.
+"""The hooks by which a project tells the platform what MLflow does not record of a model; docs/hooks.md is the guide.
 
 A project's folder under flows/ declares them in its `trainyard.toml`, by the names of registered models:
 
     [[models]]
-    name = "rain-tomorrow*"                                  # * stands for any text
-    live_features = "flows.weather.live:live_features"
-    ground_truth = "flows.weather.truth:ground_truth"
-    choose_model = "flows.weather.live:choose_model"         # optional
-    monitor_query = {days = "7"}                             # optional
+    name = "demand-*"                                        # * stands for any text
+    live_features = "flows.demand.live:live_features"
+    ground_truth = "flows.demand.truth:ground_truth"
+    choose_model = "flows.demand.live:choose_model"          # optional
+    monitor_query = {days = "7"}                              # optional
 
-- `live_features(model, query)` makes the rows that the model predicts now. Serving calls it for `/models/NAME/forecast`,
-  with the request's query; it may import what serving's image has, and not Prefect.
-- `ground_truth(model, times)` returns what happened since. The monitor calls it in the worker.
+- `live_features(model, query)` makes the rows that the model predicts now. Serving calls it for `/models/NAME/forecast`
+  with the request's query; it may import the packages of serving's image, which has neither Prefect nor MLflow.
+- `ground_truth(model, times)` returns what was observed since. The monitor calls it in the worker.
 - `choose_model(query)` returns the name of the registered model that answers `/forecast`.
 - `monitor_query` is the query with which the monitor requests `/models/NAME/forecast` each day.
 
@@ -52,20 +52,21 @@ class LiveRows:
     """Rows that a model is to predict now."""
 
     features: "pd.DataFrame"
-    """One row for each prediction, with the columns of the model's signature."""
+    """One row for each prediction, with the columns of the model's signature; NaN and None are missing values."""
     subject: str
-    """What the rows are about, such as a place."""
+    """What the rows are about, such as a shop; `ground_truth` uses the same text."""
     times: Sequence[str]
-    """The moment that each row's prediction is about, ISO 8601."""
+    """The moment that each row's prediction is about, ISO 8601; `ground_truth` uses the same text."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """More for the caller, such as the source of the data; values that JSON can hold."""
+    """More for the caller and the record, such as the source of the data; values that JSON can hold."""
 
 
 Query = Mapping[str, str]
 LiveFeatures = Callable[[ModelInfo, Query], LiveRows]
 GroundTruth = Callable[[ModelInfo, Sequence[str]], Mapping[tuple[str, str], float]]
 """From a model and times (ISO 8601) to the observed value by (subject, time); what is not known yet is left out."""
-ChooseModel = Callable[[Query], str]
+ChooseModel = Callable[[Query], str | None]
+"""From a query to the model's name, or None where the query is not about this project's models."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What a forecast starts from: a place's last weeks, and the days ahead as Open-Meteo expects them.
+"""A place's last weeks and the coming days, from Open-Meteo's forecast API.
 
-The archive that models are fitted on lags some days. Open-Meteo's forecast has the same daily values up to today and
-beyond, by the place's own clock; those of today are in part expected. https://open-meteo.com/en/docs
+The archive that models are fitted on lags some days behind. The forecast API has the same daily values up to today and
+beyond, in the place's time zone; those of today are partly forecasts. https://open-meteo.com/en/docs
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from trainyard.http import get_json
 
 PAST_DAYS = LONGEST_WINDOW + 10
 AHEAD_DAYS = 8
-"""Today and a week: one day more than is forecast, for those who ask just after midnight."""
+"""Today and a week: one day more than is predicted, for requests around midnight."""
 LIMITS = GapLimits(max_gap_days=2, max_filled_share=0.1, max_age_days=5)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Daily values from some weeks ago to a week ahead, and what the place's clock is ahead of UTC."""
+    """Daily values from some weeks ago to a week ahead, and the offset of the place's time zone from UTC."""
 
     observations: Observations
     utc_offset: timedelta
@@ -37,27 +37,39 @@ class Outlook:
 
     @property
     def today(self) -> date:
-        """The day that the place's clock shows now."""
+        """The date in the place's time zone."""
         return (datetime.now(UTC) + self.utc_offset).date()
 
     def features(self, wet_day_mm: float, days: int) -> pd.DataFrame:
-        """Return what is known, or expected, at the end of today and of the days after it: a row each, `days` in all.
+        """Return the features at the end of today and of the days after it.
 
-        Raises DataError if a day's values are not there.
+        Args:
+            wet_day_mm: From how many mm of precipitation on a day counts as wet.
+            days: The number of rows.
+
+        Raises:
+            DataError: The values of a day are missing.
         """
         features = build_features(self.observations.frame, wet_day_mm)
         wanted = pd.date_range(self.today, periods=days, name="date")
-        absent = wanted.difference(pd.DatetimeIndex(features.index))
-        if not absent.empty:
-            raise DataError(f"The weather service sent no values for {absent[0]:%F}. Ask again later.")
+        missing = wanted.difference(pd.DatetimeIndex(features.index))
+        if not missing.empty:
+            raise DataError(f"The weather service sent no values for {missing[0]:%F}. Try again later.")
         return features.loc[wanted]
 
 
 def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: float) -> Outlook:
     """Return the outlook of a place from the forecast service at `url`.
 
-    Raises what `get_json` of `trainyard.http` raises, and DataError if the answer has another form than
-    documented or breaks a rule of `flows.weather.validation`.
+    Args:
+        url: Open-Meteo's forecast API.
+        place: The place.
+        timeout_seconds: Timeout of the request.
+        longest_wait: How many seconds to wait where the service asks for a pause.
+
+    Raises:
+        SourceError: The service did not deliver (`trainyard.http.get_json`).
+        DataError: The answer is not as documented, or breaks a rule of `flows.weather.validation`.
     """
     query = outlook_query(place)
     answer = get_json(url, query, timeout_seconds, longest_wait=longest_wait)
@@ -67,7 +79,10 @@ def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: flo
         raise DataError(f"The weather service's answer has the UTC offset {seconds!r}. Check its address.")
     offset = timedelta(seconds=seconds)
     today = (datetime.now(UTC) + offset).date()
-    asked = (today - timedelta(days=PAST_DAYS + 1), today + timedelta(days=AHEAD_DAYS))  # midnight may pass meanwhile
+    asked = (
+        today - timedelta(days=PAST_DAYS + 1),
+        today + timedelta(days=AHEAD_DAYS),
+    )  # the date may change during the request
     checked = check_days(days, place.latitude, LIMITS, asked)
     origin = Origin(place=place, source="open-meteo", url=str(httpx.URL(url, params=query)))
     observations = Observations(
@@ -77,7 +92,7 @@ def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: flo
 
 
 def outlook_query(place: Place) -> dict[str, str]:
-    """Return the request's parameters: some weeks, today, and a week ahead, by the place's own clock."""
+    """Return the request's parameters: some weeks, today and a week ahead, in the place's time zone."""
     return {
         "latitude": str(place.latitude),
         "longitude": str(place.longitude),

@@ -1,1 +1,1 @@
-"""Answers with the registry's champions: follows the alias, swaps versions while requests go on."""
+"""The prediction API: serves the champion of each registered model and follows its alias."""

@@ -12,17 +12,17 @@ from serving.settings import Settings
 
 
 def main() -> None:
-    """Serve until a signal; end with one line where a setting is wrong."""
+    """Serve until a signal arrives; exit with one line where a setting is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each poll
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for each poll
     try:
         settings = Settings()  # type: ignore[call-arg] # from the environment
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         sys.exit("; ".join(f"{'.'.join(map(str, e['loc'])).upper()} {e['msg']}".strip() for e in found))
-    # An estimator fitted with names is given a matrix without, in the order that was checked when it was warmed.
+    # An estimator that was fitted with names gets a matrix without, in the order that was verified at its warm-up.
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
-    # One process: several would each hold every model.
+    # One process: each of several would hold every model.
     uvicorn.run(
         create_app(settings),
         host=settings.serving_host,

@@ -1,4 +1,4 @@
-"""A version that answers: loaded from its files in a safe format, warmed, and asked in batches."""
+"""A served model: loaded from files in a safe format, warmed up, and asked for several requests in one batch."""
 
 import asyncio
 import json
@@ -15,17 +15,18 @@ import skops.io
 import yaml
 from skops.io.exceptions import UntrustedTypesFoundException
 
+from serving.errors import UnservableError
+from serving.payloads import Reader, Table, join
 from serving.problems import RequestError
 from serving.registry import Champion, Registry, Version
-from serving.schema import Schema, UnservableError, parse_signature
+from serving.schema import Schema, parse_signature
 from serving.settings import Settings
-from serving.tables import Reader, Table, join
 
-# Faster than this, an estimator is asked in the event loop itself: handing it to a thread would cost as much.
+# Estimators that are faster than this run on the event loop: handing the rows to a thread would take as long.
 QUICK_SECONDS, QUICK_ROWS = 0.001, 32
-MOST_JOINED = 256
+MAX_BATCH_ROWS = 256
 
-# Classifiers whose class is the one with the highest probability: asked once, they have said both.
+# Classifiers whose class is the one with the highest probability: `predict_proba` alone gives both.
 ARGMAX = frozenset(
     {
         "sklearn.ensemble._forest.RandomForestClassifier",
@@ -40,20 +41,22 @@ ARGMAX = frozenset(
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Predictions of some rows: a class or value each and, of a classifier, its probabilities in the classes' order."""
+class Predictions:
+    """The predictions of some rows."""
 
-    said: Sequence[Any]
+    values: Sequence[Any]
+    """A class or a number for each row."""
     probabilities: Sequence[Sequence[float]] | None
+    """For each row those of a classifier, in the order of its classes."""
 
-    def part(self, start: int, stop: int) -> "Answer":
-        """Return the answer to some of the rows."""
+    def slice(self, start: int, stop: int) -> "Predictions":
+        """Return the predictions of some of the rows."""
         probabilities = self.probabilities[start:stop] if self.probabilities is not None else None
-        return Answer(self.said[start:stop], probabilities)
+        return Predictions(self.values[start:stop], probabilities)
 
 
 class Estimator:
-    """A fitted scikit-learn estimator, asked in the way that is quickest for it."""
+    """A fitted scikit-learn estimator, called in the way that is fastest for it."""
 
     def __init__(self, fitted: Any, schema: Schema) -> None:
         self._fitted, self._schema = fitted, schema
@@ -66,19 +69,19 @@ class Estimator:
         self._argmax = f"{type(last).__module__}.{type(last).__qualname__}" in ARGMAX
         self._dtype: str | None = None
         self.seconds = 1.0
-        """How long one row takes; an estimator that was not warmed is taken for slow."""
+        """How long one row takes; an estimator that was not warmed up counts as slow."""
 
-    def warm(self, example: Table) -> None:
-        """Ask once, so that the first caller waits for nothing, and find the quickest way to ask.
+    def warm_up(self, example: Table) -> None:
+        """Predict once, so that the first caller meets no cold start, and find the fastest way to call the estimator.
 
-        A matrix in place of a data frame saves most of a quick estimator's time; it is used where it gives the same.
+        A matrix in place of a data frame saves most of a quick estimator's time; it is used where both give the same.
         """
-        framed = self.ask(example)
-        if self._schema.numeric and self._in_fitted_order():
+        expected = self.predict(example)
+        if self._schema.is_numeric and self._in_fitted_order():
             dtype = str(np.result_type(*(column.kind.numpy for column in self._schema.columns)))
             self._dtype = "float64" if dtype != "float32" else dtype
             try:
-                same = _same(framed, self.ask(example))
+                same = _are_equal(expected, self.predict(example))
             except (ValueError, TypeError, KeyError, IndexError):
                 same = False
             if not same:
@@ -86,44 +89,46 @@ class Estimator:
         one = Table([column[:1] for column in example.columns], 1)
         started = time.perf_counter()
         for _ in range(3):
-            self.ask(one)
+            self.predict(one)
         self.seconds = (time.perf_counter() - started) / 3
 
-    def ask(self, table: Table) -> Answer:
-        """Return the predictions for some rows.
+    def predict(self, table: Table) -> Predictions:
+        """Return the predictions of some rows.
 
         Raises:
-            ValueError: The estimator refuses them, or its answer is not finite.
+            ValueError: The estimator refuses them, or a prediction is not finite. Estimators raise others too.
         """
         rows = table.to_array(self._dtype) if self._dtype else table.to_frame(self._schema)
         if not self._has_probabilities:
             values = np.asarray(self._fitted.predict(rows))
             if self.classes is None and not np.isfinite(values).all():
                 raise ValueError("the prediction is not a finite number")
-            return Answer(values.tolist(), None)
+            return Predictions(values.tolist(), None)
         probabilities = self._fitted.predict_proba(rows)
         if not np.isfinite(probabilities).all():
             raise ValueError("a probability is not a finite number")
         assert self.classes is not None
         if self._argmax:
-            said = [self.classes[index] for index in probabilities.argmax(axis=1)]
+            predicted = [self.classes[index] for index in probabilities.argmax(axis=1)]
         else:
-            said = np.asarray(self._fitted.predict(rows)).tolist()
-        return Answer(said, probabilities.tolist())
+            predicted = np.asarray(self._fitted.predict(rows)).tolist()
+        return Predictions(predicted, probabilities.tolist())
 
     def _in_fitted_order(self) -> bool:
         fitted = getattr(self._fitted, "feature_names_in_", None)
         return fitted is None or tuple(fitted) == self._schema.names
 
 
-def _same(one: Answer, other: Answer) -> bool:
+def _are_equal(one: Predictions, other: Predictions) -> bool:
+    if list(one.values) != list(other.values):
+        return False
     if one.probabilities is None or other.probabilities is None:
-        return list(one.said) == list(other.said)
-    return list(one.said) == list(other.said) and np.allclose(one.probabilities, other.probabilities)
+        return True
+    return np.allclose(one.probabilities, other.probabilities)
 
 
 class Model:
-    """A version that answers requests. Each keeps its own to the end of those it began."""
+    """A version of a registered model that is served; a request keeps it to its end, whatever the alias does."""
 
     def __init__(
         self, champion: Champion, version: Version, estimator: Estimator, reader: Reader, schema: Schema
@@ -134,69 +139,71 @@ class Model:
         self._estimator = estimator
         self.classes = estimator.classes
         self.labels = [label(value) for value in estimator.classes] if estimator.classes is not None else None
-        self._waiting: list[tuple[Table, asyncio.Future[Answer]]] = []
+        self._queue: list[tuple[Table, asyncio.Future[Predictions]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def predict(self, table: Table, threads: Executor) -> Answer:
-        """Return the predictions for some rows.
+    async def predict(self, table: Table, threads: Executor) -> Predictions:
+        """Return the predictions of some rows.
 
-        Rows that arrive while the estimator is at work wait and are then asked together: a forest takes as long for
-        eight rows as for one.
+        Rows that arrive while the estimator is busy are queued and then predicted in one batch: a forest takes as long
+        for eight rows as for one.
 
         Raises:
             RequestError: The estimator refuses them.
         """
         try:
             if self._estimator.seconds < QUICK_SECONDS and table.rows <= QUICK_ROWS:
-                return self._estimator.ask(table)
-            if table.rows > MOST_JOINED:
-                return await asyncio.get_running_loop().run_in_executor(threads, self._estimator.ask, table)
-            future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._waiting.append((table, future))
+                return self._estimator.predict(table)
+            if table.rows > MAX_BATCH_ROWS:
+                return await asyncio.get_running_loop().run_in_executor(threads, self._estimator.predict, table)
+            future: asyncio.Future[Predictions] = asyncio.get_running_loop().create_future()
+            self._queue.append((table, future))
             if self._task is None or self._task.done():
-                self._task = asyncio.create_task(self._work(threads))
+                self._task = asyncio.create_task(self._predict_queued(threads))
             return await future
         except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError) as error:
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise RequestError("refused-by-model", f"The model refuses the rows: {text}") from error
 
-    async def _work(self, threads: Executor) -> None:
+    async def _predict_queued(self, threads: Executor) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            taken, rows = [self._waiting.pop(0)], 0
-            rows = taken[0][0].rows
-            while self._waiting and rows + self._waiting[0][0].rows <= MOST_JOINED:
-                taken.append(self._waiting.pop(0))
-                rows += taken[-1][0].rows
-            answers = await loop.run_in_executor(threads, ask_together, self._estimator.ask, [t for t, _ in taken])
-            for (_, future), answer in zip(taken, answers, strict=True):
-                if future.done():  # its caller went away
+        while self._queue:
+            batch = [self._queue.pop(0)]
+            rows = batch[0][0].rows
+            while self._queue and rows + self._queue[0][0].rows <= MAX_BATCH_ROWS:
+                batch.append(self._queue.pop(0))
+                rows += batch[-1][0].rows
+            results = await loop.run_in_executor(
+                threads, predict_batch, self._estimator.predict, [table for table, _ in batch]
+            )
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():  # its caller disconnected
                     continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
+                if isinstance(result, Exception):
+                    future.set_exception(result)
                 else:
-                    future.set_result(answer)
+                    future.set_result(result)
 
 
-def ask_together(ask: Callable[[Table], Answer], tables: Sequence[Table]) -> list[Answer | Exception]:
-    """Return an answer for each table, asked at once; where that fails, each by itself, so that one spoils no other."""
+def predict_batch(predict: Callable[[Table], Predictions], tables: Sequence[Table]) -> list[Predictions | Exception]:
+    """Return the predictions of each table from one call; if that fails, from a call each, so that one fails alone."""
     try:
-        whole, parts, start = ask(join(tables)), [], 0
+        whole, parts, start = predict(join(tables)), [], 0
         for table in tables:
-            parts.append(whole.part(start, start + table.rows))
+            parts.append(whole.slice(start, start + table.rows))
             start += table.rows
         return list(parts)
     except Exception as error:  # noqa: BLE001 - handed to the request that it is about
-        return [error] if len(tables) == 1 else [ask_together(ask, [table])[0] for table in tables]
+        return [error] if len(tables) == 1 else [predict_batch(predict, [table])[0] for table in tables]
 
 
 def label(value: Any) -> str:
-    """Return a class as the name that stands in answers and metrics."""
+    """Return a class's name in responses and metrics."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def load(registry: Registry, champion: Champion, settings: Settings) -> Model:
-    """Fetch, load and warm a version.
+    """Fetch, load and warm up a version.
 
     Raises:
         UnservableError: It cannot be served: its format, a type in its file, its signature, or its estimator.
@@ -207,25 +214,25 @@ def load(registry: Registry, champion: Champion, settings: Settings) -> Model:
     schema = parse_signature(document)
     flavor = document.get("flavors", {}).get("sklearn")
     if not flavor:
-        raise UnservableError("it is no scikit-learn model")
+        raise UnservableError("it is not a scikit-learn model")
     content = registry.file(version, str(flavor["pickled_model"]))
-    estimator = Estimator(open_file(content, str(flavor.get("serialization_format")), settings), schema)
+    estimator = Estimator(load_estimator(content, str(flavor.get("serialization_format")), settings), schema)
     reader = Reader(schema, settings.serving_max_rows)
     model = Model(champion, version, estimator, reader, schema)
     if document.get("saved_input_example_info"):
         name = str(document["saved_input_example_info"]["artifact_path"])
-        example = read_example(json.loads(registry.file(version, name)), schema)
+        example = parse_example(json.loads(registry.file(version, name)), schema)
         if example is not None:
-            estimator.warm(example)
+            estimator.warm_up(example)
             model.example = {name: column[0] for name, column in zip(schema.names, example.columns, strict=True)}
     return model
 
 
-def open_file(content: bytes, form: str, settings: Settings) -> Any:
+def load_estimator(content: bytes, form: str, settings: Settings) -> Any:
     """Return the estimator in a file.
 
     Raises:
-        UnservableError: The file holds types beyond those that are trusted here, or is a pickle and none is allowed.
+        UnservableError: The file holds types that are not trusted, or is a pickle and pickles are not allowed.
     """
     if form == "skops":
         try:
@@ -245,15 +252,15 @@ def open_file(content: bytes, form: str, settings: Settings) -> Any:
         raise UnservableError(f"its file cannot be read ({type(error).__name__}: {error})") from error
 
 
-def read_example(document: Any, schema: Schema) -> Table | None:
-    """Return the rows of an input example as MLflow saves a data frame's, or None if they are something else."""
+def parse_example(document: Any, schema: Schema) -> Table | None:
+    """Return the rows of an input example that MLflow saved of a data frame, or None if it is of something else."""
     if not isinstance(document, Mapping) or not {"columns", "data"} <= document.keys():
         return None
     with suppress(ValueError, TypeError):
-        at = [document["columns"].index(name) for name in schema.names]
+        positions = [document["columns"].index(name) for name in schema.names]
         rows = schema.adapter("rows", strict=False).validate_python(
             [
-                {schema.names[i]: row[at[i]] for i in range(len(at)) if row[at[i]] is not None}
+                {name: row[at] for name, at in zip(schema.names, positions, strict=True) if row[at] is not None}
                 for row in document["data"]
             ]
         )

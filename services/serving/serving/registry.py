@@ -1,7 +1,7 @@
-"""The part of MLflow's REST API that serving needs: who the champions are, and the files of a version.
+"""The part of MLflow's REST API that serving needs: the champions, and the files of a version.
 
-MLflow's own client would cost a second and 80 MiB, and over S3 it would ask the object store for the files; here they
-come through MLflow's proxy, so that the service needs no key of the store.
+MLflow's own client would cost a second at start and 80 MiB, and over S3 it would read from the object store itself.
+Here files come through MLflow's proxy, so that the service needs no key of the store.
 """
 
 from collections.abc import Mapping
@@ -12,40 +12,35 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from serving.errors import RegistryError, UnservableError
+from trainyard.contract import Alias
+
 API, PROXY = "/api/2.0/mlflow", "/api/2.0/mlflow-artifacts/artifacts"
-CHAMPION = "champion"
-
-
-class RegistryError(Exception):
-    """MLflow did not answer, or not as documented; asked later it may."""
-
-
-class ForeignArtifactsError(Exception):
-    """A version's files are not behind MLflow's proxy."""
 
 
 @dataclass(frozen=True)
 class Champion:
-    """A registered model's reigning version."""
+    """The version of a registered model that has the alias."""
 
     model: str
     registered: int
-    """When the registered model was made: one deleted and made anew begins at version 1 again."""
+    """When the registered model was created: one that was deleted and created again restarts at version 1."""
     version: int
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version's age and tags, and its files as the proxy knows them."""
+    """A version's age, tags and folder of files."""
 
     created: float
     """Seconds since the epoch."""
     folder: str
+    """Its path at MLflow's artifact proxy."""
     tags: Mapping[str, str]
 
 
 class Registry:
-    """A client of MLflow. All methods raise RegistryError where it does not answer."""
+    """A client of MLflow. All methods raise RegistryError where MLflow does not answer."""
 
     def __init__(self, address: str, login: tuple[str, str] | None, timeout_seconds: float = 10.0) -> None:
         self._http = httpx.Client(base_url=address.rstrip("/"), auth=login, timeout=timeout_seconds)
@@ -64,9 +59,10 @@ class Registry:
             query = {"max_results": "1000"} | ({"page_token": token} if token else {})
             page = self._json(f"{API}/registered-models/search", query)
             for model in page.get("registered_models", []):
-                name, made = str(model["name"]), int(model["creation_timestamp"])
-                versions = [alias["version"] for alias in model.get("aliases", []) if alias["alias"] == CHAMPION]
-                found[name] = Champion(name, made, int(versions[0])) if versions else None
+                name, created = str(model["name"]), int(model["creation_timestamp"])
+                aliases = {alias["alias"]: int(alias["version"]) for alias in model.get("aliases", [])}
+                version = aliases.get(Alias.CHAMPION)
+                found[name] = Champion(name, created, version) if version is not None else None
             token = page.get("next_page_token", "")
             if not token:
                 return found
@@ -75,18 +71,19 @@ class Registry:
         """Return where a version's files are.
 
         Raises:
-            ForeignArtifactsError: They are not behind MLflow's proxy.
+            UnservableError: They are not behind MLflow's proxy.
+            RegistryError: MLflow did not answer.
         """
         query = {"name": champion.model, "version": str(champion.version)}
-        about = self._json(f"{API}/model-versions/get", query)["model_version"]
+        version = self._json(f"{API}/model-versions/get", query)["model_version"]
         source = str(self._json(f"{API}/model-versions/get-download-uri", query)["artifact_uri"])
         if source.startswith("models:/m-"):
             logged = self._json(f"{API}/logged-models/{quote(source.removeprefix('models:/'), safe='')}", {})
             source = str(logged["model"]["info"]["artifact_uri"])
         if not source.startswith("mlflow-artifacts:"):
-            raise ForeignArtifactsError(f"its files are at {source}, not behind MLflow's proxy")
-        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in about.get("tags", [])}
-        return Version(int(about["creation_timestamp"]) / 1000, urlsplit(source).path.strip("/"), tags)
+            raise UnservableError(f"its files are at {source}, not behind MLflow's proxy")
+        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in version.get("tags", [])}
+        return Version(int(version["creation_timestamp"]) / 1000, urlsplit(source).path.strip("/"), tags)
 
     def file(self, version: Version, name: str) -> bytes:
         """Return the bytes of a file of a version."""

@@ -1,4 +1,4 @@
-"""A model's MLflow signature as the types of its rows: what is accepted, and what the documentation shows."""
+"""A model's MLflow signature as the types of its rows."""
 
 import json
 from collections.abc import Mapping
@@ -11,42 +11,37 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-SINGLE = float(np.finfo(np.float32).max)
+from serving.errors import UnservableError
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 """Trees compute in single precision: a larger number would be infinite to them."""
-
-
-class UnservableError(Exception):
-    """A version that cannot be served; the message says why. Asked later, it would be the same."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A column's type: in Python, in numpy, and in JSON Schema."""
+    """A column's type: in Python and in numpy, and the bounds of its numbers."""
 
     python: Any
     numpy: str
-    json: Mapping[str, Any]
+    minimum: float | None = None
+    maximum: float | None = None
 
     @property
-    def numeric(self) -> bool:
+    def is_numeric(self) -> bool:
         """Whether a matrix of numbers can hold it."""
         return self.python in (float, int, bool)
 
 
-def _integer(bits: int) -> Kind:
-    return Kind(int, f"int{bits}", {"type": "integer", "minimum": -(2 ** (bits - 1)), "maximum": 2 ** (bits - 1) - 1})
-
-
-_NUMBER = {"type": "number", "minimum": -SINGLE, "maximum": SINGLE}
 KINDS = {
-    "double": Kind(float, "float64", _NUMBER),
-    "float": Kind(float, "float32", _NUMBER),
-    "long": _integer(64),
-    "integer": _integer(32),
-    "boolean": Kind(bool, "bool", {"type": "boolean"}),
-    "string": Kind(str, "object", {"type": "string"}),
-    "datetime": Kind(datetime, "datetime64[ns]", {"type": "string", "format": "date-time"}),
+    "double": Kind(float, "float64", -FLOAT32_MAX, FLOAT32_MAX),
+    "float": Kind(float, "float32", -FLOAT32_MAX, FLOAT32_MAX),
+    "long": Kind(int, "int64", -(2**63), 2**63 - 1),
+    "integer": Kind(int, "int32", -(2**31), 2**31 - 1),
+    "boolean": Kind(bool, "bool"),
+    "string": Kind(str, "object"),
+    "datetime": Kind(datetime, "datetime64[ns]"),
 }
+"""By the names of MLflow's types."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +52,19 @@ class Column:
     kind: Kind
     required: bool
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the column's JSON Schema, in the words of OpenAPI 3.0."""
-        return dict(self.kind.json) if self.required else {**self.kind.json, "nullable": True}
-
     def type(self, strict: bool) -> Any:
-        """Return the type that pydantic checks: JSON has types of its own, the cells of a CSV are text."""
-        about: dict[str, Any] = {"strict": strict}
-        if "minimum" in self.kind.json:
-            about |= {"ge": self.kind.json["minimum"], "le": self.kind.json["maximum"]}
+        """Return the type that pydantic validates.
+
+        Args:
+            strict: Whether values have types, as in JSON; the cells of a CSV are text.
+        """
+        rules: dict[str, Any] = {"strict": strict}
+        if self.kind.minimum is not None:
+            rules |= {"ge": self.kind.minimum, "le": self.kind.maximum}
         if self.kind.python is float:
-            about["allow_inf_nan"] = False
+            rules["allow_inf_nan"] = False
         python: Any = self.kind.python
-        inner: Any = Annotated[python, Field(**about)]
+        inner: Any = Annotated[python, Field(**rules)]
         return inner if self.required else NotRequired[inner | None]
 
 
@@ -85,34 +80,24 @@ class Schema:
         return tuple(column.name for column in self.columns)
 
     @cached_property
-    def numeric(self) -> bool:
+    def is_numeric(self) -> bool:
         """Whether a matrix of numbers can hold the rows."""
-        return all(column.kind.numeric for column in self.columns)
+        return all(column.kind.is_numeric for column in self.columns)
 
-    def adapter(self, shape: Literal["row", "rows"], strict: bool, most: int | None = None) -> TypeAdapter[Any]:
-        """Return what checks one row, or a batch of at most `most`."""
+    def adapter(self, shape: Literal["row", "rows"], strict: bool, max_rows: int | None = None) -> TypeAdapter[Any]:
+        """Return the validator of one row, or of a batch of at most `max_rows`."""
         make: Any = TypedDict  # the types are known only here
         row: Any = with_config(ConfigDict(extra="forbid"))(make("Row", {c.name: c.type(strict) for c in self.columns}))
         if shape == "row":
             return TypeAdapter(row)
-        return TypeAdapter(Annotated[list[row], Field(min_length=1, max_length=most)])
-
-    def as_json(self) -> dict[str, Any]:
-        """Return a row's JSON Schema."""
-        required = [column.name for column in self.columns if column.required]
-        schema: dict[str, Any] = {
-            "type": "object",
-            "properties": {column.name: column.as_json() for column in self.columns},
-            "additionalProperties": False,
-        }
-        return {**schema, "required": required} if required else schema
+        return TypeAdapter(Annotated[list[row], Field(min_length=1, max_length=max_rows)])
 
 
 def parse_signature(document: Mapping[str, Any]) -> Schema:
     """Return the schema of an MLmodel document's signature.
 
     Raises:
-        UnservableError: It has none, or one without names, or columns that rows of JSON cannot hold.
+        UnservableError: There is no signature, or it has no names, or columns that rows of JSON cannot hold.
     """
     signature = document.get("signature")
     if not signature or not signature.get("inputs"):

@@ -1,13 +1,13 @@
-"""What the service reads from the environment, all of it here."""
+"""The service's settings, all of them environment variables."""
 
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# What skops asks about in the files of scikit-learn's trees, forests and boosting. Reviewed: trees of plain arrays, the
-# table of bin edges, losses without state of their own, and numpy's types. A model's file names the types that it wants
-# trusted; whoever wrote the file wrote that too, so this list decides alone.
+# Types that skops asks about in the files of scikit-learn's trees, forests and boosting. Reviewed: trees of plain
+# arrays, the table of bin edges, losses without state of their own, and numpy's types. A model's own list of trusted
+# types is written by its author; only this list counts.
 REVIEWED_TYPES = frozenset(
     {
         "numpy.dtype",
@@ -37,42 +37,37 @@ class Settings(BaseSettings):
     serving_api_key: SecretStr | None = None
     """What callers send as `Authorization: Bearer ...` or `X-API-Key`."""
     serving_require_key: bool = True
-    """Whether predictions want the key; health, metrics and the documentation never do."""
+    """Whether predictions and their records require the key; health, metrics and the documentation never do."""
 
     serving_poll_seconds: float = Field(default=2.0, ge=0.1)
-    """How often MLflow is asked who the champions are."""
+    """How often MLflow is polled for the champions."""
     serving_max_rows: int = Field(default=10_000, ge=1)
     serving_max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
 
     serving_trusted_types: Annotated[frozenset[str], NoDecode] = frozenset()
     """Types that models' files may hold beyond the reviewed ones, separated by commas in the variable."""
     serving_allow_pickle: bool = False
-    """Whether models saved by pickle are loaded: whoever may register one then runs code in this service."""
+    """Whether pickled models are loaded: everybody who may register a model can then run code in this service."""
 
     serving_database_url: SecretStr | None = None
-    """Where predictions are recorded, as postgresql://user:password@host/database; without it they are not."""
+    """Where predictions are recorded, as postgresql://user:password@host/database; empty records none."""
     serving_keep_days: int = Field(default=30, ge=0, le=36500)
-    """How long a recorded prediction is kept; 0 records none, and deletes those there are."""
-
-    weather_forecast_url: str = "https://api.open-meteo.com/v1/forecast"
-    weather_geocoding_url: str = "https://geocoding-api.open-meteo.com/v1/search"
-    weather_timeout_seconds: float = Field(default=5.0, gt=0)
-    """Longest wait for an answer of these; each is asked three times at most."""
+    """How long a recorded prediction is kept; 0 records none, and deletes what was recorded."""
 
     @field_validator("serving_trusted_types", mode="before")
     @classmethod
-    def split(cls, given: object) -> object:
-        """Split the variable's text at its commas."""
+    def split_at_commas(cls, given: object) -> object:
+        """Split the variable's text."""
         return {name.strip() for name in given.split(",") if name.strip()} if isinstance(given, str) else given
 
     @model_validator(mode="after")
-    def want_the_key(self) -> Self:
-        """Refuse to start open by an oversight."""
+    def require_api_key(self) -> Self:
+        """Refuse to serve without a key unless a setting asks for that."""
         if self.serving_require_key and self.serving_api_key is None:
             raise ValueError("SERVING_API_KEY is empty: give one, or set SERVING_REQUIRE_KEY=false")
         return self
 
     @property
     def trusted_types(self) -> frozenset[str]:
-        """All types that a model's file may hold beyond those that skops trusts itself."""
+        """All types that a model's file may hold beyond those that skops itself trusts."""
         return REVIEWED_TYPES | self.serving_trusted_types

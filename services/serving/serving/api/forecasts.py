@@ -1,0 +1,94 @@
+"""Predictions of rows that a project's hook makes from live data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from typing_extensions import TypedDict
+
+from serving.api.predictions import ClassPrediction, PredictionRoute, ValuePrediction, format_predictions
+from serving.model import Model
+from serving.problems import document_problems
+from serving.service import API_KEY, Service, get_service, json_response
+
+
+class ClassForecast(ClassPrediction):
+    """A class at a time."""
+
+    time: str
+
+
+class ValueForecast(ValuePrediction):
+    """A value at a time."""
+
+    time: str
+
+
+class ForecastResponse(TypedDict):
+    """A prediction for each time that the hook made a row for."""
+
+    model: str
+    version: int
+    subject: str
+    details: dict[str, Any]
+    predictions: list[ClassForecast | ValueForecast]
+
+
+router = APIRouter(route_class=PredictionRoute, dependencies=API_KEY, tags=["forecasts"])
+
+QUERY = {
+    "name": "query",
+    "in": "query",
+    "description": "Parameters that the project's hook understands",
+    "style": "form",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+PROBLEMS = document_problems(
+    *("no-key", "unknown-model", "unknown-subject", "no-forecast", "refused-by-model", "invalid-query", "source-data"),
+    *("no-champion", "registry-unknown", "features-unfit", "source-down"),
+)
+
+
+@router.get(
+    "/forecast",
+    summary="Predict from live data with the model that a project chooses for the query",
+    response_model=ForecastResponse,
+    responses=PROBLEMS,
+    openapi_extra={"parameters": [QUERY]},
+)
+async def forecast(request: Request) -> Response:
+    """Answer with the forecast of the model that a `choose_model` hook names."""
+    service, query = get_service(request), dict(request.query_params)
+    model = service.catalog.model(await service.live.choose_model(query))
+    request.state.measurement.model = model.champion.model
+    return await _forecast(service, model, query)
+
+
+@router.get(
+    "/models/{name}/forecast",
+    summary="Predict from live data with the model {name}",
+    response_model=ForecastResponse,
+    responses=PROBLEMS,
+    openapi_extra={"parameters": [QUERY]},
+)
+async def forecast_of_model(name: str, request: Request) -> Response:
+    """Answer with a model's predictions of the rows that its `live_features` hook makes."""
+    service = get_service(request)
+    return await _forecast(service, service.catalog.model(name), dict(request.query_params))
+
+
+async def _forecast(service: Service, model: Model, query: Mapping[str, str]) -> Response:
+    rows = await service.live.rows(model, query)
+    predictions = format_predictions(model, await service.predict(model, rows.table, rows.about()))
+    return json_response(
+        {
+            "model": model.champion.model,
+            "version": model.champion.version,
+            "subject": rows.subject,
+            "details": rows.details,
+            "predictions": [
+                {"time": time, **prediction} for time, prediction in zip(rows.times, predictions, strict=True)
+            ],
+        }
+    )

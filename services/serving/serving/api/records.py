@@ -1,0 +1,84 @@
+"""Recorded predictions, a page at a time."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import AfterValidator, AwareDatetime
+from typing_extensions import TypedDict
+
+from serving.errors import RecordsUnavailableError
+from serving.problems import RequestError, document_problems
+from serving.recorder import FIRST_MOMENT, LAST_MOMENT, Page
+from serving.service import API_KEY, get_service, json_response
+
+
+class TableBody(TypedDict):
+    """A table by rows."""
+
+    columns: list[str]
+    data: list[list[Any]]
+
+
+class RecordBody(TypedDict):
+    """A request that was answered: its rows, their predictions, and what they were about."""
+
+    id: int
+    at: AwareDatetime
+    version: int
+    inputs: TableBody
+    outputs: TableBody
+    about: dict[str, Any] | None
+
+
+class RecordsResponse(TypedDict):
+    """A page of records in the order of their ids; `next` is the page's last id where more may follow."""
+
+    predictions: list[RecordBody]
+    next: int | None
+
+
+def to_utc(moment: datetime) -> datetime:
+    """Return a moment in UTC; one without an offset is taken as UTC.
+
+    Raises:
+        ValueError: It is outside of the years that Python knows.
+    """
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError("the year is out of range") from error
+
+
+Moment = Annotated[datetime, AfterValidator(to_utc)]
+
+router = APIRouter(dependencies=API_KEY, tags=["records"])
+
+
+@router.get(
+    "/models/{name}/predictions",
+    summary="List the recorded predictions of the model {name}",
+    response_model=RecordsResponse,
+    responses=document_problems("no-key", "unknown-model", "not-recorded", "invalid-query", "records-down"),
+)
+async def list_records(
+    name: str,
+    request: Request,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next` of the page before")] = 0,
+    since: Annotated[Moment, Query(description="The first moment")] = FIRST_MOMENT,
+    until: Annotated[Moment, Query(description="The first moment after the period")] = LAST_MOMENT,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The most records of a page")] = 100,
+) -> Response:
+    """Answer with a page of records, a record for each request."""
+    service = get_service(request)
+    if not service.recorder.enabled:
+        raise RequestError("not-recorded", "Set SERVING_DATABASE_URL, and SERVING_KEEP_DAYS to more than 0.")
+    state = service.catalog.state
+    if state.refreshed_at is not None and name not in state.registered:
+        raise RequestError("unknown-model", f"No model {name!r} is registered.")
+    try:
+        found, following = await asyncio.to_thread(service.recorder.page, name, Page(after, since, until, limit))
+    except RecordsUnavailableError as error:
+        raise RequestError("records-down", f"The database does not answer: {error}") from error
+    return json_response({"predictions": found, "next": following})

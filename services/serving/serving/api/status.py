@@ -1,0 +1,104 @@
+"""The served models, health and metrics."""
+
+from typing import Any, NotRequired
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from typing_extensions import TypedDict
+
+from serving.model import Model
+from serving.problems import document_problems
+from serving.service import API_KEY, get_service, json_response
+
+
+class ServedModel(TypedDict):
+    """The champion of a registered model."""
+
+    version: int
+    registered_at: float
+    fields: list[str]
+    classes: list[Any] | None
+    example: dict[str, Any] | None
+
+
+class ModelsResponse(TypedDict):
+    """The served models, why others are not served, and those without a champion."""
+
+    models: dict[str, ServedModel]
+    unservable: dict[str, str]
+    without_champion: list[str]
+
+
+class Health(TypedDict):
+    """Whether the service answers; `versions` are the served ones by model."""
+
+    status: str
+    versions: NotRequired[dict[str, int]]
+    registry_answers: NotRequired[bool]
+    reason: NotRequired[str]
+
+
+router = APIRouter(tags=["status"])
+
+
+@router.get(
+    "/models",
+    summary="List the served models, and those that are not served",
+    response_model=ModelsResponse,
+    responses=document_problems("no-key"),
+    dependencies=API_KEY,
+)
+async def list_models(request: Request) -> Response:
+    """Answer with what is known of each model."""
+    state = get_service(request).catalog.state
+    without_champion = state.registered - state.models.keys() - state.unservable.keys()
+    return json_response(
+        {
+            "models": {name: describe(model) for name, model in sorted(state.models.items())},
+            "unservable": dict(sorted(state.unservable.items())),
+            "without_champion": sorted(without_champion),
+        }
+    )
+
+
+def describe(model: Model) -> ServedModel:
+    """Return what is known of a served model."""
+    return {
+        "version": model.champion.version,
+        "registered_at": model.created,
+        "fields": list(model.schema.names),
+        "classes": model.classes,
+        "example": model.example,
+    }
+
+
+@router.get("/health/live", summary="Check that the process answers", response_model=Health)
+async def live() -> Response:
+    """Answer."""
+    return json_response({"status": "alive"})
+
+
+@router.get(
+    "/health/ready",
+    summary="Check that a model is served",
+    response_model=Health,
+    responses={503: {"model": Health, "description": "No model is served yet"}},
+)
+async def ready(request: Request) -> Response:
+    """Answer with the served versions, or why there are none."""
+    state = get_service(request).catalog.state
+    if state.models:
+        versions = {name: model.champion.version for name, model in sorted(state.models.items())}
+        return json_response({"status": "ready", "versions": versions, "registry_answers": state.error is None})
+    if state.refreshed_at is None:
+        reason = state.error or "MLflow has not answered yet."
+    else:
+        reason = "; ".join(state.unservable.values()) or "No registered model has the alias `champion` yet."
+    return json_response({"status": "not ready", "reason": reason}, 503)
+
+
+@router.get("/metrics", summary="Read the metrics for Prometheus", response_class=PlainTextResponse)
+def metrics(request: Request) -> Response:
+    """Answer in Prometheus's text format."""
+    return Response(generate_latest(get_service(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
