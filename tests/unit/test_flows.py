@@ -22,7 +22,7 @@ def test_a_form_can_be_drawn_for_every_parameter(flow: Flow[..., object]) -> Non
     for name, field in flow.parameters.properties.items():
         assert "default" in field, name
         if name != "examples":
-            if name != "gate":  # a form within the form
+            if name not in {"gate", "data", "training"}:  # a form within the form
                 assert field["type"] in {"string", "integer", "number", "boolean", "array"}, name
             assert field["description"], name
 

@@ -1,16 +1,8 @@
-"""The gate's decisions, and which days of a holdout it may look at."""
+"""The decisions of the promotion gate."""
 
-from dataclasses import replace
-
-import numpy as np
-import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from flows.weather import model, promotion
-from flows.weather.features import TARGET, Examples, build_examples
-from flows.weather.model import Training
-from tests.unit.weather import make_observations
 from trainyard.gate import Thresholds, decide
 
 GATE = Thresholds()
@@ -40,72 +32,3 @@ class TestDecide:
     def test_thresholds_have_bounds(self) -> None:
         with pytest.raises(ValidationError):
             Thresholds(min_improvement=-1)
-
-
-@pytest.fixture
-def examples() -> Examples:
-    return build_examples(make_observations())
-
-
-@pytest.fixture
-def training(examples: Examples) -> Training:
-    return model.fit_and_score(*model.split_by_time(examples.frame, 0.2), model.make_candidates()[1])
-
-
-class TestAgainstTheChampion:
-    def test_the_first_becomes_champion(self, examples: Examples, training: Training) -> None:
-        question = promotion.describe_question(examples, training)
-        assert promotion.compare_with_champion(question, training, None, None, GATE).promote
-
-    def test_the_same_model_does_not_win_against_itself(self, examples: Examples, training: Training) -> None:
-        question = promotion.describe_question(examples, training)
-        decision = promotion.compare_with_champion(question, training, question, training.estimator, GATE)
-        assert not decision.promote
-        assert "on the same holdout" in decision.reason
-
-    def test_days_that_the_champion_was_fitted_on_do_not_count(self, examples: Examples, training: Training) -> None:
-        question = promotion.describe_question(examples, training)
-        newest = training.holdout.index.max()
-        reigning = question | {"train_last_day": f"{newest - pd.Timedelta(days=10):%F}"}
-        decision = promotion.compare_with_champion(question, training, reigning, training.estimator, GATE)
-        assert not decision.promote
-        assert "only 10 days" in decision.reason
-
-    def test_a_worse_champion_that_was_fitted_on_everything_is_judged_on_new_days_only(
-        self, examples: Examples, training: Training
-    ) -> None:
-        """It knows the first half of the holdout by heart, and is worse on the rest."""
-        half = training.holdout.index[len(training.holdout) // 2]
-
-        class Memory:
-            def predict_proba(self, features: pd.DataFrame) -> np.ndarray:
-                truth = training.holdout.loc[features.index, TARGET].to_numpy(dtype=float)
-                said = np.where(features.index <= half, truth, 0.5)
-                return np.column_stack([1 - said, said])
-
-        question = promotion.describe_question(examples, training)
-        reigning = question | {"train_last_day": f"{half:%F}"}
-        assert promotion.compare_with_champion(question, training, reigning, Memory(), GATE).promote
-
-    @pytest.mark.parametrize(
-        ("ours", "theirs", "reason"),
-        [
-            ({}, {"wet_day_mm": "5"}, "another question"),
-            ({"data_source": "vega-datasets-recorded"}, {"data_source": "open-meteo"}, "Recorded observations"),
-        ],
-    )
-    def test_what_cannot_be_compared(
-        self, examples: Examples, training: Training, ours: dict[str, str], theirs: dict[str, str], reason: str
-    ) -> None:
-        question = promotion.describe_question(examples, training)
-        decision = promotion.compare_with_champion(question | ours, training, question | theirs, None, GATE)
-        assert not decision.promote
-        assert reason in decision.reason
-
-    def test_a_champion_with_other_features_makes_way(self, examples: Examples, training: Training) -> None:
-        question = promotion.describe_question(examples, training)
-        fewer = replace(training, train=training.train.drop(columns="rain_today"))
-        other = model.make_estimator(training.candidate).fit(fewer.train.drop(columns=TARGET), fewer.train[TARGET])
-        decision = promotion.compare_with_champion(question, training, question, other, GATE)
-        assert decision.promote
-        assert "does not know today's features" in decision.reason
