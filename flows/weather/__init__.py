@@ -1,1 +1,1 @@
-"""Will it rain tomorrow? From daily observations to a registered model."""
+"""The weather example: trains and registers models that predict whether it will rain tomorrow."""

@@ -1,4 +1,4 @@
-"""From observations to examples: what was known on a day, and whether the next day was wet."""
+"""From observations to examples: the features of each day, and whether the next day was wet."""
 
 import numpy as np
 import pandas as pd
@@ -6,21 +6,19 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 from pydantic import BaseModel, ConfigDict
 
-from flows.weather.observations import Observations, Origin, check_observations
-from flows.weather.validation import problems_of, refusal
+from flows.weather.observations import DAY, Observations, Origin, require_complete
+from flows.weather.validation import list_problems, refused_data_error
 from trainyard.errors import DataError
 from trainyard.frames import Frame
 
 TARGET = "wet_tomorrow"
 WET_TODAY = "wet_today"
 LONGEST_WINDOW = 30
+"""Days of the longest rolling window: features need as many days of history."""
 
 
 class Examples(BaseModel):
-    """One row a day, oldest first: features in float64 and the target `wet_tomorrow` (bool).
-
-    `filled_days` counts the observations that were interpolated: they are in features, never a target.
-    """
+    """One row for each day, oldest first: features in float64 and the target `wet_tomorrow` (bool)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
@@ -28,23 +26,28 @@ class Examples(BaseModel):
     wet_day_mm: float
     frame: Frame
     filled_days: int = 0
+    """Number of interpolated days; they are part of features and never a target."""
 
 
 def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.DataFrame:
-    """Return what is known at the end of each day about the day after it.
+    """Return the features of each day, from which the next day is predicted.
 
-    Row t holds values of day t and of earlier days only, and the season of day t+1, which is known
-    beforehand. The first rows, whose windows are not full, are left out; the last row, of the newest
-    day, is there: it is what a forecast starts from. A wet day has at least `wet_day_mm` of
-    precipitation; 1 mm is the convention of climatology (WMO, ETCCDI index R1mm).
+    Row t depends on day t and earlier days, and on the season of day t+1, which is known in advance. The first
+    LONGEST_WINDOW - 1 days, whose windows are not full, have no row; the newest day has one.
 
-    Raises DataError if days are missing.
+    Args:
+        observations: A frame as in `Observations`.
+        wet_day_mm: Precipitation from which a day counts as wet; 1 mm is the convention of climatology (WMO, ETCCDI
+            index R1mm).
+
+    Raises:
+        DataError: Days or values are missing.
     """
-    weather = check_observations(observations)
+    weather = require_complete(observations)
     rain = np.log1p(weather["precipitation_mm"])
     wet = (weather["precipitation_mm"] >= wet_day_mm).astype(float)
     temp = (weather["temp_max_c"] + weather["temp_min_c"]) / 2
-    tomorrow = pd.DatetimeIndex(weather.index) + pd.Timedelta(days=1)
+    tomorrow = pd.DatetimeIndex(weather.index) + DAY
     angle = 2 * np.pi * tomorrow.day_of_year.to_numpy() / 365.25
     features = {
         WET_TODAY: wet,
@@ -67,43 +70,45 @@ def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.Da
 
 
 def build_examples(observations: Observations, wet_day_mm: float = 1.0, min_observations: int = 365) -> Examples:
-    """Return features and target of every day whose next day was observed, and not filled in.
+    """Return features and target of every day whose next day was observed, not interpolated.
 
-    Raises DataError if fewer than `min_observations` days were observed, if the days are all wet
-    or all dry, so that there is nothing to learn, or if the features are not as they must be.
+    Raises:
+        DataError: Fewer than `min_observations` days were observed, all days are wet or all are dry, or a feature is
+            out of its bounds.
     """
     weather, place = observations.frame, observations.origin.place.name
     filled = pd.DatetimeIndex(observations.filled)
-    observed = len(weather) - len(filled)
-    if observed < max(min_observations, LONGEST_WINDOW + 2):
+    observed, required = len(weather) - len(filled), max(min_observations, LONGEST_WINDOW + 2)
+    if observed < required:
         raise DataError(
-            f"{place} has {observed} daily observations, fewer than the "
-            f"{max(min_observations, LONGEST_WINDOW + 2)} needed. Ask for more years or another place."
+            f"{place} has {observed} daily observations, fewer than the {required} needed. "
+            "Choose more years or another place."
         )
     wet_tomorrow = (weather["precipitation_mm"] >= wet_day_mm).shift(-1)
     frame = build_features(weather, wet_day_mm).assign(**{TARGET: wet_tomorrow}).iloc[:-1]
-    frame = frame[~(pd.DatetimeIndex(frame.index) + pd.Timedelta(days=1)).isin(filled)]
+    frame = frame[~(pd.DatetimeIndex(frame.index) + DAY).isin(filled)]
     frame[TARGET] = frame[TARGET].astype(bool)
-    check_examples(frame)
+    validate_examples(frame)
     if frame[TARGET].nunique() < 2:
         kind = "wet" if frame[TARGET].iloc[0] else "dry"
         raise DataError(
             f"Every day of {place} is {kind} at a threshold of {wet_day_mm} mm, so there is nothing to "
-            "learn. Change wet_day_mm, ask for more years, or choose another place."
+            "learn. Change wet_day_mm, or choose more years or another place."
         )
-    return Examples(
-        origin=observations.origin, wet_day_mm=wet_day_mm, frame=frame, filled_days=len(observations.filled)
-    )
+    return Examples(origin=observations.origin, wet_day_mm=wet_day_mm, frame=frame, filled_days=len(filled))
 
 
-def check_examples(frame: pd.DataFrame) -> None:
-    """Raise DataError with all problems unless features and target are within their bounds."""
+def validate_examples(frame: pd.DataFrame) -> None:
+    """Check that all columns are there and within their bounds.
+
+    Raises:
+        DataError: They are not; the error lists all problems.
+    """
     try:
         _SCHEMA.validate(frame, lazy=True)
     except SchemaErrors as errors:
-        raise refusal(
-            list(problems_of(errors)), "The observations passed their checks, so the code of the features is at fault."
-        ) from errors
+        advice = "The observations are valid, so the fault is in the code of the features."
+        raise refused_data_error(list(list_problems(errors)), advice) from errors
 
 
 def _feature(low: float = -np.inf, high: float = np.inf) -> pa.Column:
@@ -134,7 +139,7 @@ _SCHEMA = pa.DataFrameSchema(
         "season_cos": _feature(-1, 1),
         TARGET: pa.Column(bool),
     },
-    checks=pa.Check(lambda days: bool(days.index.is_monotonic_increasing), error="days out of order"),
+    checks=pa.Check(lambda days: bool(days.index.is_monotonic_increasing), error="days not in order"),
     index=pa.Index(unique=True),
     strict=True,
 )

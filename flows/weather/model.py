@@ -1,4 +1,4 @@
-"""Candidates, baselines, and how both are judged on days that no candidate was fitted on."""
+"""Candidates and baselines, and their evaluation on a holdout of later days, as functions that need no server."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from flows.weather.features import TARGET, WET_TODAY
+from flows.weather.observations import DAY
 from trainyard.candidates import Candidate, Score
+from trainyard.contract import Artifact, Column
 from trainyard.errors import DataError
-from trainyard.evaluation import HOLDOUT, SAMPLE, holdout_table, training_sample
+from trainyard.evaluation import holdout_table, training_sample
 from trainyard.metrics import flatten_scores, scores_table
 
 Probabilities = NDArray[np.float64]
@@ -25,8 +27,8 @@ Family = Literal["logistic-regression", "random-forest", "hist-gradient-boosting
 FAMILIES: tuple[Family, ...] = ("logistic-regression", "random-forest", "hist-gradient-boosting")
 SEED = 0
 
-# What skops asks about in the files of these estimators. Reviewed: trees of plain arrays, the table of bin
-# edges, a loss without state of its own, and numpy's types.
+# The types in the estimators' files that skops does not trust by default. Reviewed: trees of plain arrays, the table of
+# bin edges, a stateless loss, and dtypes.
 TRUSTED_TYPES = (
     "numpy.dtype",
     "sklearn._loss._loss.CyHalfBinomialLoss",
@@ -41,15 +43,16 @@ TRUSTED_TYPES = (
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A fitted estimator, its metrics, and its holdout days with all forecasts."""
+    """A fitted estimator, and its evaluation on the holdout."""
 
     candidate: Candidate
     estimator: Pipeline
     metrics: dict[str, float]
+    """Those of `score` for the model and each baseline, such as `model_brier` and `persistence_brier`."""
     train: pd.DataFrame
     holdout: pd.DataFrame
-    forecasts: dict[str, Probabilities]
-    """By name, `model` and the baselines: the probability of rain after each holdout day."""
+    predictions: dict[str, Probabilities]
+    """Of the model (`Column.MODEL`) and each baseline: the probability of rain on the day after each holdout day."""
 
 
 GRID: dict[Family, Sequence[Mapping[str, float]]] = {
@@ -64,12 +67,12 @@ GRID: dict[Family, Sequence[Mapping[str, float]]] = {
 
 
 def make_candidates(families: Sequence[Family] = FAMILIES) -> list[Candidate]:
-    """Return the candidates of the families, each with its grid of main parameters."""
+    """Return the candidates of the families: each family's grid of parameters."""
     return [Candidate(family, tuple(sorted(params.items()))) for family in families for params in GRID[family]]
 
 
 def make_estimator(candidate: Candidate) -> Pipeline:
-    """Return the estimator, not fitted; the same data always gives the same model."""
+    """Return the candidate's estimator, not fitted; fitting it is deterministic."""
     params: dict[str, Any] = dict(candidate.params)
     if candidate.family == "logistic-regression":
         return Pipeline(
@@ -82,9 +85,10 @@ def make_estimator(candidate: Candidate) -> Pipeline:
 
 
 def split_by_time(examples: pd.DataFrame, holdout_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the days to fit on and, after them, the days to judge on (the newest `holdout_fraction`).
+    """Split the examples into a training set and a holdout, the newest `holdout_fraction` of the days.
 
-    Raises DataError unless both parts have wet and dry days.
+    Raises:
+        DataError: One of them has only wet or only dry days.
     """
     cut = len(examples) - max(1, round(len(examples) * holdout_fraction))
     train, holdout = examples.iloc[:cut], examples.iloc[cut:]
@@ -92,54 +96,60 @@ def split_by_time(examples: pd.DataFrame, holdout_fraction: float) -> tuple[pd.D
         if part[TARGET].nunique() < 2:
             raise DataError(
                 f"The {name} part ({len(part)} of {len(examples)} days) does not have both wet and dry "
-                "days. Ask for more years, or change holdout_fraction or wet_day_mm."
+                "days. Choose more years, or change holdout_fraction or wet_day_mm."
             )
     return train, holdout
 
 
 def cross_validate(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
-    """Return a candidate's mean scores over folds of time: each is judged on days after those it was fitted on.
+    """Return a candidate's mean scores over time-series folds, each validated on days after its training days.
 
-    Raises DataError if no fold has wet and dry days to fit on.
+    Folds without both wet and dry training days are skipped.
+
+    Raises:
+        DataError: All folds are skipped.
     """
     features, target = train.drop(columns=TARGET), train[TARGET]
     losses, briers = [], []
-    for fit, judge in TimeSeriesSplit(n_splits=folds).split(features):
+    for fit, validate in TimeSeriesSplit(n_splits=folds).split(features):
         if target.iloc[fit].nunique() < 2:
             continue
         estimator = make_estimator(candidate).fit(features.iloc[fit], target.iloc[fit])
-        probability = estimator.predict_proba(features.iloc[judge])[:, 1]
-        losses.append(log_loss(target.iloc[judge], probability, labels=[False, True]))
-        briers.append(brier_score_loss(target.iloc[judge], probability))
+        probability = estimator.predict_proba(features.iloc[validate])[:, 1]
+        losses.append(log_loss(target.iloc[validate], probability, labels=[False, True]))
+        briers.append(brier_score_loss(target.iloc[validate], probability))
     if not losses:
-        raise DataError(f"None of {folds} folds has both wet and dry days to learn from. Ask for more years.")
+        raise DataError(f"None of {folds} folds has both wet and dry days to learn from. Choose more years.")
     return Score(candidate, {"cv_log_loss": float(np.mean(losses)), "cv_brier": float(np.mean(briers))})
 
 
-def choose(scores: Sequence[Score]) -> Score:
-    """Return the score with the lowest log loss; the first of equals."""
-    return min(scores, key=lambda score: score.metrics["cv_log_loss"])
+def choose_best(scores: Sequence[Score]) -> Candidate:
+    """Return the candidate with the lowest log loss; on a tie, the first."""
+    return min(scores, key=lambda score: score.metrics["cv_log_loss"]).candidate
 
 
 def persistence(train: pd.DataFrame, holdout: pd.DataFrame) -> Probabilities:
-    """Return the baseline "tomorrow as today": how often a wet day followed such a day.
+    """Predict tomorrow from today alone: the frequency of rain after wet days, and that after dry days.
 
-    Two rates, after wet and after dry days, counted in the training part; (wet + 1) / (days + 2), the
-    rule of succession, keeps them off 0 and 1.
+    The frequencies are those of the training set, (wet + 1) / (days + 2): the rule of succession, which keeps them off
+    0 and 1.
     """
-    followers = train.groupby(WET_TODAY)[TARGET].agg(["sum", "count"]).reindex([0.0, 1.0], fill_value=0)
-    rates = (followers["sum"] + 1) / (followers["count"] + 2)
-    return holdout[WET_TODAY].map(rates).to_numpy(dtype=np.float64)
+    counts = train.groupby(WET_TODAY)[TARGET].agg(["sum", "count"]).reindex([0.0, 1.0], fill_value=0)
+    return holdout[WET_TODAY].map(_rule_of_succession(counts)).to_numpy(dtype=np.float64)
 
 
 def climatology(train: pd.DataFrame, holdout: pd.DataFrame) -> Probabilities:
-    """Return the baseline "as at this time of the year": the share of wet days in each month of the past.
+    """Predict tomorrow from its month alone: the frequency of rain in that month of the training set.
 
-    Counted in the training part by the rule of succession; a month that it lacks has the year's share.
+    The frequencies follow the rule of succession; a month without training days gets the overall frequency.
     """
-    followers = train.groupby(_month_of_tomorrow(train))[TARGET].agg(["sum", "count"])
-    rates = (followers["sum"] + 1) / (followers["count"] + 2)
-    return _month_of_tomorrow(holdout).map(rates).fillna(train[TARGET].mean()).to_numpy(dtype=np.float64)
+    counts = train.groupby(_month_of_tomorrow(train))[TARGET].agg(["sum", "count"])
+    months = _month_of_tomorrow(holdout).map(_rule_of_succession(counts))
+    return months.fillna(train[TARGET].mean()).to_numpy(dtype=np.float64)
+
+
+def _rule_of_succession(counts: pd.DataFrame) -> pd.Series:
+    return (counts["sum"] + 1) / (counts["count"] + 2)
 
 
 def _month_of_tomorrow(examples: pd.DataFrame) -> pd.Series:
@@ -147,17 +157,17 @@ def _month_of_tomorrow(examples: pd.DataFrame) -> pd.Series:
 
 
 def _tomorrow(examples: pd.DataFrame) -> pd.DatetimeIndex:
-    return pd.DatetimeIndex(examples.index) + pd.Timedelta(days=1)
+    return pd.DatetimeIndex(examples.index) + DAY
 
 
 BASELINES = {"persistence": persistence, "climatology": climatology}
 
 
 def score(wet: pd.Series, probability: Probabilities) -> dict[str, float]:
-    """Return the metrics of one forecast.
+    """Return the metrics of probabilities of rain.
 
-    Lower is better for log_loss, brier and calibration_error, higher for roc_auc, average_precision and
-    accuracy, which says "wet" from a probability of one half.
+    Lower is better for log_loss, brier and calibration_error, higher for roc_auc, average_precision and accuracy (at a
+    threshold of 0.5).
     """
     return {
         "log_loss": float(log_loss(wet, probability, labels=[False, True])),
@@ -170,44 +180,46 @@ def score(wet: pd.Series, probability: Probabilities) -> dict[str, float]:
 
 
 def calibration_error(wet: pd.Series, probability: Probabilities, bins: int = 10) -> float:
-    """Return the expected calibration error, 0 to 1: forecast minus frequency, over bins of equal width.
+    """Return the expected calibration error, 0 to 1, over bins of equal width.
 
-    Each bin counts by its share of the days. Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+    It is the mean distance between predicted probability and observed frequency, weighted by the bins' days. Guo et
+    al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    each = pd.DataFrame({"wet": np.asarray(wet, dtype=float), "said": probability})
-    groups = each.groupby(np.minimum((probability * bins).astype(int), bins - 1))
-    gap = (groups["said"].mean() - groups["wet"].mean()).abs()
-    return float((gap * groups.size()).sum() / len(each))
+    days = pd.DataFrame({"observed": np.asarray(wet, dtype=float), "predicted": probability})
+    groups = days.groupby(np.minimum((probability * bins).astype(int), bins - 1))
+    gap = (groups["predicted"].mean() - groups["observed"].mean()).abs()
+    return float((gap * groups.size()).sum() / len(days))
 
 
-def forecast(estimator: Any, examples: pd.DataFrame) -> Probabilities:
-    """Return the estimator's probability of rain after each day."""
+def predict(estimator: Any, examples: pd.DataFrame) -> Probabilities:
+    """Return a fitted estimator's probability of rain on the day after each example."""
     probability: Probabilities = estimator.predict_proba(examples.drop(columns=TARGET))[:, 1]
     return probability
 
 
 def fit_and_score(train: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> FittedModel:
-    """Fit a candidate on the older days and judge it on the newer ones, beside the baselines.
-
-    The metrics are those of `score` with the prefixes `model_`, `persistence_` and `climatology_`.
-    """
+    """Fit a candidate on the training set, and evaluate it and the baselines on the holdout."""
     estimator = make_estimator(candidate).fit(train.drop(columns=TARGET), train[TARGET])
-    forecasts = {"model": forecast(estimator, holdout)}
-    forecasts |= {name: baseline(train, holdout) for name, baseline in BASELINES.items()}
-    metrics = flatten_scores({who: score(holdout[TARGET], probability) for who, probability in forecasts.items()})
-    return FittedModel(candidate, estimator, metrics, train, holdout, forecasts)
+    predictions = {Column.MODEL: predict(estimator, holdout)}
+    predictions |= {name: baseline(train, holdout) for name, baseline in BASELINES.items()}
+    scores = {name: score(holdout[TARGET], probability) for name, probability in predictions.items()}
+    return FittedModel(candidate, estimator, flatten_scores(scores), train, holdout, predictions)
 
 
-def tables(training: FittedModel) -> dict[str, pd.DataFrame]:
-    """Return the holdout's forecasts and a sample of the training days; each row is about the day it forecasts."""
-    inputs = training.train.drop(columns=TARGET)
-    wet = training.holdout[TARGET].astype(int)
+def evaluation_tables(fitted: FittedModel) -> dict[str, pd.DataFrame]:
+    """Return the holdout's predictions for the dashboard, and a sample of the training set for the monitor.
+
+    The time of a row is the day that it predicts.
+    """
+    features = fitted.train.drop(columns=TARGET)
+    observed = fitted.holdout[TARGET].astype(int)
+    prediction = predict(fitted.estimator, fitted.train)
     return {
-        HOLDOUT: holdout_table(wet, training.forecasts, _tomorrow(training.holdout)),
-        SAMPLE: training_sample(inputs, training.estimator.predict_proba(inputs)[:, 1], _tomorrow(inputs)),
+        Artifact.HOLDOUT: holdout_table(observed, fitted.predictions, _tomorrow(fitted.holdout)),
+        Artifact.TRAINING_SAMPLE: training_sample(features, prediction, _tomorrow(features)),
     }
 
 
-def compare(metrics: Mapping[str, float]) -> str:
-    """Return the metrics as a Markdown table, the model's beside the baselines'."""
-    return scores_table(metrics, ["model", *BASELINES])
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """Return the metrics of the model and the baselines side by side as a Markdown table."""
+    return scores_table(metrics, [Column.MODEL, *BASELINES])

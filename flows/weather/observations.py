@@ -1,4 +1,4 @@
-"""Daily observations of one place: what every source delivers and every later step relies on."""
+"""Daily observations of one place: the form that every source delivers and every later step relies on."""
 
 from datetime import date
 from typing import Literal
@@ -11,9 +11,12 @@ from trainyard.errors import DataError
 from trainyard.frames import Frame
 
 WEATHER_COLUMNS = ("precipitation_mm", "temp_max_c", "temp_min_c", "wind_ms")
+DAY = pd.Timedelta(days=1)
+RUN_AGAIN = "Run again later, or choose fewer years or another place."
+NO_COMPLETE_DAY = "The source sent no complete day. Choose another place or more years."
 
 Problem = dict[str, str | int]
-"""One row of a table of what is wrong: column, check, first_day, last_day, count (of days), example."""
+"""A row of a table of problems: column, check, first_day, last_day, count (of days), example."""
 
 
 class Place(BaseModel):
@@ -27,7 +30,7 @@ class Place(BaseModel):
 
 
 class Origin(BaseModel):
-    """Where observations come from; logged with every model."""
+    """The source of observations, logged with every model."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,11 +40,10 @@ class Origin(BaseModel):
 
 
 class Observations(BaseModel):
-    """One row a day, oldest first: an index `date` without gaps and WEATHER_COLUMNS without blanks.
+    """One row for each day, oldest first: an index `date` without gaps, and WEATHER_COLUMNS without blanks.
 
-    precipitation_mm is the day's sum, temp_max_c and temp_min_c its extremes in degrees Celsius,
-    wind_ms a wind speed in metres a second. `filled` are the days that the source left out or blank, in
-    whole or in part, and whose values are interpolated; `dropped_duplicates` counts rows sent again.
+    precipitation_mm is the day's sum, temp_max_c and temp_min_c are its extremes in degrees Celsius, and
+    wind_ms is a wind speed in metres per second.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
@@ -49,27 +51,27 @@ class Observations(BaseModel):
     origin: Origin
     frame: Frame
     filled: tuple[date, ...] = ()
+    """Days of which at least one value was missing and is interpolated."""
     dropped_duplicates: int = 0
+    """Number of identical rows that were dropped."""
 
 
-def check_observations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame, or raise DataError naming its first missing, repeated or blank day."""
+def require_complete(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame unchanged.
+
+    Raises:
+        DataError: It is empty, or a day is missing, repeated or has a blank; the message names the first.
+    """
     if frame.empty:
-        raise DataError("The source sent no complete day. Ask for another place or more years.")
+        raise DataError(NO_COMPLETE_DAY)
     days = frame.index.to_series()
     steps = days.diff().iloc[1:]
-    wrong = steps[steps != pd.Timedelta(days=1)]
+    wrong = steps[steps != DAY]
     if not wrong.empty:
         day = pd.Timestamp(wrong.index[0])
-        raise DataError(
-            f"The days are not consecutive: {day - wrong.iloc[0]:%Y-%m-%d} is followed by {day:%Y-%m-%d}. "
-            "Run again later, or choose fewer years or another place."
-        )
-    blank = frame.isna()
-    if blank.to_numpy().any():
-        row, column = np.argwhere(blank.to_numpy())[0]
-        raise DataError(
-            f"No value for {frame.columns[column]} on {frame.index[row]:%Y-%m-%d}. "
-            "Run again later, or choose fewer years or another place."
-        )
+        raise DataError(f"The days are not consecutive: {day - wrong.iloc[0]:%F} is followed by {day:%F}. {RUN_AGAIN}")
+    blank = frame.isna().to_numpy()
+    if blank.any():
+        row, column = np.argwhere(blank)[0]
+        raise DataError(f"No value for {frame.columns[column]} on {frame.index[row]:%F}. {RUN_AGAIN}")
     return frame

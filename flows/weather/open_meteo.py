@@ -1,7 +1,7 @@
-"""Ask Open-Meteo for past days and read its answer.
+"""A client of Open-Meteo's daily values.
 
-The archive joins reanalysis (ERA5 and others) with recent analyses; its newest days may be blank.
-No key is needed. https://open-meteo.com/en/docs/historical-weather-api
+The archive joins reanalysis (ERA5 and others) with recent analyses; its newest days may be blank. The forecast has the
+same values in the same form. No key is needed. https://open-meteo.com/en/docs/historical-weather-api
 """
 
 from datetime import date
@@ -11,43 +11,39 @@ import httpx
 import pandas as pd
 
 from flows.weather.observations import Observations, Origin, Place
-from flows.weather.validation import GapLimits, check_days, make_problem
+from flows.weather.validation import GapLimits, make_problem, validate_days
 from trainyard.errors import DataError
 from trainyard.http import get_json
 
-# Open-Meteo's name of each daily value: our column and the unit asked for.
 DAILY = {
     "precipitation_sum": ("precipitation_mm", "mm"),
     "temperature_2m_max": ("temp_max_c", "°C"),
     "temperature_2m_min": ("temp_min_c", "°C"),
     "wind_speed_10m_max": ("wind_ms", "m/s"),
 }
+"""By Open-Meteo's name of a daily value: our column, and the requested unit."""
 
 
 def observe(
     url: str, place: Place, first: date, last: date, timeout_seconds: float, limits: GapLimits | None = None
 ) -> Observations:
-    """Return the checked observations of a place from `first` to `last` from the archive at `url`.
+    """Return the validated observations of a place from `first` to `last` from the archive at `url`.
 
-    Raises what `get_json` of `trainyard.http` raises, and DataError if the answer has another
-    form than documented or breaks a rule of `flows.weather.validation`.
+    Raises:
+        SourceError: The archive did not deliver, as in `trainyard.http.get_json`.
+        DataError: The answer has another form than documented, or breaks a rule of `flows.weather.validation`.
     """
     query = archive_query(place, first, last)
     days = parse_archive(get_json(url, query, timeout_seconds))
-    checked = check_days(days, place.latitude, limits, asked=(first, last))
     origin = Origin(place=place, source="open-meteo", url=str(httpx.URL(url, params=query)))
-    return Observations(
-        origin=origin, frame=checked.frame, filled=checked.filled, dropped_duplicates=checked.dropped_duplicates
-    )
+    return validate_days(days, origin, limits, requested=(first, last))
 
 
-def archive_query(place: Place, first: date, last: date) -> dict[str, str]:
-    """Return the request's parameters for the days from `first` to `last`, by the place's own clock."""
+def daily_query(place: Place) -> dict[str, str]:
+    """Return the parameters that requests for daily values share: place, columns, units, and local days."""
     return {
         "latitude": str(place.latitude),
         "longitude": str(place.longitude),
-        "start_date": first.isoformat(),
-        "end_date": last.isoformat(),
         "daily": ",".join(DAILY),
         "timezone": "auto",
         "temperature_unit": "celsius",
@@ -56,17 +52,27 @@ def archive_query(place: Place, first: date, last: date) -> dict[str, str]:
     }
 
 
-def parse_archive(answer: Any) -> pd.DataFrame:
-    """Return the answer's days as they were sent: an index `date` and WEATHER_COLUMNS in float64.
+def archive_query(place: Place, first: date, last: date) -> dict[str, str]:
+    """Return the parameters of an archive request for the local days from `first` to `last`."""
+    return daily_query(place) | {"start_date": first.isoformat(), "end_date": last.isoformat()}
 
-    Raises DataError if a column is missing, has another length or unit or holds something else
-    than numbers. Days may be missing, blank or repeated, and values impossible: `check_days` looks there.
+
+def parse_archive(answer: Any) -> pd.DataFrame:
+    """Return the days of an answer of the archive or the forecast, as they were sent.
+
+    Days may be missing, blank or repeated and values impossible: `validate_days` looks for those.
+
+    Returns:
+        A frame with an index `date` and WEATHER_COLUMNS in float64.
+
+    Raises:
+        DataError: A column is missing, has another length or unit, or holds something other than numbers.
     """
-    daily, units = _member(answer, "daily"), _member(answer, "daily_units")
-    days = _column(daily, "time")
+    daily, units = _get_object(answer, "daily"), _get_object(answer, "daily_units")
+    days = _get_column(daily, "time")
     columns = {}
     for name, (column, unit) in DAILY.items():
-        values = _column(daily, name)
+        values = _get_column(daily, name)
         if len(values) != len(days):
             raise _unexpected(name, f"{name!r} has {len(values)} values for {len(days)} days")
         if units.get(name) != unit:
@@ -82,23 +88,23 @@ def parse_archive(answer: Any) -> pd.DataFrame:
     return frame
 
 
-def _member(parent: Any, name: str) -> dict[str, Any]:
+def _get_object(parent: Any, name: str) -> dict[str, Any]:
     member = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(member, dict):
         raise _unexpected(name, f"it has no object {name!r}")
     return member
 
 
-def _column(daily: dict[str, Any], name: str) -> list[Any]:
+def _get_column(daily: dict[str, Any], name: str) -> list[Any]:
     column = daily.get(name)
     if not isinstance(column, list):
         raise _unexpected(name, f"the column {name!r} is missing")
     return column
 
 
-def _unexpected(column: str, what: str) -> DataError:
+def _unexpected(column: str, reason: str) -> DataError:
     return DataError(
-        f"The weather service's answer is not as documented: {what}. "
+        f"The weather service's answer is not as documented: {reason}. "
         "Check WEATHER_ARCHIVE_URL and WEATHER_FORECAST_URL; if they are Open-Meteo's, its format has changed.",
-        [make_problem(column, what)],
+        [make_problem(column, reason)],
     )

@@ -1,95 +1,96 @@
-"""Will it rain tomorrow? The tasks and flows, in the order in which they run."""
+"""The weather pipeline: its tasks and flows, in the order in which they run."""
 
 from contextlib import ExitStack
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
 from prefect import flow, get_run_logger, runtime, tags, task, unmapped
 from prefect.artifacts import create_link_artifact
-from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.weather import model, places, plots, promotion
+from flows.weather import model, parameters, plots, promotion
+from flows.weather import places as place_names
 from flows.weather.features import TARGET, Examples
-from flows.weather.ingest import Days, FilledShare, GapDays, Millimetres, PlaceName, Years, preprocess
+from flows.weather.ingest import preprocess
 from flows.weather.model import Family, FittedModel
-from trainyard import registry, tracking
+from flows.weather.parameters import DATA, TRAINING, DataParameters, Training, TrainingParameters
+from trainyard import registry, search, tracking
 from trainyard.cache import cached, refreshing
 from trainyard.candidates import Candidate, Score
+from trainyard.contract import Tag
+from trainyard.errors import TrainyardError
 from trainyard.fingerprint import code_fingerprint
 from trainyard.gate import Decision, Thresholds
 from trainyard.outcome import Outcome, log_once, report
-from trainyard.search import SearchResult, search, search_once
 
-HoldoutFraction = Annotated[float, Field(ge=0.05, le=0.5)]
-Folds = Annotated[int, Field(ge=2, le=20)]
-Families = Annotated[list[Family], Field(min_length=1, max_length=3)]
-Places = Annotated[list[PlaceName], Field(min_length=1, max_length=50)]
-Overlap = Literal["wait", "skip"]
-SKIP_AFTER_SECONDS = 1.0
+EXPERIMENT = "weather"
+LOCK_TIMEOUT_SECONDS = 1.0
+"""Of a run that skips places with another active run."""
 
 
-class PlacesFailedError(Exception):
-    """The pipeline failed for some places; the message names them, the others are done."""
+class PlacesFailedError(TrainyardError):
+    """The pipeline failed for some places; the message names them."""
 
 
 @task(name="cross-validate", task_run_name="{candidate.name}", **cached(model))
 def cross_validate(train_days: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
-    """Judge one candidate over folds of time."""
+    """Evaluate one candidate by cross-validation."""
     return model.cross_validate(train_days, candidate, folds)
 
 
-@task(name="search", **cached())
-def search_candidates(train_days: pd.DataFrame, families: list[Family], folds: int) -> SearchResult:
-    """Judge all candidates side by side: one step, so that a search of which nothing has changed is one look-up."""
-    return search(cross_validate, model.make_candidates(families), train_days=train_days, folds=folds)
+@task(name="search", **cached(model, search))
+def search_candidates(train_days: pd.DataFrame, families: list[Family], folds: int) -> search.SearchResult:
+    """Evaluate all candidates in parallel; as one task, an unchanged search costs one cache look-up."""
+    return search.search(cross_validate, model.make_candidates(families), train_days=train_days, folds=folds)
 
 
 @task(name="fit", **cached(model))
 def fit(train_days: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> FittedModel:
-    """Fit the best candidate on the older days and judge it on the newer ones."""
+    """Fit the best candidate, and evaluate it and the baselines on the holdout."""
     return model.fit_and_score(train_days, holdout, candidate)
 
 
-@task(name="log-to-mlflow", **cached(model, plots, promotion, tracking))
+@task(name="log-to-mlflow", **cached(model, place_names, plots, promotion, tracking))
 def log_run(
-    examples: Examples, training: FittedModel, trials: list[tracking.Trial], settings: dict[str, Any]
+    examples: Examples, fitted: FittedModel, trials: list[tracking.Trial], settings: dict[str, Any]
 ) -> tracking.Registered:
-    """Log run, candidates and plots to MLflow and register the model."""
-    question = promotion.describe_question(examples, training)
+    """Log the training, its candidates and plots to MLflow, and register the model."""
     return tracking.log_training(
         tracking.TrainingRecord(
-            experiment="weather",
-            model=places.model_name(examples.origin.place),
-            estimator=training.estimator,
-            inputs=training.holdout.drop(columns=TARGET).head(5),
+            experiment=EXPERIMENT,
+            model=place_names.model_name(examples.origin.place),
+            estimator=fitted.estimator,
+            inputs=fitted.holdout.drop(columns=TARGET).head(5),
             dataset=tracking.Dataset(examples.origin.source, examples.origin.url, examples.frame, TARGET),
-            params=describe(examples, training) | settings,
-            metrics=training.metrics,
-            figures=plots.draw(training),
-            tables=model.tables(training),
+            params=describe_training(examples, fitted) | settings,
+            metrics=fitted.metrics,
+            figures=plots.draw(fitted),
+            tables=model.evaluation_tables(fitted),
             trials=trials,
-            tags=question | {"code": code_fingerprint(None, [model])[:12]},
+            tags=promotion.describe_model(examples, fitted) | {Tag.CODE: code_fingerprint(None, [model])[:12]},
             trusted_types=model.TRUSTED_TYPES,
         )
     )
 
 
 @task(name="promote", retries=2, retry_delay_seconds=1, persist_result=False)
-def promote(examples: Examples, training: FittedModel, logged: tracking.Registered, gate: Thresholds) -> Decision:
-    """Let the candidate take the champion's place if it is better on the same holdout."""
+def promote(examples: Examples, fitted: FittedModel, logged: tracking.Registered, gate: Thresholds) -> Decision:
+    """Promote the model to champion if it is better on days that neither of them was fitted on."""
 
-    def compare(reigning: Any) -> Decision:
-        champion = mlflow.sklearn.load_model(f"models:/{logged.model}/{reigning.version}") if reigning else None
-        question = promotion.describe_question(examples, training)
-        return promotion.compare_with_champion(question, training, reigning and reigning.tags, champion, gate)
+    def compare(champion: ModelVersion | None) -> Decision:
+        estimator = mlflow.sklearn.load_model(f"models:/{logged.model}/{champion.version}") if champion else None
+        candidate_tags = promotion.describe_model(examples, fitted)
+        return promotion.compare_with_champion(
+            candidate_tags, fitted, champion.tags if champion else None, estimator, gate
+        )
 
     return registry.apply_gate(logged.model, logged.version, compare, gate)
 
 
-def describe(examples: Examples, training: FittedModel) -> dict[str, Any]:
-    """Return what the model was fitted on, as parameters of its run."""
+def describe_training(examples: Examples, fitted: FittedModel) -> dict[str, Any]:
+    """Return the parameters that are logged of data and model."""
     place, frame = examples.origin.place, examples.frame
     return {
         "place": place.name,
@@ -98,127 +99,115 @@ def describe(examples: Examples, training: FittedModel) -> dict[str, Any]:
         "wet_day_mm": examples.wet_day_mm,
         "first_day": str(frame.index.min().date()),
         "last_day": str(frame.index.max().date()),
-        "train_days": len(training.train),
-        "holdout_days": len(training.holdout),
-        "holdout_wet_share": round(float(training.holdout[TARGET].mean()), 4),
+        "train_days": len(fitted.train),
+        "holdout_days": len(fitted.holdout),
+        "holdout_wet_share": round(float(fitted.holdout[TARGET].mean()), 4),
         "features": len(frame.columns) - 1,
-        "family": training.candidate.family,
-        **dict(training.candidate.params),
+        "family": fitted.candidate.family,
+        **dict(fitted.candidate.params),
     }
 
 
-def about(examples: Examples, training: FittedModel) -> str:
-    """Return what the report says of data and model."""
+def summarize(examples: Examples, fitted: FittedModel) -> str:
+    """Return the report's paragraph on data and model."""
     origin, days = examples.origin, examples.frame.index
     return (
         f"Data: {origin.place.name}, {days.min():%F} to {days.max():%F}, from **{origin.source}**. "
-        f"Best candidate: {training.candidate.name}, judged on the newest {len(training.holdout)} days."
+        f"Best candidate: {fitted.candidate.name}, evaluated on the newest {len(fitted.holdout)} days."
     )
 
 
 @flow(name="train", log_prints=True, persist_result=False)
 def train(
     examples: SkipJsonSchema[Examples | None] = None,
-    holdout_fraction: HoldoutFraction = 0.2,
-    families: Families = list(model.FAMILIES),  # noqa: B006 - a form's default
-    folds: Folds = 5,
-    gate: Thresholds = Thresholds(),
+    training: Training = TRAINING,
 ) -> Outcome:
-    """Search for the best candidate, judge it on a holdout, log and register it; better, it becomes champion.
+    """Search for the best candidate, fit, log and register it, and promote it if it is better than the champion.
 
-    Args:
-        examples: What `preprocess` returns; without it, those of `preprocess` with its defaults.
-        holdout_fraction: Share of the days, the newest, that no candidate is fitted on.
-        families: Which families of estimators to search.
-        folds: Folds of the cross-validation, each judged on days after those it was fitted on.
-        gate: By how much the candidate must be better than champion and baselines.
+    Without `examples`, those of the default place are used.
+
+    Raises:
+        TrackingUnreachableError: MLflow does not answer.
+        DataError: The training set, the holdout or all folds have only wet or only dry days.
+        SearchError: All candidates failed.
     """
     tracking.require_server()
     if examples is None:
         examples = preprocess()
-    train_days, holdout = model.split_by_time(examples.frame, holdout_fraction)
-    scores, trials = search_once(search_candidates, train_days, families, folds)
-    training = fit(train_days, holdout, model.choose(scores).candidate)
-    settings = {"holdout_fraction": holdout_fraction, "folds": folds, "candidates": len(trials)}
-    logged, reused = log_once(log_run, examples, training, trials, settings)
-    known = registry.recall_decision(logged.model, logged.version, gate) if reused else None
-    decision = known or promote(examples, training, logged, gate)
-    outcome = Outcome(logged, decision, training.metrics, reused)
-    report(outcome, about(examples, training), model.compare(training.metrics))
+    train_days, holdout = model.split_by_time(examples.frame, training.holdout_fraction)
+    scores, trials = search.search_once(search_candidates, train_days, training.families, training.folds)
+    fitted = fit(train_days, holdout, model.choose_best(scores))
+    settings = {
+        "holdout_fraction": training.holdout_fraction,
+        "folds": training.folds,
+        "candidates": len(trials),
+    }
+    logged, reused = log_once(log_run, examples, fitted, trials, settings)
+    recalled = registry.recall_decision(logged.model, logged.version, training.gate) if reused else None
+    decision = recalled or promote(examples, fitted, logged, training.gate)
+    outcome = Outcome(logged, decision, fitted.metrics, reused)
+    report(outcome, summarize(examples, fitted), model.metrics_table(fitted.metrics))
     return outcome
 
 
 @task(name="place", task_run_name="{place}", persist_result=False)
 def run_place(
-    place: str, overlap: Overlap, data: dict[str, Any], training: dict[str, Any], gate: Thresholds
+    place: str, overlap: parameters.Overlap, data: DataParameters, training: TrainingParameters
 ) -> Outcome | None:
-    """Run preprocessing and training for one place, and never twice at once for the same."""
+    """Run preprocessing and training for one place, under a lock that keeps other runs of the same place out."""
     with ExitStack() as stack:
         try:
-            wait = None if overlap == "wait" else SKIP_AFTER_SECONDS
-            stack.enter_context(registry.lock(f"weather-{places.slug(place)}", timeout_seconds=wait))
+            timeout = LOCK_TIMEOUT_SECONDS if overlap == "skip" else None
+            stack.enter_context(registry.lock(f"weather-{place_names.slug(place)}", timeout_seconds=timeout))
         except TimeoutError:
-            get_run_logger().warning("Another run of %s is under way: skipped.", place)
+            get_run_logger().warning("Skipped %s: another run of it is active.", place)
             return None
-        outcome: Outcome = train(preprocess(place, **data), gate=gate, **training)
+        outcome: Outcome = train(preprocess(place, data), training)
         return outcome
 
 
 @flow(name="weather-pipeline", log_prints=True, persist_result=False)
 def weather_pipeline(
-    places: Places = ["Seattle"],  # noqa: B006 - a form's default
-    years: Years = 5,
-    wet_day_mm: Millimetres = 1.0,
-    min_observations: Days = 365,
-    holdout_fraction: HoldoutFraction = 0.2,
-    families: Families = list(model.FAMILIES),  # noqa: B006
-    folds: Folds = 5,
-    gate: Thresholds = Thresholds(),
-    allow_recorded: bool = False,
-    overlap: Overlap = "wait",
-    refresh: bool = False,
-    max_gap_days: GapDays = 3,
-    max_filled_share: FilledShare = 0.02,
+    places: parameters.Places = ["Seattle"],  # noqa: B006 - never mutated; Prefect's form needs the default
+    years: parameters.Years = DATA.years,
+    wet_day_mm: parameters.WetDay = DATA.wet_day_mm,
+    min_observations: parameters.MinObservations = DATA.min_observations,
+    holdout_fraction: parameters.HoldoutFraction = TRAINING.holdout_fraction,
+    families: parameters.Families = TRAINING.families,
+    folds: parameters.Folds = TRAINING.folds,
+    gate: parameters.Gate = TRAINING.gate,
+    allow_recorded: parameters.AllowRecorded = DATA.allow_recorded,
+    overlap: parameters.Overlap = "wait",
+    refresh: parameters.Refresh = False,
+    max_gap_days: parameters.MaxGapDays = DATA.max_gap_days,
+    max_filled_share: parameters.MaxFilledShare = DATA.max_filled_share,
 ) -> list[Outcome]:
-    """Train a model of tomorrow's rain for each place, on the weather of the last years.
+    """Train a model for each place that predicts whether it will rain tomorrow.
 
-    Args:
-        places: Names ("Seattle", "Springfield, Illinois") or "latitude,longitude"; one that fails fails alone.
-        years: How many years back from now.
-        wet_day_mm: Precipitation from which a day counts as wet, in mm.
-        min_observations: Fewest days to learn from; with fewer the run fails.
-        holdout_fraction: Share of the days, the newest, that the model is judged on.
-        families: Which families of estimators to search.
-        folds: Folds of the cross-validation.
-        gate: By how much a candidate must be better than champion and baselines.
-        allow_recorded: Where Open-Meteo cannot be reached, take recorded observations (Seattle only).
-        overlap: What a run does while another of the same place is under way: wait for it, or skip the place.
-        refresh: Compute everything anew, even what has not changed.
-        max_gap_days: Most days in a row, missing or blank, that are filled; beyond it the run fails.
-        max_filled_share: Largest share of all days that is filled; beyond it the run fails.
+    Raises:
+        PlacesFailedError: Some of several places failed; a single place's own error is raised as it is.
     """
-    data = {
-        "years": years,
-        "wet_day_mm": wet_day_mm,
-        "min_observations": min_observations,
-        "allow_recorded": allow_recorded,
-        "max_gap_days": max_gap_days,
-        "max_filled_share": max_filled_share,
-    }
-    training = {"holdout_fraction": holdout_fraction, "families": families, "folds": folds}
+    data = DataParameters(
+        years=years,
+        wet_day_mm=wet_day_mm,
+        min_observations=min_observations,
+        allow_recorded=allow_recorded,
+        max_gap_days=max_gap_days,
+        max_filled_share=max_filled_share,
+    )
+    training = TrainingParameters(holdout_fraction=holdout_fraction, families=families, folds=folds, gate=gate)
     names = list(dict.fromkeys(places))
-    with refreshing(refresh), tags(*runtime.flow_run.tags):  # the components carry the pipeline's tags
-        futures = run_place.map(names, *map(unmapped, (overlap, data, training, gate)))
+    with refreshing(refresh), tags(*runtime.flow_run.tags):  # the subflows carry the pipeline's tags
+        futures = run_place.map(names, *map(unmapped, (overlap, data, training)))
         futures.wait()
     results = {name: future.state.result(raise_on_failure=False) for name, future in zip(names, futures, strict=True)}
-    outcomes = [result for result in results.values() if isinstance(result, Outcome)]
-    for name, outcome in results.items():
-        if isinstance(outcome, Outcome):
-            create_link_artifact(outcome.registered.run_url, f"MLflow run of {name}", key="mlflow-run")
+    outcomes = {name: result for name, result in results.items() if isinstance(result, Outcome)}
+    for name, outcome in outcomes.items():
+        create_link_artifact(outcome.registered.run_url, f"MLflow run of {name}", key="mlflow-run")
     failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
     if len(failed) == len(names) == 1:
         raise failed[names[0]]
     if failed:
         reasons = " ".join(f"{name}: {error}" for name, error in failed.items())
         raise PlacesFailedError(f"{len(failed)} of {len(names)} places failed, the others are done. {reasons}")
-    return outcomes
+    return list(outcomes.values())

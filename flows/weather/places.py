@@ -1,4 +1,4 @@
-"""Turn what a person types into a place: coordinates here, names by Open-Meteo's geocoding."""
+"""Places by coordinates or by name, which Open-Meteo's geocoding resolves, and the names of their models."""
 
 import hashlib
 import re
@@ -12,14 +12,16 @@ from trainyard.errors import DataError, UnknownSubjectError
 
 MODEL = "rain-tomorrow"
 HOME = "Seattle, Washington, United States"
+"""The default place, whose model is called `MODEL`."""
 
 _COORDINATES = re.compile(r"\s*([-+]?\d+(?:\.\d+)?)\s*,\s*([-+]?\d+(?:\.\d+)?)\s*")
 
 
 def parse_coordinates(text: str) -> Place | None:
-    """Return the place of "latitude,longitude" in degrees, or None if the text is a name.
+    """Return the place at "latitude,longitude" in degrees, or None if the text is a name.
 
-    Raises UnknownSubjectError if the numbers are not on Earth.
+    Raises:
+        UnknownSubjectError: The coordinates are out of range.
     """
     match = _COORDINATES.fullmatch(text)
     if match is None:
@@ -29,27 +31,28 @@ def parse_coordinates(text: str) -> Place | None:
         return Place(name=f"{latitude},{longitude}", latitude=latitude, longitude=longitude)
     except ValidationError:
         raise UnknownSubjectError(
-            f"{text!r} is not on Earth. Give latitude (-90 to 90), then longitude (-180 to 180)."
+            f"{text!r} is not on Earth. Enter the latitude (-90 to 90), then the longitude (-180 to 180)."
         ) from None
 
 
 def geocoding_query(name: str) -> dict[str, str]:
-    """Return the request's parameters: the best match for a name such as "Springfield, Illinois"."""
+    """Return the parameters of a geocoding request for the best match of a name."""
     return {"name": name.strip(), "count": "1", "language": "en", "format": "json"}
 
 
 def parse_geocoding(answer: Any, name: str) -> Place:
     """Return the best match of a geocoding answer, named as in "Seattle, Washington, United States".
 
-    Raises UnknownSubjectError if there is none (Open-Meteo then leaves `results` out), and
-    DataError if the answer has another shape.
+    Raises:
+        UnknownSubjectError: There is no match; Open-Meteo then omits `results`.
+        DataError: The answer has another form than documented.
     """
     try:
         results = answer.get("results") or []
         if not results:
             raise UnknownSubjectError(
                 f"Open-Meteo knows no place called {name!r}. Check the spelling, add the region or country "
-                "('Springfield, Illinois'), or give 'latitude,longitude'."
+                "('Springfield, Illinois'), or enter 'latitude,longitude'."
             )
         best = results[0]
         parts = (best.get(key) for key in ("name", "admin1", "country"))
@@ -58,20 +61,20 @@ def parse_geocoding(answer: Any, name: str) -> Place:
     except (AttributeError, KeyError, TypeError, IndexError, ValidationError) as error:
         raise DataError(
             f"The geocoding service's answer for {name!r} is not as documented ({error!r}). "
-            "Check WEATHER_GEOCODING_URL, or give the place as 'latitude,longitude'."
+            "Check WEATHER_GEOCODING_URL, or enter the place as 'latitude,longitude'."
         ) from error
 
 
 def slug(name: str) -> str:
-    """Return a place's name as a part of other names: lower case, dashes between the words, ASCII."""
+    """Return a place's name in lower-case ASCII with dashes between the words, for use in other names."""
     ascii_ = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().casefold()
     words = re.sub(r"[^a-z0-9.+-]+", "-", ascii_).strip("-")
     if ascii_ == name.casefold():
         return words
-    # Letters were lost, perhaps all of them: the digest keeps two such places apart.
+    # Characters were lost, perhaps all of them; the digest keeps such places distinct.
     return f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".strip("-")
 
 
 def model_name(place: Place) -> str:
-    """Return the registered model of a place; the product's home, Seattle, has the plain name."""
+    """Return the name of a place's registered model: `MODEL` for `HOME`, else with the place's slug appended."""
     return MODEL if place.name == HOME else f"{MODEL}-{slug(place.name)}"

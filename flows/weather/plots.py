@@ -1,4 +1,4 @@
-"""The plots of a training: how good the forecasts are, what they rest on, and what then happened."""
+"""The plots of a training: quality of the predictions, feature importance, and the newest predictions."""
 
 from typing import Any
 
@@ -10,60 +10,62 @@ from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 from flows.weather.features import TARGET
 from flows.weather.model import SEED, FittedModel
+from flows.weather.observations import DAY
+from trainyard.contract import Column
 
-SHOWN_DAYS = 60
+MAX_PLOTTED_DAYS = 60
 
 
-def draw(training: FittedModel) -> dict[str, Figure]:
-    """Return the plots by file name; all are of the holdout days."""
+def draw(fitted: FittedModel) -> dict[str, Figure]:
+    """Return the plots by file name; all are about the holdout."""
     return {
-        "roc.png": compare(
-            training,
+        "roc.png": draw_display(
+            fitted,
             RocCurveDisplay,
-            title="Wet days found against false alarms",
-            xlabel="Share of dry days called wet",
-            ylabel="Share of wet days called wet",
+            title="ROC curve of wet days",
+            xlabel="False positive rate: share of dry days predicted as wet",
+            ylabel="True positive rate: share of wet days predicted as wet",
         ),
-        "precision_recall.png": compare(
-            training,
+        "precision_recall.png": draw_display(
+            fitted,
             PrecisionRecallDisplay,
-            title="How many of the days called wet were wet?",
-            xlabel="Share of wet days called wet (recall)",
-            ylabel="Share of days called wet that were (precision)",
+            title="Precision and recall of wet days",
+            xlabel="Recall: share of wet days predicted as wet",
+            ylabel="Precision: share of days predicted as wet that were",
         ),
-        "calibration.png": compare(
-            training,
+        "calibration.png": draw_display(
+            fitted,
             CalibrationDisplay,
             n_bins=10,
-            title="Of the days given a chance of rain, how many were wet?",
-            xlabel="Forecast probability of a wet day",
-            ylabel="Share of days that were wet",
+            title="Calibration: predicted probability and observed frequency",
+            xlabel="Predicted probability of a wet day",
+            ylabel="Observed frequency of wet days",
         ),
-        "importance.png": draw_importance(training),
-        "forecast.png": draw_forecast(training),
+        "importance.png": draw_importance(fitted),
+        "forecast.png": draw_forecast(fitted),
     }
 
 
-def compare(training: FittedModel, display: Any, title: str, xlabel: str, ylabel: str, **options: Any) -> Figure:
-    """Return one of scikit-learn's displays of model and baselines in one figure."""
+def draw_display(fitted: FittedModel, display: Any, title: str, xlabel: str, ylabel: str, **options: Any) -> Figure:
+    """Return a figure of one of scikit-learn's displays, with a curve for the model and each baseline."""
     figure = Figure(figsize=(6, 6), layout="tight")
     axes = figure.subplots()
-    for name, probability in training.forecasts.items():
-        display.from_predictions(training.holdout[TARGET], probability, name=name, ax=axes, **options)
+    for name, probability in fitted.predictions.items():
+        display.from_predictions(fitted.holdout[TARGET], probability, name=name, ax=axes, **options)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure
 
 
-def draw_importance(training: FittedModel, repeats: int = 3) -> Figure:
-    """Return the permutation importance of each feature: the log loss that the model gains without it.
+def draw_importance(fitted: FittedModel, repeats: int = 3) -> Figure:
+    """Return a plot of the features' permutation importance: the rise of the log loss when one is shuffled.
 
-    Breiman, Random Forests, Machine Learning 45 (2001), here on the holdout.
+    Breiman, Random Forests, Machine Learning 45 (2001); here on the holdout.
     """
-    features = training.holdout.drop(columns=TARGET)
+    features = fitted.holdout.drop(columns=TARGET)
     found = permutation_importance(
-        training.estimator,
+        fitted.estimator,
         features,
-        training.holdout[TARGET],
+        fitted.holdout[TARGET],
         scoring="neg_log_loss",
         n_repeats=repeats,
         random_state=SEED,
@@ -73,19 +75,19 @@ def draw_importance(training: FittedModel, repeats: int = 3) -> Figure:
     figure = Figure(figsize=(7, 5), layout="tight")
     axes = figure.subplots()
     axes.barh(importance.index, importance["mean"], xerr=importance["deviation"])
-    axes.set(title="What the forecast rests on", xlabel="Rise of the log loss when the feature is shuffled")
+    axes.set(title="Permutation importance of the features", xlabel="Rise of the log loss when the feature is shuffled")
     return figure
 
 
-def draw_forecast(training: FittedModel) -> Figure:
-    """Return the newest forecasts beside what happened."""
+def draw_forecast(fitted: FittedModel) -> Figure:
+    """Return a plot of the newest predictions and the observations."""
     figure = Figure(figsize=(10, 4), layout="tight")
     axes = figure.subplots()
-    newest = training.holdout.tail(SHOWN_DAYS)
-    days = pd.DatetimeIndex(newest.index) + pd.Timedelta(days=1)
-    axes.bar(days, newest[TARGET].astype(float), width=1.0, color="lightsteelblue", label="was wet")
-    axes.plot(days, training.forecasts["model"][-len(newest) :], marker=".", color="black", label="forecast")
-    axes.set(title=f"The last {len(newest)} days: forecast and what happened", ylabel="Probability of a wet day")
+    newest = fitted.holdout.tail(MAX_PLOTTED_DAYS)
+    days = pd.DatetimeIndex(newest.index) + DAY
+    axes.bar(days, newest[TARGET].astype(float), width=1.0, color="lightsteelblue", label="observed: wet")
+    axes.plot(days, fitted.predictions[Column.MODEL][-len(newest) :], marker=".", color="black", label="predicted")
+    axes.set(title=f"The last {len(newest)} days: prediction and observation", ylabel="Probability of a wet day")
     axes.legend(loc="upper left")
     figure.autofmt_xdate()
     return figure

@@ -1,4 +1,4 @@
-"""Features: nothing from the future, no target that was filled in, and bounds that always hold."""
+"""Features and examples: no value from the future, no interpolated target, and bounds that always hold."""
 
 from datetime import date
 
@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.weather.features import LONGEST_WINDOW, TARGET, build_examples, build_features, check_examples
-from flows.weather.observations import Observations
-from flows.weather.validation import check_days
-from tests.unit.weather import PLACE, make_frame, make_observations
+from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_examples, build_features, validate_examples
+from flows.weather.observations import DAY, Observations
+from flows.weather.validation import validate_days
+from tests.unit.weather import ORIGIN, make_frame, make_observations
 from trainyard.errors import DataError
 
-number = st.floats(-90, 55, allow_nan=False)
+temperatures = st.floats(-90, 55, allow_nan=False)
 
 
 @st.composite
 def weather(draw: st.DrawFn, days: int = 45) -> pd.DataFrame:
     """Return any weather that passes validation."""
     rain = draw(st.lists(st.one_of(st.just(0.0), st.floats(0, 1900)), min_size=days, max_size=days))
-    low = draw(st.lists(number, min_size=days, max_size=days))
+    low = draw(st.lists(temperatures, min_size=days, max_size=days))
     span = draw(st.lists(st.floats(0, 5), min_size=days, max_size=days))
     wind = draw(st.lists(st.floats(0, 120), min_size=days, max_size=days))
     first = draw(st.dates(date(1940, 1, 1), date(2030, 1, 1)))
@@ -34,36 +34,82 @@ def weather(draw: st.DrawFn, days: int = 45) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.date_range(first, periods=days, name="date"))
 
 
-@settings(max_examples=40, deadline=None)
-@given(past=weather(), day=st.integers(LONGEST_WINDOW - 1, 43), other=weather())
-def test_a_later_day_never_changes_an_earlier_row(past: pd.DataFrame, day: int, other: pd.DataFrame) -> None:
-    changed = past.copy()
-    changed.iloc[day + 1 :] = other.iloc[day + 1 :].to_numpy()
-    until = past.index[day]
-    pd.testing.assert_frame_equal(build_features(past).loc[:until], build_features(changed).loc[:until])
-
-
-def test_each_later_day_alone_changes_no_earlier_row() -> None:
-    past = make_frame(days=60)
-    features = build_features(past)
-    for day in range(LONGEST_WINDOW, 60):
+class TestNoFuture:
+    @settings(max_examples=40, deadline=None)
+    @given(past=weather(), day=st.integers(LONGEST_WINDOW - 1, 43), other=weather())
+    def test_later_days_never_change_an_earlier_row(self, past: pd.DataFrame, day: int, other: pd.DataFrame) -> None:
         changed = past.copy()
-        changed.iloc[day] = [500.0, 40.0, -40.0, 90.0]
-        rebuilt = build_features(changed)
-        earlier = features.index < past.index[day]
-        pd.testing.assert_frame_equal(rebuilt[earlier], features[earlier])
-        assert not rebuilt.loc[past.index[day]].equals(features.loc[past.index[day]])
+        changed.iloc[day + 1 :] = other.iloc[day + 1 :].to_numpy()
+
+        until = past.index[day]
+        pd.testing.assert_frame_equal(build_features(past).loc[:until], build_features(changed).loc[:until])
+
+    def test_each_day_alone_changes_its_own_row_and_no_earlier_one(self) -> None:
+        past = make_frame(days=60)
+        features = build_features(past)
+
+        for day in range(LONGEST_WINDOW, 60):
+            changed = past.copy()
+            changed.iloc[day] = [500.0, 40.0, -40.0, 90.0]
+            rebuilt = build_features(changed)
+            earlier = features.index < past.index[day]
+            pd.testing.assert_frame_equal(rebuilt[earlier], features[earlier])
+            assert not rebuilt.loc[past.index[day]].equals(features.loc[past.index[day]])
 
 
-@settings(max_examples=40, deadline=None)
-@given(frame=weather(), threshold=st.floats(0.1, 100))
-def test_any_weather_gives_features_within_bounds(frame: pd.DataFrame, threshold: float) -> None:
-    wet = frame["precipitation_mm"] >= threshold
-    frame.iloc[-2:, 0] = [0.0, threshold]  # both kinds of days are among the targets
-    examples = build_examples(make_observations(frame), threshold, min_observations=0).frame
-    assert len(examples) == 45 - LONGEST_WINDOW
-    assert np.isfinite(examples.drop(columns=TARGET).to_numpy()).all()
-    assert examples[TARGET].iloc[:-2].tolist() == wet.iloc[LONGEST_WINDOW:-2].tolist()
+class TestRows:
+    def test_every_day_with_full_windows_has_all_features(self) -> None:
+        features = build_features(make_frame(days=100))
+
+        assert len(features) == 100 - LONGEST_WINDOW + 1
+        assert np.isfinite(features.to_numpy()).all()
+        assert (features.dtypes == "float64").all()
+
+    def test_the_target_is_the_next_days_rain(self) -> None:
+        frame = make_frame(days=400)
+
+        examples = build_examples(make_observations(frame), wet_day_mm=2.0).frame
+
+        wet = frame["precipitation_mm"] >= 2.0
+        assert examples[TARGET].tolist() == wet.shift(-1).loc[examples.index].astype(bool).tolist()
+        assert examples[WET_TODAY].tolist() == wet.loc[examples.index].astype(float).tolist()
+        assert examples.index.max() == frame.index[-2]
+
+    def test_the_season_is_that_of_the_predicted_day(self) -> None:
+        last = build_features(make_frame(days=366)).iloc[-1]  # of 2020-12-31
+
+        assert last["season_sin"] == pytest.approx(np.sin(2 * np.pi / 365.25))
+
+    @settings(max_examples=40, deadline=None)
+    @given(frame=weather(), threshold=st.floats(0.1, 100))
+    def test_any_weather_gives_valid_examples(self, frame: pd.DataFrame, threshold: float) -> None:
+        wet = frame["precipitation_mm"] >= threshold
+        frame.iloc[-2:, 0] = [0.0, threshold]  # both classes are among the targets
+
+        examples = build_examples(make_observations(frame), threshold, min_observations=0).frame
+
+        assert len(examples) == 45 - LONGEST_WINDOW
+        assert np.isfinite(examples.drop(columns=TARGET).to_numpy()).all()
+        assert examples[TARGET].iloc[:-2].tolist() == wet.iloc[LONGEST_WINDOW:-2].tolist()
+
+
+class TestRefusedObservations:
+    def test_a_missing_day_is_named(self) -> None:
+        frame = make_frame(days=100).drop(pd.Timestamp("2020-02-10"))
+
+        with pytest.raises(DataError, match="2020-02-09 is followed by 2020-02-11"):
+            build_features(frame)
+
+    def test_too_few_observations(self) -> None:
+        with pytest.raises(DataError, match="has 364 daily observations, fewer than the 365"):
+            build_examples(make_observations(make_frame(days=364)))
+
+    @pytest.mark.parametrize(("rain", "kind"), [(0.0, "dry"), (9.0, "wet")])
+    def test_a_single_class(self, rain: float, kind: str) -> None:
+        frame = make_frame().assign(precipitation_mm=rain)
+
+        with pytest.raises(DataError, match=f"Every day of Testville is {kind}"):
+            build_examples(make_observations(frame))
 
 
 class TestFilledDays:
@@ -71,14 +117,15 @@ class TestFilledDays:
 
     @pytest.fixture
     def observations(self) -> Observations:
-        checked = check_days(make_frame().drop(self.GAP), PLACE.latitude)
-        return make_observations(checked.frame).model_copy(update={"filled": checked.filled})
+        return validate_days(make_frame().drop(self.GAP), ORIGIN)
 
-    def test_they_are_no_target(self, observations: Observations) -> None:
-        examples = build_examples(observations)
+    def test_they_are_never_a_target(self, observations: Observations) -> None:
         whole = build_examples(make_observations())
-        left_out = whole.frame.index.difference(examples.frame.index)
-        assert left_out.tolist() == (self.GAP - pd.Timedelta(days=1)).tolist()
+
+        examples = build_examples(observations)
+
+        omitted = whole.frame.index.difference(examples.frame.index)
+        assert omitted.tolist() == (self.GAP - DAY).tolist()
         assert (examples.filled_days, whole.filled_days) == (2, 0)
         assert examples.model_dump(mode="json")["filled_days"] == 2
 
@@ -88,6 +135,10 @@ class TestFilledDays:
 
 
 class TestSchema:
+    @pytest.fixture
+    def frame(self) -> pd.DataFrame:
+        return build_examples(make_observations()).frame.copy()
+
     @pytest.mark.parametrize(
         ("column", "value", "message"),
         [
@@ -98,27 +149,30 @@ class TestSchema:
             ("wind_change_1d", np.nan, "wind_change_1d: not_nullable"),
         ],
     )
-    def test_a_feature_out_of_bounds(self, column: str, value: float, message: str) -> None:
-        frame = build_examples(make_observations()).frame.copy()
+    def test_a_feature_out_of_bounds_is_named(
+        self, frame: pd.DataFrame, column: str, value: float, message: str
+    ) -> None:
         frame.iloc[7, frame.columns.get_loc(column)] = value  # type: ignore[index]
+
         with pytest.raises(DataError) as caught:
-            check_examples(frame)
+            validate_examples(frame)
+
         assert message in str(caught.value)
         assert caught.value.problems[0]["first_day"] == f"{frame.index[7]:%F}"
 
     @pytest.mark.parametrize("order", [[1, 0, 2], [0, 0, 1]])
-    def test_days_out_of_order_or_twice(self, order: list[int]) -> None:
+    def test_unordered_or_repeated_days_are_refused(self, frame: pd.DataFrame, order: list[int]) -> None:
         with pytest.raises(DataError, match="The data is refused"):
-            check_examples(build_examples(make_observations()).frame.iloc[order])
+            validate_examples(frame.iloc[order])
 
-    def test_a_feature_that_is_missing_or_new(self) -> None:
-        frame = build_examples(make_observations()).frame
-        with pytest.raises(DataError, match="refused"):
-            check_examples(frame.drop(columns="temp_range"))
-        with pytest.raises(DataError, match="refused"):
-            check_examples(frame.assign(humidity=0.5))
+    def test_a_missing_feature_is_refused(self, frame: pd.DataFrame) -> None:
+        with pytest.raises(DataError, match="The data is refused"):
+            validate_examples(frame.drop(columns="temp_range"))
 
-    def test_the_target_is_true_or_false(self) -> None:
-        frame = build_examples(make_observations()).frame
+    def test_an_unknown_feature_is_refused(self, frame: pd.DataFrame) -> None:
+        with pytest.raises(DataError, match="The data is refused"):
+            validate_examples(frame.assign(humidity=0.5))
+
+    def test_a_target_that_is_not_boolean_is_refused(self, frame: pd.DataFrame) -> None:
         with pytest.raises(DataError, match=TARGET):
-            check_examples(frame.astype({TARGET: float}))
+            validate_examples(frame.astype({TARGET: float}))

@@ -1,4 +1,4 @@
-"""Features, split, metrics and the errors that end a training before anything is logged."""
+"""Split, candidates, baselines, metrics and plots of the weather model."""
 
 import numpy as np
 import pandas as pd
@@ -7,13 +7,16 @@ import skops.io
 from matplotlib.figure import Figure
 
 from flows.weather import model, plots
-from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_examples, build_features
-from flows.weather.model import Family, Training
-from tests.unit.weather import make_frame, make_observations
+from flows.weather.features import TARGET, WET_TODAY, build_examples
+from flows.weather.model import Family, FittedModel
+from tests.unit.weather import make_observations
 from trainyard.candidates import Candidate, Score
+from trainyard.contract import Artifact, Column
 from trainyard.errors import DataError
 
 LOGISTIC = model.make_candidates(["logistic-regression"])[1]
+METRICS = ("log_loss", "brier", "calibration_error", "roc_auc", "average_precision", "accuracy")
+OWNERS = ("model", "persistence", "climatology")
 
 
 @pytest.fixture
@@ -21,136 +24,108 @@ def examples() -> pd.DataFrame:
     return build_examples(make_observations()).frame
 
 
-class TestFeatures:
-    @pytest.mark.parametrize("day", [40, 123, 300])
-    def test_nothing_from_the_future(self, day: int) -> None:
-        past = make_frame()
-        other_future = past.copy()
-        other_future.iloc[day + 1 :] = make_frame(seed=1).iloc[day + 1 :].to_numpy() + 100
-        until = past.index[day]
-        pd.testing.assert_frame_equal(build_features(past).loc[:until], build_features(other_future).loc[:until])
-
-    def test_the_day_itself_counts(self) -> None:
-        frame = make_frame(days=60)
-        changed = frame.copy()
-        changed.iloc[-1] = [99.0, 30.0, -10.0, 20.0]
-        assert (build_features(frame).iloc[-1] != build_features(changed).iloc[-1]).sum() >= 10
-
-    def test_every_day_has_all_features_once_the_windows_are_full(self) -> None:
-        features = build_features(make_frame(days=100))
-        assert len(features) == 100 - LONGEST_WINDOW + 1
-        assert np.isfinite(features.to_numpy()).all()
-        assert (features.dtypes == "float64").all()
-
-    def test_target_is_the_next_days_rain(self) -> None:
-        frame = make_frame(days=400)
-        examples = build_examples(make_observations(frame), wet_day_mm=2.0).frame
-        wet = frame["precipitation_mm"] >= 2.0
-        assert examples[TARGET].tolist() == wet.shift(-1).loc[examples.index].astype(bool).tolist()
-        assert examples[WET_TODAY].tolist() == wet.loc[examples.index].astype(float).tolist()
-        assert examples.index.max() == frame.index[-2]
-
-    def test_season_is_that_of_the_day_to_forecast(self) -> None:
-        frame = make_frame(days=366)  # ends on 2020-12-31
-        last = build_features(frame).iloc[-1]
-        assert last["season_sin"] == pytest.approx(np.sin(2 * np.pi / 365.25))
-
-    def test_a_missing_day_is_named(self) -> None:
-        frame = make_frame(days=100).drop(pd.Timestamp("2020-02-10"))
-        with pytest.raises(DataError, match="2020-02-09 is followed by 2020-02-11"):
-            build_features(frame)
-
-
-class TestNothingToLearn:
-    def test_too_few_observations(self) -> None:
-        with pytest.raises(DataError, match="has 364 daily observations, fewer than the 365"):
-            build_examples(make_observations(make_frame(days=364)))
-
-    @pytest.mark.parametrize(("rain", "kind"), [(0.0, "dry"), (9.0, "wet")])
-    def test_one_class(self, rain: float, kind: str) -> None:
-        frame = make_frame().assign(precipitation_mm=rain)
-        with pytest.raises(DataError, match=f"Every day of Testville is {kind}"):
-            build_examples(make_observations(frame))
-
-    def test_one_class_in_the_holdout(self, examples: pd.DataFrame) -> None:
-        examples.loc[examples.index[-200:], TARGET] = False
-        with pytest.raises(DataError, match="The holdout part"):
-            model.split_by_time(examples, holdout_fraction=0.2)
-
-
-def fitted(examples: pd.DataFrame, candidate: Candidate = LOGISTIC) -> Training:
+def fit(examples: pd.DataFrame, candidate: Candidate = LOGISTIC) -> FittedModel:
     return model.fit_and_score(*model.split_by_time(examples, 0.2), candidate)
 
 
 class TestSplit:
-    def test_holdout_is_the_newest_part(self, examples: pd.DataFrame) -> None:
+    def test_the_holdout_is_the_newest_part(self, examples: pd.DataFrame) -> None:
         train, holdout = model.split_by_time(examples, 0.25)
+
         assert len(holdout) == round(len(examples) * 0.25)
         assert train.index.max() < holdout.index.min()
         pd.testing.assert_frame_equal(pd.concat([train, holdout]), examples)
 
-    def test_cross_validation_never_sees_a_later_day(self, examples: pd.DataFrame) -> None:
-        """The first fold's judged days are the same whatever comes after them."""
-        changed = examples.copy()
-        changed.iloc[-100:, :-1] += 1000
-        early = examples.iloc[:-100]
-        assert model.cross_validate(early, LOGISTIC, 3) == model.cross_validate(changed.iloc[:-100], LOGISTIC, 3)
-        assert model.cross_validate(changed, LOGISTIC, 3) != model.cross_validate(examples, LOGISTIC, 3)
+    def test_a_single_class_in_the_holdout_is_refused(self, examples: pd.DataFrame) -> None:
+        examples.loc[examples.index[-200:], TARGET] = False
 
-    def test_folds_without_both_kinds_of_days_to_learn_from(self, examples: pd.DataFrame) -> None:
+        with pytest.raises(DataError, match="The holdout part"):
+            model.split_by_time(examples, holdout_fraction=0.2)
+
+
+class TestCrossValidation:
+    def test_no_fold_is_fitted_on_later_days_than_it_is_validated_on(
+        self, examples: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folds: list[tuple[pd.Timestamp, pd.Timestamp]] = []
+
+        class Recorder:
+            def fit(self, features: pd.DataFrame, _target: pd.Series) -> "Recorder":
+                self.newest = features.index.max()
+                return self
+
+            def predict_proba(self, features: pd.DataFrame) -> np.ndarray:
+                folds.append((self.newest, features.index.min()))
+                return np.full((len(features), 2), 0.5)
+
+        monkeypatch.setattr(model, "make_estimator", lambda _candidate: Recorder())
+
+        model.cross_validate(examples, LOGISTIC, 3)
+
+        assert len(folds) == 3
+        assert all(newest_fitted < oldest_validated for newest_fitted, oldest_validated in folds)
+
+    def test_folds_with_a_single_class_are_refused(self, examples: pd.DataFrame) -> None:
         examples[TARGET] = False
         examples.loc[examples.index[-1], TARGET] = True
+
         with pytest.raises(DataError, match="None of 5 folds"):
             model.cross_validate(examples, LOGISTIC, 5)
 
 
 class TestCandidates:
-    def test_each_has_a_name_of_its_own(self) -> None:
+    def test_their_names_are_distinct(self) -> None:
         names = [candidate.name for candidate in model.make_candidates()]
+
         assert len(set(names)) == len(names) == 9
         assert names[0] == "logistic-regression C=0.01"
 
     @pytest.mark.parametrize("family", model.FAMILIES)
-    def test_same_data_same_model(self, examples: pd.DataFrame, family: Family) -> None:
+    def test_the_same_data_gives_the_same_model(self, examples: pd.DataFrame, family: Family) -> None:
         candidate = model.make_candidates([family])[0]
-        first, second = fitted(examples, candidate), fitted(examples, candidate)
+
+        first, second = fit(examples, candidate), fit(examples, candidate)
+
         assert first.metrics == second.metrics
-        np.testing.assert_array_equal(first.forecasts["model"], second.forecasts["model"])
+        np.testing.assert_array_equal(first.predictions["model"], second.predictions["model"])
         assert model.cross_validate(examples, candidate, 3) == model.cross_validate(examples, candidate, 3)
 
     @pytest.mark.parametrize("family", model.FAMILIES)
-    def test_the_file_of_each_holds_reviewed_types_only(self, examples: pd.DataFrame, family: Family) -> None:
-        estimator = fitted(examples, model.make_candidates([family])[0]).estimator
-        unknown = skops.io.get_untrusted_types(data=skops.io.dumps(estimator))
-        assert set(unknown) <= set(model.TRUSTED_TYPES)
+    def test_their_files_hold_reviewed_types_only(self, examples: pd.DataFrame, family: Family) -> None:
+        estimator = fit(examples, model.make_candidates([family])[0]).estimator
+
+        untrusted = skops.io.get_untrusted_types(data=skops.io.dumps(estimator))
+
+        assert set(untrusted) <= set(model.TRUSTED_TYPES)
 
     def test_the_lowest_log_loss_wins(self) -> None:
-        scores = [
-            Score(each, {"cv_log_loss": loss})
-            for each, loss in zip(model.make_candidates()[:3], (3, 1, 2), strict=True)
-        ]
-        assert model.choose(scores).candidate.name == "logistic-regression C=0.1"
+        candidates = model.make_candidates()[:3]
+        scores = [Score(each, {"cv_log_loss": loss}) for each, loss in zip(candidates, (3, 1, 2), strict=True)]
+
+        assert model.choose_best(scores) == candidates[1]
 
 
 class TestBaselines:
-    def test_persistence_counts_what_followed(self) -> None:
-        columns = {WET_TODAY: [1.0, 1.0, 1.0, 0.0], TARGET: [True, True, False, False]}
+    def test_persistence_is_the_frequency_after_wet_and_after_dry_days(self) -> None:
+        train = pd.DataFrame({WET_TODAY: [1.0, 1.0, 1.0, 0.0], TARGET: [True, True, False, False]})
         holdout = pd.DataFrame({WET_TODAY: [0.0, 1.0]})
-        expected = [(0 + 1) / (1 + 2), (2 + 1) / (3 + 2)]
-        assert model.persistence(pd.DataFrame(columns), holdout).tolist() == pytest.approx(expected)
 
-    def test_climatology_counts_by_the_month_of_the_day_to_forecast(self) -> None:
+        expected = [(0 + 1) / (1 + 2), (2 + 1) / (3 + 2)]
+        assert model.persistence(train, holdout).tolist() == pytest.approx(expected)
+
+    def test_climatology_is_the_frequency_in_the_month_of_the_predicted_day(self) -> None:
         days = pd.to_datetime(["2020-01-30", "2020-01-31", "2020-02-01", "2020-02-02"])
         train = pd.DataFrame({TARGET: [True, False, False, True]}, index=days)
         holdout = pd.DataFrame(index=pd.to_datetime(["2020-12-31", "2021-01-31", "2021-05-05"]))
+
         expected = [(1 + 1) / (1 + 2), (1 + 1) / (3 + 2), 0.5]
         assert model.climatology(train, holdout).tolist() == pytest.approx(expected)
 
 
-class TestMetrics:
-    def test_of_a_forecast_known_by_hand(self) -> None:
-        wet = pd.Series([True, False, True, False])
-        metrics = model.score(wet, np.array([0.8, 0.2, 0.4, 0.6]))
+class TestEvaluation:
+    def test_metrics_computed_by_hand(self) -> None:
+        metrics = model.score(pd.Series([True, False, True, False]), np.array([0.8, 0.2, 0.4, 0.6]))
+
         assert metrics == pytest.approx(
             {
                 "log_loss": -(np.log([0.8, 0.8, 0.4, 0.4]).mean()),
@@ -162,22 +137,35 @@ class TestMetrics:
             }
         )
 
-    def test_model_and_baselines_are_judged_alike(self, examples: pd.DataFrame) -> None:
-        metrics = fitted(examples).metrics
-        names = {"log_loss", "brier", "calibration_error", "roc_auc", "average_precision", "accuracy"}
-        who = ("model", "persistence", "climatology")
-        assert set(metrics) == {f"{each}_{name}" for each in who for name in names}
+    def test_model_and_baselines_have_the_same_metrics(self, examples: pd.DataFrame) -> None:
+        metrics = fit(examples).metrics
+
+        row = " | ".join(["brier", *(f"{metrics[f'{owner}_brier']:.4f}" for owner in OWNERS)])
+        assert set(metrics) == {f"{owner}_{name}" for owner in OWNERS for name in METRICS}
         assert metrics["model_roc_auc"] > 0.6
-        row = " | ".join(["brier", *(f"{metrics[f'{each}_brier']:.4f}" for each in who)])
-        assert f"| {row} |" in model.compare(metrics)
+        assert f"| {row} |" in model.metrics_table(metrics)
+
+    def test_a_row_of_the_tables_is_about_the_day_after_its_example(self, examples: pd.DataFrame) -> None:
+        fitted = fit(examples)
+
+        tables = model.evaluation_tables(fitted)
+
+        holdout, sample = tables[Artifact.HOLDOUT], tables[Artifact.TRAINING_SAMPLE]
+        predicted_days = fitted.holdout.index + pd.Timedelta(days=1)
+        assert holdout[Column.TIME].tolist() == [f"{day:%F}" for day in predicted_days]
+        assert holdout[Column.OBSERVED].tolist() == fitted.holdout[TARGET].astype(int).tolist()
+        assert holdout[Column.MODEL].tolist() == fitted.predictions["model"].tolist()
+        assert sample[Column.TIME].iloc[0] == f"{fitted.train.index[0] + pd.Timedelta(days=1):%F}"
+        assert set(sample.columns) == {*examples.columns, Column.TIME, Column.PREDICTION} - {TARGET}
 
 
-def test_plots_say_what_they_show(examples: pd.DataFrame) -> None:
-    drawn = plots.draw(fitted(examples))
-    assert set(drawn) == {"roc.png", "precision_recall.png", "calibration.png", "importance.png", "forecast.png"}
-    for name, figure in drawn.items():
+def test_plots_have_a_title_and_labels(examples: pd.DataFrame) -> None:
+    figures = plots.draw(fit(examples))
+
+    assert set(figures) == {"roc.png", "precision_recall.png", "calibration.png", "importance.png", "forecast.png"}
+    for name, figure in figures.items():
         assert isinstance(figure, Figure)
         (axes,) = figure.axes
         assert axes.get_title()
-        assert axes.get_xlabel() or name == "forecast.png"  # its dates speak for themselves
-        assert axes.get_ylabel() or name == "importance.png"  # its features do
+        assert axes.get_xlabel() or name == "forecast.png"  # an axis of dates needs none
+        assert axes.get_ylabel() or name == "importance.png"  # nor does one of features

@@ -1,4 +1,4 @@
-"""The weather model's comparison with the champion: which days of the holdout count, and when none do."""
+"""The comparison of a weather candidate with the champion, and which days of the holdout count."""
 
 from dataclasses import replace
 
@@ -6,90 +6,88 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.weather import model, promotion
-from flows.weather.features import TARGET, Examples, build_examples
+from flows.weather import model
+from flows.weather.features import TARGET, build_examples
 from flows.weather.model import FittedModel
+from flows.weather.promotion import compare_with_champion, describe_model
 from tests.unit.weather import make_observations
 from trainyard.gate import Thresholds
 
 GATE = Thresholds()
+EXAMPLES = build_examples(make_observations())
 
 
-@pytest.fixture
-def examples() -> Examples:
-    return build_examples(make_observations())
+@pytest.fixture(scope="module")
+def fitted() -> FittedModel:
+    return model.fit_and_score(*model.split_by_time(EXAMPLES.frame, 0.2), model.make_candidates()[1])
 
 
-@pytest.fixture
-def training(examples: Examples) -> FittedModel:
-    return model.fit_and_score(*model.split_by_time(examples.frame, 0.2), model.make_candidates()[1])
+@pytest.fixture(scope="module")
+def tags(fitted: FittedModel) -> dict[str, str]:
+    return describe_model(EXAMPLES, fitted)
 
 
-def test_the_first_becomes_champion(examples: Examples, training: FittedModel) -> None:
-    question = promotion.describe_question(examples, training)
-
-    assert promotion.compare_with_champion(question, training, None, None, GATE).promote
+def test_a_first_candidate_that_beats_the_baselines_is_promoted(fitted: FittedModel, tags: dict[str, str]) -> None:
+    assert compare_with_champion(tags, fitted, None, None, GATE).promote
 
 
-def test_the_same_model_is_not_better_than_itself(examples: Examples, training: FittedModel) -> None:
-    question = promotion.describe_question(examples, training)
-    decision = promotion.compare_with_champion(question, training, question, training.estimator, GATE)
+def test_a_model_does_not_win_against_itself(fitted: FittedModel, tags: dict[str, str]) -> None:
+    decision = compare_with_champion(tags, fitted, tags, fitted.estimator, GATE)
 
     assert not decision.promote
     assert "on the same holdout" in decision.reason
 
 
-def test_days_that_the_champion_was_fitted_on_do_not_count(examples: Examples, training: FittedModel) -> None:
-    question = promotion.describe_question(examples, training)
-    newest = training.holdout.index.max()
-    champion = question | {"train_last_day": f"{newest - pd.Timedelta(days=10):%F}"}
-    decision = promotion.compare_with_champion(question, training, champion, training.estimator, GATE)
+def test_days_that_the_champion_was_fitted_on_do_not_count(fitted: FittedModel, tags: dict[str, str]) -> None:
+    last_day = fitted.holdout.index.max() - pd.Timedelta(days=10)
+
+    decision = compare_with_champion(tags, fitted, tags | {"train_last_day": f"{last_day:%F}"}, fitted.estimator, GATE)
 
     assert not decision.promote
     assert "only 10 days" in decision.reason
 
 
-def test_a_worse_champion_that_was_fitted_on_half_of_the_holdout_is_scored_on_the_other_half(
-    examples: Examples, training: FittedModel
+def test_a_champion_that_memorized_its_training_days_is_scored_on_later_days(
+    fitted: FittedModel, tags: dict[str, str]
 ) -> None:
-    half = training.holdout.index[len(training.holdout) // 2]
+    last_day = fitted.holdout.index[len(fitted.holdout) // 2]
 
     class Memory:
-        """Knows the first half of the holdout by heart, and nothing of the rest."""
-
         def predict_proba(self, features: pd.DataFrame) -> np.ndarray:
-            truth = training.holdout.loc[features.index, TARGET].to_numpy(dtype=float)
-            probability = np.where(features.index <= half, truth, 0.5)
+            truth = fitted.holdout.loc[features.index, TARGET].to_numpy(dtype=float)
+            probability = np.where(features.index <= last_day, truth, 0.5)
             return np.column_stack([1 - probability, probability])
 
-    question = promotion.describe_question(examples, training)
-    champion = question | {"train_last_day": f"{half:%F}"}
+    champion_tags = tags | {"train_last_day": f"{last_day:%F}"}
 
-    assert promotion.compare_with_champion(question, training, champion, Memory(), GATE).promote
+    assert compare_with_champion(tags, fitted, champion_tags, Memory(), GATE).promote
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "reason"),
+    ("candidate_tags", "champion_tags", "reason"),
     [
-        ({}, {"wet_day_mm": "5"}, "another question"),
+        ({}, {"wet_day_mm": "5"}, "the champion days of 5 mm"),
         ({"data_source": "vega-datasets-recorded"}, {"data_source": "open-meteo"}, "Recorded observations"),
     ],
 )
-def test_models_that_cannot_be_compared(
-    examples: Examples, training: FittedModel, ours: dict[str, str], theirs: dict[str, str], reason: str
+def test_models_that_cannot_be_compared_leave_the_champion(
+    fitted: FittedModel,
+    tags: dict[str, str],
+    candidate_tags: dict[str, str],
+    champion_tags: dict[str, str],
+    reason: str,
 ) -> None:
-    question = promotion.describe_question(examples, training)
-    decision = promotion.compare_with_champion(question | ours, training, question | theirs, None, GATE)
+    decision = compare_with_champion(tags | candidate_tags, fitted, tags | champion_tags, None, GATE)
 
     assert not decision.promote
     assert reason in decision.reason
 
 
-def test_a_champion_with_other_features_is_replaced(examples: Examples, training: FittedModel) -> None:
-    question = promotion.describe_question(examples, training)
-    fewer = replace(training, train=training.train.drop(columns="rain_today"))
-    other = model.make_estimator(training.candidate).fit(fewer.train.drop(columns=TARGET), fewer.train[TARGET])
-    decision = promotion.compare_with_champion(question, training, question, other, GATE)
+def test_a_champion_with_other_features_is_replaced(fitted: FittedModel, tags: dict[str, str]) -> None:
+    fewer = replace(fitted, train=fitted.train.drop(columns="rain_today"))
+    champion = model.make_estimator(fitted.candidate).fit(fewer.train.drop(columns=TARGET), fewer.train[TARGET])
+
+    decision = compare_with_champion(tags, fitted, tags, champion, GATE)
 
     assert decision.promote
     assert "does not know today's features" in decision.reason

@@ -1,4 +1,4 @@
-"""Places, Open-Meteo's answers and the recorded observations: what is accepted, and what is said otherwise."""
+"""The sources of observations: Open-Meteo's answers, places, and the recordings; what is accepted and refused."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -9,8 +9,8 @@ import pytest
 
 from flows.weather import open_meteo, places, recorded
 from flows.weather.observations import WEATHER_COLUMNS, Observations, Place
-from flows.weather.validation import Limits
-from infra.testing.open_meteo_server import OpenMeteoServer, archive, geocode
+from flows.weather.validation import GapLimits
+from tests.support.open_meteo_server import OpenMeteoServer, archive, geocode
 from trainyard.errors import DataError, RefusedError, UnknownSubjectError
 
 SEATTLE = Place(name="Seattle", latitude=47.6, longitude=-122.3)
@@ -18,7 +18,7 @@ SEATTLE = Place(name="Seattle", latitude=47.6, longitude=-122.3)
 
 @pytest.fixture
 def answer() -> dict[str, Any]:
-    """A complete answer for the ten days of a query of ours."""
+    """A complete answer of the archive for ten days."""
     query = open_meteo.archive_query(SEATTLE, date(2024, 2, 25), date(2024, 3, 5))
     status, content = archive(query)
     assert status == 200
@@ -26,23 +26,26 @@ def answer() -> dict[str, Any]:
 
 
 class TestArchive:
-    def test_rows_are_days_and_units_are_as_asked_for(self, answer: dict[str, Any]) -> None:
+    def test_rows_are_days_in_the_requested_units(self, answer: dict[str, Any]) -> None:
         frame = open_meteo.parse_archive(answer)
+
         assert tuple(frame.columns) == WEATHER_COLUMNS
         assert [f"{day:%m-%d}" for day in frame.index[[0, 4, 5, -1]]] == ["02-25", "02-29", "03-01", "03-05"]
         assert frame["wind_ms"].tolist() == answer["daily"]["wind_speed_10m_max"]
         assert (frame.dtypes == "float64").all()
 
-    def test_days_are_as_they_were_sent(self, answer: dict[str, Any]) -> None:
+    def test_days_are_returned_as_they_were_sent(self, answer: dict[str, Any]) -> None:
         for column in answer["daily"].values():
             column.reverse()
         answer["daily"]["precipitation_sum"][0] = None
+
         frame = open_meteo.parse_archive(answer)
+
         assert f"{frame.index[0]:%m-%d}" == "03-05"
         assert frame["precipitation_mm"].isna().sum() == 1
 
     @pytest.mark.parametrize(
-        ("spoil", "message"),
+        ("damage", "message"),
         [
             (lambda a: a.pop("daily"), "it has no object 'daily'"),
             (lambda a: a.update(daily=[1, 2]), "it has no object 'daily'"),
@@ -58,17 +61,21 @@ class TestArchive:
             (lambda a: a["daily"]["time"].__setitem__(3, None), "a day has no date"),
         ],
     )
-    def test_what_is_wrong_is_named(self, answer: dict[str, Any], spoil: Callable[[Any], object], message: str) -> None:
-        wrong = deepcopy(answer)
-        spoil(wrong)
-        with pytest.raises(DataError, match=r"(Check|Run again|Ask)") as caught:
-            open_meteo.parse_archive(wrong)
+    def test_the_error_names_the_fault_and_what_to_check(
+        self, answer: dict[str, Any], damage: Callable[[Any], object], message: str
+    ) -> None:
+        damaged = deepcopy(answer)
+        damage(damaged)
+
+        with pytest.raises(DataError, match="Check WEATHER_ARCHIVE_URL") as caught:
+            open_meteo.parse_archive(damaged)
+
         assert message in str(caught.value)
 
-    @pytest.mark.parametrize("wrong", [None, [], "sunny", 7])
-    def test_json_that_is_no_object(self, wrong: Any) -> None:
+    @pytest.mark.parametrize("answer", [None, [], "sunny", 7])
+    def test_an_answer_that_is_no_object_is_refused(self, answer: Any) -> None:
         with pytest.raises(DataError, match="not as documented"):
-            open_meteo.parse_archive(wrong)
+            open_meteo.parse_archive(answer)
 
 
 @pytest.fixture
@@ -80,71 +87,84 @@ def server() -> Iterator[OpenMeteoServer]:
 FIRST, LAST = date(2022, 1, 1), date(2023, 12, 31)
 
 
-def observe(server: OpenMeteoServer, name: str = "Seattle", **limits: float) -> Observations:
-    """Ask the server as a run does, by the place's name."""
+def observe(server: OpenMeteoServer, name: str = "Seattle", limits: GapLimits | None = None) -> Observations:
+    """Request observations as a run does, by the place's name."""
     place = places.parse_geocoding(geocode({"name": name}), name)
-    return open_meteo.observe(f"{server.url}/v1/archive", place, FIRST, LAST, 5, Limits(**limits))  # type: ignore[arg-type]
+    return open_meteo.observe(f"{server.url}/v1/archive", place, FIRST, LAST, 5, limits)
 
 
-def refused(server: OpenMeteoServer, name: str = "Seattle") -> DataError:
+def refuse(server: OpenMeteoServer, name: str = "Seattle") -> DataError:
+    """Return the error with which a place's data is refused."""
     with pytest.raises(DataError) as caught:
         observe(server, name)
-    assert caught.value.problems
     return caught.value
 
 
 class TestObserve:
-    def test_good_data_is_taken_as_it_is(self, server: OpenMeteoServer) -> None:
+    def test_complete_data_is_returned_unchanged(self, server: OpenMeteoServer) -> None:
         observations = observe(server)
+
         assert len(observations.frame) == 730
         assert (observations.filled, observations.dropped_duplicates) == ((), 0)
         assert "start_date=2022-01-01" in observations.origin.url
 
-    def test_small_gaps_and_repeated_rows_are_mended_and_counted(self, server: OpenMeteoServer) -> None:
+    def test_small_gaps_are_filled_and_repeated_rows_dropped(self, server: OpenMeteoServer) -> None:
         observations = observe(server, "Patchville")
+
         assert [str(day) for day in observations.filled] == ["2022-02-20", "2022-07-20", "2022-07-21"]
         assert observations.dropped_duplicates == 1
         assert len(observations.frame) == 730
         assert not observations.frame.isna().to_numpy().any()
-        dumped = observations.model_dump(mode="json")
-        assert (len(dumped["filled"]), dumped["dropped_duplicates"]) == (3, 1)
+
+    def test_the_json_of_observations_counts_what_was_mended(self, server: OpenMeteoServer) -> None:
+        content = observe(server, "Patchville").model_dump(mode="json")
+
+        assert (len(content["filled"]), content["dropped_duplicates"]) == (3, 1)
 
     @pytest.mark.parametrize(
         ("name", "message", "days"),
         [
             ("Gapville", "not consecutive", 12),
-            ("Fahrenheitville", "wrong units", 0),
+            ("Fahrenheitville", "temp_max_c: outside -95 to 60 °C", 289),
             ("Staleville", "ends too early", 40),
             ("Negativeville", "precipitation_mm: outside 0 to 1900 mm", 3),
         ],
     )
-    def test_places_whose_data_is_bad(self, server: OpenMeteoServer, name: str, message: str, days: int) -> None:
-        error = refused(server, name)
+    def test_places_with_invalid_data_are_refused(
+        self, server: OpenMeteoServer, name: str, message: str, days: int
+    ) -> None:
+        error = refuse(server, name)
+
         assert message in str(error)
         assert error.problems[0]["count"] == days
 
-    def test_looser_limits_let_more_be_filled(self, server: OpenMeteoServer) -> None:
-        assert len(observe(server, "Gapville", max_gap_days=12).filled) == 12
+    def test_higher_limits_let_longer_gaps_be_filled(self, server: OpenMeteoServer) -> None:
+        observations = observe(server, "Gapville", GapLimits(max_gap_days=12))
 
-    def test_a_refused_place(self, server: OpenMeteoServer) -> None:
+        assert len(observations.filled) == 12
+
+    def test_a_place_without_data_is_refused(self, server: OpenMeteoServer) -> None:
         with pytest.raises(RefusedError, match=r"status 400\): No data is available"):
             observe(server, "Refuseville")
 
-    def test_open_meteos_own_refusal(self, server: OpenMeteoServer) -> None:
+    def test_a_period_out_of_range_is_refused(self, server: OpenMeteoServer) -> None:
         with pytest.raises(RefusedError, match="'start_date' is out of"):
             open_meteo.observe(f"{server.url}/v1/archive", SEATTLE, date(1900, 1, 1), date(1900, 1, 2), 5)
 
-    def test_a_conflicting_row(self, server: OpenMeteoServer) -> None:
-        def conflict(answer: dict[str, Any]) -> None:
+    def test_a_day_with_conflicting_rows_is_refused(self, server: OpenMeteoServer) -> None:
+        def add_conflict(answer: dict[str, Any]) -> None:
             for name, column in answer["daily"].items():
                 column.append(99.0 if name == "precipitation_sum" else column[7])
 
-        server.change = conflict
-        assert "one day sent with different values (2022-01-08; precipitation_mm" in str(refused(server))
+        server.change = add_conflict
 
-    def test_other_units(self, server: OpenMeteoServer) -> None:
+        assert "one day sent with different values (2022-01-08; precipitation_mm" in str(refuse(server))
+
+    def test_other_units_are_refused(self, server: OpenMeteoServer) -> None:
         server.change = lambda answer: answer["daily_units"].update(precipitation_sum="inch")
-        error = refused(server)
+
+        error = refuse(server)
+
         assert "is in 'inch', not in 'mm'" in str(error)
         assert error.problems[0]["column"] == "precipitation_sum"
 
@@ -156,49 +176,53 @@ class TestPlaces:
     )
     def test_coordinates(self, text: str, point: tuple[float, float]) -> None:
         place = places.parse_coordinates(text)
+
         assert place is not None
         assert (place.latitude, place.longitude) == point
 
     @pytest.mark.parametrize("text", ["Seattle", "Springfield, Illinois", "1,2,3", "47.6 -122.3", "nan,nan"])
-    def test_other_text_is_a_name(self, text: str) -> None:
+    def test_other_text_is_not_coordinates(self, text: str) -> None:
         assert places.parse_coordinates(text) is None
 
     @pytest.mark.parametrize("text", ["91,0", "0,181", "-90.1,0"])
-    def test_not_on_earth(self, text: str) -> None:
+    def test_coordinates_out_of_range_are_refused(self, text: str) -> None:
         with pytest.raises(UnknownSubjectError, match="not on Earth"):
             places.parse_coordinates(text)
 
-    def test_best_match_with_region_and_country(self) -> None:
+    def test_the_name_of_the_best_match_has_region_and_country(self) -> None:
         place = places.parse_geocoding(geocode(places.geocoding_query("seattle")), "seattle")
+
         assert place == Place(name="Seattle, Washington, United States", latitude=47.60621, longitude=-122.33207)
 
     @pytest.mark.parametrize("answer", [{"generationtime_ms": 0.4}, {"results": []}])
-    def test_unknown_place_says_what_to_do(self, answer: dict[str, Any]) -> None:
+    def test_the_error_for_an_unknown_place_says_what_to_do(self, answer: dict[str, Any]) -> None:
         with pytest.raises(UnknownSubjectError, match="Check the spelling"):
             places.parse_geocoding(answer, "Nowhereville")
 
     @pytest.mark.parametrize(
         "answer", [[], "x", {"results": 3}, {"results": [{"name": "Oslo"}]}, {"results": [[1, 2]]}]
     )
-    def test_answer_of_another_shape(self, answer: Any) -> None:
+    def test_an_answer_in_another_form_is_refused(self, answer: Any) -> None:
         with pytest.raises(DataError, match="not as documented"):
             places.parse_geocoding(answer, "Oslo")
 
 
 class TestRecorded:
-    def test_four_years_of_seattle(self) -> None:
+    def test_there_are_four_years_of_seattle(self) -> None:
         observations = recorded.read_recorded(years=5)
+
         frame = observations.frame
         assert tuple(frame.columns) == WEATHER_COLUMNS
         assert (f"{frame.index.min():%F}", f"{frame.index.max():%F}") == ("2012-01-01", "2015-12-31")
         assert observations.origin.source == "vega-datasets-recorded"
         assert observations.origin.url.startswith("https://")
 
-    def test_fewer_years_on_request(self) -> None:
+    def test_fewer_years_can_be_requested(self) -> None:
         assert len(recorded.read_recorded(years=1).frame) == 365
 
-    def test_they_are_seattles_alone(self) -> None:
-        assert recorded.covers("Seattle")
-        assert recorded.covers(" seattle, Washington")
-        assert not recorded.covers("Oslo")
-        assert not recorded.covers("59.9,10.7")
+    @pytest.mark.parametrize(
+        ("place", "expected"),
+        [("Seattle", True), (" seattle, Washington", True), ("Oslo", False), ("59.9,10.7", False)],
+    )
+    def test_they_are_of_seattle_only(self, place: str, expected: bool) -> None:
+        assert recorded.has_recordings(place) is expected

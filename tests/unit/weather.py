@@ -6,6 +6,7 @@ import pandas as pd
 from flows.weather.observations import Observations, Origin, Place
 
 PLACE = Place(name="Testville", latitude=47.6, longitude=-122.3)
+ORIGIN = Origin(place=PLACE, source="open-meteo", url="http://archive.test")
 
 
 def make_frame(days: int = 800, seed: int = 0) -> pd.DataFrame:
@@ -27,5 +28,5 @@ def make_frame(days: int = 800, seed: int = 0) -> pd.DataFrame:
 
 
 def make_observations(frame: pd.DataFrame | None = None) -> Observations:
-    origin = Origin(place=PLACE, source="open-meteo", url="http://archive.test")
-    return Observations(origin=origin, frame=make_frame() if frame is None else frame)
+    """Return observations of Testville without gaps."""
+    return Observations(origin=ORIGIN, frame=make_frame() if frame is None else frame)
