@@ -10,7 +10,7 @@ import pytest
 from flows.weather import open_meteo, places, recorded
 from flows.weather.observations import WEATHER_COLUMNS, Observations, Place
 from flows.weather.validation import GapLimits
-from tests.support.open_meteo_server import OpenMeteoServer, archive, geocode
+from infra.testing.open_meteo_server import OpenMeteoServer, archive, geocode
 from trainyard.errors import DataError, RefusedError, UnknownSubjectError
 
 SEATTLE = Place(name="Seattle", latitude=47.6, longitude=-122.3)
