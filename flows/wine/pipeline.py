@@ -70,7 +70,7 @@ def promote(data: Split, fitted: FittedModel, logged: tracking.Registered, gate:
                 return Decision(promote=False, reason=reason)
             estimator = mlflow.sklearn.load_model(f"models:/{MODEL}/{champion.version}")
             champion_score = model.score(estimator, data.holdout)[METRIC]
-        candidate, baseline = fitted.metrics[f"model_{METRIC}"], fitted.metrics[f"baseline_{METRIC}"]
+        candidate, baseline = (fitted.metrics[f"{name}_{METRIC}"] for name in ("model", "baseline"))
         return decide(METRIC, candidate, baseline, champion_score, gate)
 
     return registry.apply_gate(MODEL, logged.version, compare)

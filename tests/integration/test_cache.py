@@ -1,4 +1,4 @@
-"""Which task runs are taken from the cache, and which are not."""
+"""Which task runs are taken from the cache."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +7,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from flows.weather import features
-from tests.unit.weather import make_frame
-from trainyard.cache import cached, refreshing
+from trainyard import metrics
+from trainyard.cache import cached, refreshing, run_cached
+from trainyard.contract import State
+
+FRAME = pd.DataFrame({"speed": [0.5, 2.5, 4.0]})
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
@@ -23,71 +25,100 @@ def storage(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "storage"
 
 
-def state_of(value: object, factor: int = 2, *modules: ModuleType, days: float = 1) -> tuple[str, Any]:
-    """Run a task in a flow of its own; its state's name and its result."""
-
-    @task(name="multiply", **cached(*(modules or (features,)), days=days))
-    def multiply(value: pd.DataFrame, factor: int) -> pd.DataFrame:
+def make_task(*modules: ModuleType, days: float = 1) -> Task[..., Any]:
+    @task(name="multiply", **cached(*(modules or (metrics,)), days=days))
+    def multiply(value: Any, factor: int) -> Any:
         return value * factor
+
+    return multiply
+
+
+def run(value: object, factor: int = 2, *modules: ModuleType, days: float = 1) -> tuple[str, Any]:
+    """Run a task in a flow of its own; return its state's name and its result."""
 
     @flow(persist_result=False)
     def once() -> tuple[str, Any]:
-        state = multiply(value, factor, return_state=True)
+        state = make_task(*modules, days=days)(value, factor, return_state=True)
         return str(state.name), state.result()
 
     return once()
 
 
-def test_inputs_that_have_not_changed() -> None:
-    assert state_of(make_frame(60))[0] == "Completed"
-    name, result = state_of(make_frame(60))
-    assert name == "Cached"
-    pd.testing.assert_frame_equal(result, make_frame(60) * 2)
+def test_unchanged_inputs_are_a_cache_hit() -> None:
+    run(FRAME)
+    state, result = run(FRAME.copy())
+
+    assert state == State.CACHED
+    pd.testing.assert_frame_equal(result, FRAME * 2)
 
 
-def test_any_change_of_data_parameter_or_code(tmp_path: Path) -> None:
-    state_of(make_frame(60))
-    assert state_of(make_frame(61))[0] == "Completed"
-    assert state_of(make_frame(60), 3)[0] == "Completed"
-    other = ModuleType("other")
-    other.__file__ = str(tmp_path / "other.py")
-    Path(other.__file__).write_text("FACTOR = 2")
-    assert state_of(make_frame(60), 2, other)[0] == "Completed"
-    assert state_of(make_frame(60), 2, other)[0] == "Cached"
-    Path(other.__file__).write_text("FACTOR = 3")
-    assert state_of(make_frame(60), 2, other)[0] == "Completed"
+def test_a_change_of_data_or_parameter_is_a_miss() -> None:
+    run(FRAME)
+
+    assert run(FRAME.iloc[1:])[0] == "Completed"
+    assert run(FRAME, 3)[0] == "Completed"
 
 
-def test_refresh_computes_anew_and_keeps_the_new_result() -> None:
-    state_of(make_frame(60))
+def test_a_change_of_code_is_a_miss(tmp_path: Path) -> None:
+    module = ModuleType("other")
+    module.__file__ = str(tmp_path / "other.py")
+    Path(module.__file__).write_text("FACTOR = 2")
+    run(FRAME, 2, module)
+    unchanged, _ = run(FRAME, 2, module)
+    Path(module.__file__).write_text("FACTOR = 3")
+    changed, _ = run(FRAME, 2, module)
+
+    assert (unchanged, changed) == (State.CACHED, "Completed")
+
+
+def test_refreshing_recomputes_and_stores_the_new_result() -> None:
+    run(FRAME)
     with refreshing(True):
-        assert state_of(make_frame(60))[0] == "Completed"
+        refreshed, _ = run(FRAME)
     with refreshing(False):
-        assert state_of(make_frame(60))[0] == "Cached"
+        after, _ = run(FRAME)
+
+    assert (refreshed, after) == ("Completed", State.CACHED)
 
 
-def test_an_entry_that_is_too_old() -> None:
-    state_of(make_frame(60), days=1e-9)
-    assert state_of(make_frame(60), days=1e-9)[0] == "Completed"
+def test_an_expired_entry_is_a_miss() -> None:
+    run(FRAME, days=1e-9)
+
+    assert run(FRAME, days=1e-9)[0] == "Completed"
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"metadata": {}, "result": "bm8="}', None])
-def test_an_entry_that_cannot_be_read(storage: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
-    state_of(make_frame(60))
+def test_a_damaged_entry_is_replaced_with_a_warning(
+    storage: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(FRAME)
     (entry,) = [file for file in (storage / "cache" / "multiply").iterdir() if file.is_file()]
     content = entry.read_bytes()
     entry.write_bytes(content[: len(content) // 2] if damage is None else damage)
-    name, result = state_of(make_frame(60))
-    assert name == "Completed"
-    pd.testing.assert_frame_equal(result, make_frame(60) * 2)
+    state, result = run(FRAME)
+    after, _ = run(FRAME)
+
+    assert (state, after) == ("Completed", State.CACHED)
+    pd.testing.assert_frame_equal(result, FRAME * 2)
     assert any("cannot be read" in line.message and line.levelname == "WARNING" for line in caplog.records)
-    assert state_of(make_frame(60))[0] == "Cached", "the entry is whole again"
 
 
-def test_an_input_that_nobody_can_compare_is_never_taken_from_the_cache() -> None:
+def test_an_input_without_a_fingerprint_is_never_cached() -> None:
     class Thing:
         def __mul__(self, factor: int) -> int:
             return factor
 
-    assert state_of(Thing())[0] == "Completed"
-    assert state_of(Thing())[0] == "Completed"
+    run(Thing())
+
+    assert run(Thing())[0] == "Completed"
+
+
+def test_a_cached_result_that_is_no_longer_valid_is_computed_again() -> None:
+    multiply = make_task()
+
+    @flow(persist_result=False)
+    def attempts() -> list[bool]:
+        valid = [run_cached(multiply, FRAME, 2, is_valid=lambda _, valid=valid: valid) for valid in (True, True, False)]
+        return [hit for _, hit in valid]
+
+    assert attempts() == [False, True, False]

@@ -1,10 +1,9 @@
-"""Champions, predecessors and challengers in a real registry, under a real lock."""
+"""The aliases of a model in a real registry, under a real lock."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from contextvars import copy_context
 from threading import Barrier
 
@@ -14,17 +13,19 @@ from mlflow.entities.model_registry import ModelVersion
 from prefect.client.orchestration import SyncPrefectClient
 
 from trainyard import registry
-from trainyard.errors import RegistryError
+from trainyard.contract import NO_CHAMPION, Alias, GateDecision, Tag
+from trainyard.errors import LockTimeoutError, RegistryError
 from trainyard.gate import Decision, Thresholds
 
 MODEL = "test-registry"
+GATE = Thresholds()
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
 
 @pytest.fixture
 def versions(tracking: MlflowClient) -> Iterator[MlflowClient]:
-    """A registered model of four versions without aliases."""
+    """A registered model with four versions and no aliases."""
     tracking.create_registered_model(MODEL)
     run = tracking.create_run(tracking.create_experiment(MODEL + str(id(tracking))))
     for _ in range(4):
@@ -33,70 +34,112 @@ def versions(tracking: MlflowClient) -> Iterator[MlflowClient]:
     tracking.delete_registered_model(MODEL)
 
 
+@pytest.fixture
+def rejected(versions: MlflowClient) -> Decision:
+    """The decision about version 2, which the gate has compared with the champion, version 1."""
+    registry.apply_gate(MODEL, 1, accept, GATE)
+    return registry.apply_gate(MODEL, 2, reject, GATE)
+
+
 def aliases(tracking: MlflowClient) -> dict[str, int]:
     return {alias: int(version) for alias, version in tracking.get_registered_model(MODEL).aliases.items()}
 
 
-def always(_: ModelVersion | None) -> Decision:
+def accept(_: ModelVersion | None) -> Decision:
     return Decision(promote=True, reason="It is better.")
 
 
-def never(_: ModelVersion | None) -> Decision:
+def reject(_: ModelVersion | None) -> Decision:
     return Decision(promote=False, reason="It is worse.")
 
 
-def test_the_better_reigns_and_the_old_one_is_kept(versions: MlflowClient) -> None:
-    registry.apply_gate(MODEL, 1, always)
-    assert aliases(versions) == {"champion": 1}
-    registry.apply_gate(MODEL, 2, always)
-    assert aliases(versions) == {"champion": 2, "previous": 1}
-    assert versions.get_model_version(MODEL, "2").tags["gate.reason"] == "It is better."
-
-
-def test_the_worse_is_challenger_and_says_why(versions: MlflowClient) -> None:
-    registry.apply_gate(MODEL, 1, always)
-    registry.apply_gate(MODEL, 2, never)
-    assert aliases(versions) == {"champion": 1, "challenger": 2}
+def test_a_better_candidate_becomes_champion_and_the_old_one_stays_its_predecessor(versions: MlflowClient) -> None:
+    registry.apply_gate(MODEL, 1, accept)
+    registry.apply_gate(MODEL, 2, accept)
     tags = versions.get_model_version(MODEL, "2").tags
-    assert (tags["gate.decision"], tags["gate.reason"]) == ("challenger", "It is worse.")
-    assert tags["gate.judged_against"] == "1"
-    assert registry.apply_gate(MODEL, 1, never).promote, "the champion is not judged against itself"
+
+    assert aliases(versions) == {Alias.CHAMPION: 2, Alias.PREVIOUS: 1}
+    assert (tags[Tag.GATE_DECISION], tags[Tag.GATE_REASON]) == (GateDecision.PROMOTED, "It is better.")
 
 
-def test_a_decision_is_found_again_on_the_same_terms_and_against_the_same_champion(versions: MlflowClient) -> None:
-    terms, others = Thresholds(), Thresholds(min_improvement=0.1)
-    registry.apply_gate(MODEL, 1, always, terms)
-    assert registry.recall_decision(MODEL, 2, terms) is None
-    decision = registry.apply_gate(MODEL, 2, never, terms)
-    assert registry.recall_decision(MODEL, 2, terms) == decision
-    assert registry.recall_decision(MODEL, 2, others) is None
-    registry.promote(MODEL, 3)
-    assert registry.recall_decision(MODEL, 2, terms) is None, "it lost against another champion"
+@pytest.mark.usefixtures("rejected")
+def test_a_worse_candidate_becomes_challenger_with_the_reason(versions: MlflowClient) -> None:
+    tags = versions.get_model_version(MODEL, "2").tags
+
+    assert aliases(versions) == {Alias.CHAMPION: 1, Alias.CHALLENGER: 2}
+    assert (tags[Tag.GATE_DECISION], tags[Tag.GATE_REASON]) == (GateDecision.CHALLENGER, "It is worse.")
+    assert tags[Tag.GATE_COMPARED_WITH] == "1"
+    assert Thresholds.model_validate_json(tags[Tag.GATE_THRESHOLDS]) == GATE
+
+
+def test_a_challenger_without_a_champion_was_compared_with_none(versions: MlflowClient) -> None:
+    registry.apply_gate(MODEL, 1, reject, GATE)
+
+    assert aliases(versions) == {Alias.CHALLENGER: 1}
+    assert versions.get_model_version(MODEL, "1").tags[Tag.GATE_COMPARED_WITH] == NO_CHAMPION
+
+
+@pytest.mark.usefixtures("rejected")
+def test_the_champion_is_not_compared_with_itself() -> None:
+    assert registry.apply_gate(MODEL, 1, reject).promote
+
+
+@pytest.mark.usefixtures("rejected")
+class TestRecallDecision:
+    def test_it_finds_a_decision_with_the_same_thresholds_and_champion(self, rejected: Decision) -> None:
+        assert registry.recall_decision(MODEL, 2, GATE) == rejected
+
+    def test_it_finds_none_for_a_version_without_one(self) -> None:
+        assert registry.recall_decision(MODEL, 3, GATE) is None
+
+    def test_it_finds_none_with_other_thresholds(self) -> None:
+        assert registry.recall_decision(MODEL, 2, Thresholds(min_improvement=0.1)) is None
+
+    def test_it_finds_none_after_a_change_of_the_champion(self) -> None:
+        registry.promote(MODEL, 3)
+
+        assert registry.recall_decision(MODEL, 2, GATE) is None
+
+    def test_it_finds_none_for_a_version_that_was_champion_since(self) -> None:
+        registry.promote(MODEL, 2)
+        registry.rollback(MODEL)
+
+        assert registry.recall_decision(MODEL, 2, GATE) is None
+
+    def test_the_champion_stays_with_any_thresholds(self) -> None:
+        decision = registry.recall_decision(MODEL, 1, Thresholds(min_improvement=0.1))
+
+        assert decision == Decision(promote=True, reason="It is the champion.")
+
+
+@pytest.mark.usefixtures("rejected")
+def test_people_promote_a_challenger(versions: MlflowClient) -> None:
+    promoted, repeated = registry.promote(MODEL, 2), registry.promote(MODEL, 2)
+
+    assert promoted == f"{MODEL} version 2 is the champion; version 1 is its predecessor."
+    assert repeated == f"{MODEL} version 2 is the champion already."
+    assert aliases(versions) == {Alias.CHAMPION: 2, Alias.PREVIOUS: 1}
+
+
+@pytest.mark.usefixtures("rejected")
+def test_a_rollback_swaps_the_champion_and_its_predecessor(versions: MlflowClient) -> None:
     registry.promote(MODEL, 2)
-    assert registry.recall_decision(MODEL, 2, others) == Decision(promote=True, reason="It is the champion.")
-    registry.promote(MODEL, 3)
-    assert registry.recall_decision(MODEL, 2, terms) is None, "it was promoted since, and is to be judged again"
-
-
-def test_people_promote_and_roll_back(versions: MlflowClient) -> None:
-    registry.apply_gate(MODEL, 1, always)
-    registry.apply_gate(MODEL, 2, never)
-    assert registry.promote(MODEL, 2) == f"{MODEL} version 2 is the champion; version 1 is its predecessor."
-    assert aliases(versions) == {"champion": 2, "previous": 1}, "the challenger has won"
-    assert "already" in registry.promote(MODEL, 2)
-    assert "version 1 is the champion again" in registry.rollback(MODEL)
-    assert aliases(versions) == {"champion": 1, "previous": 2}
+    message, once = registry.rollback(MODEL), aliases(versions)
     registry.rollback(MODEL)
-    assert aliases(versions) == {"champion": 2, "previous": 1}
+
+    assert message == f"{MODEL} version 1 is the champion again; version 2 is not."
+    assert once == {Alias.CHAMPION: 1, Alias.PREVIOUS: 2}
+    assert aliases(versions) == {Alias.CHAMPION: 2, Alias.PREVIOUS: 1}
 
 
-def test_what_cannot_be_done_is_said(versions: MlflowClient) -> None:
+def test_an_impossible_change_is_refused_with_its_reason(versions: MlflowClient) -> None:
     with pytest.raises(RegistryError, match="no version to go back to"):
         registry.rollback(MODEL)
     with pytest.raises(RegistryError, match=r"no test-registry version 9: versions 1 to 4 are registered"):
         registry.promote(MODEL, 9)
     with pytest.raises(RegistryError, match="no such model is registered"):
         registry.promote("nothing", 1)
+
     assert aliases(versions) == {}
 
 
@@ -104,21 +147,22 @@ def test_the_command_line(versions: MlflowClient, prefect: SyncPrefectClient, mo
     monkeypatch.setenv("PREFECT_API_URL", str(prefect.api_url))
     command = [sys.executable, "-m", "trainyard.registry"]
     done = subprocess.run([*command, "promote", MODEL, "3"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{MODEL} version 3 is the champion.\n"
     refused = subprocess.run([*command, "promote", MODEL, "7"], capture_output=True, text=True, check=False)
+
+    assert done.stdout == f"{MODEL} version 3 is the champion.\n"
     assert refused.returncode == 1
     assert f"There is no {MODEL} version 7: versions 1 to 4 are registered." in refused.stderr.splitlines()
     assert "Traceback" not in refused.stderr
-    assert aliases(versions) == {"champion": 3}
+    assert aliases(versions) == {Alias.CHAMPION: 3}
 
 
-def test_candidates_at_once_are_judged_one_after_the_other(versions: MlflowClient) -> None:
-    """Each decides against the champion that it then replaces, and no alias is lost."""
-    barrier, seen = Barrier(4), []
+def test_concurrent_candidates_are_compared_one_after_the_other(versions: MlflowClient) -> None:
+    """Each is compared with the champion that it then replaces, and no alias is lost."""
+    barrier, comparisons = Barrier(4), []
 
     def candidate(version: int) -> None:
-        def decide(reigning: ModelVersion | None) -> Decision:
-            seen.append((int(reigning.version) if reigning else None, version))
+        def decide(champion: ModelVersion | None) -> Decision:
+            comparisons.append((int(champion.version) if champion else None, version))
             return Decision(promote=True, reason="It is better.")
 
         barrier.wait()
@@ -127,15 +171,19 @@ def test_candidates_at_once_are_judged_one_after_the_other(versions: MlflowClien
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(copy_context().run, candidate, version) for version in range(1, 5)]:
             future.result()
-    order = [version for _, version in seen]
-    assert [reigning for reigning, _ in seen] == [None, *order[:-1]]
-    assert aliases(versions) == {"champion": order[-1], "previous": order[-2]}
+    order = [version for _, version in comparisons]
+
+    assert [champion for champion, _ in comparisons] == [None, *order[:-1]]
+    assert aliases(versions) == {Alias.CHAMPION: order[-1], Alias.PREVIOUS: order[-2]}
 
 
-def test_a_lock_is_waited_for_no_longer_than_asked() -> None:
-    with ExitStack() as stack:
-        stack.enter_context(registry.lock("a-test"))
-        with pytest.raises(TimeoutError), registry.lock("a-test", timeout_seconds=0.5):
-            pytest.fail("two hold it")
+def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout() -> None:
+    with (
+        registry.lock("a-test"),
+        pytest.raises(LockTimeoutError, match="a-test is locked by another run"),
+        registry.lock("a-test", timeout_seconds=0.5),
+    ):
+        pytest.fail("two hold it")
+
     with registry.lock("a-test", timeout_seconds=5):
         pass

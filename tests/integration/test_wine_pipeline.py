@@ -1,4 +1,4 @@
-"""The wine pipeline against real Prefect and MLflow servers: what is shared works for data of another kind."""
+"""The wine pipeline against real Prefect and MLflow servers."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,22 +24,27 @@ from flows.wine.pipeline import train_wine, wine_pipeline
 from infra.testing.servers import free_port
 from infra.testing.waiting import wait_until
 from trainyard.candidates import Candidate
-from trainyard.data import check
+from trainyard.contract import Alias, Tag
+from trainyard.contract import State as StateName
+from trainyard.data import validate_frame
 from trainyard.errors import SearchError
 from trainyard.gate import Thresholds
 from trainyard.outcome import Outcome
 
 MODEL = "wine-cultivar"
-CACHEABLE = {"judge": len(model.CANDIDATES), "fit": 1, "log_run": 1}
-COMPUTED = {name: {"Completed": count} for name, count in (CACHEABLE | {"promote": 1}).items()}
-TAKEN = {name: {"Cached": count} for name, count in CACHEABLE.items()} | {"promote": {"Completed": 1}}
+CANDIDATES = model.CANDIDATES[2:5]  # the unit tests fit all of them
+CACHEABLE = {"cross_validate": len(CANDIDATES), "fit": 1, "log_run": 1}
+PROMOTE = {"promote": {"Completed": 1}}
+COMPUTED = {name: {"Completed": count} for name, count in CACHEABLE.items()} | PROMOTE
+FROM_CACHE = {name: {StateName.CACHED: count} for name, count in CACHEABLE.items()} | PROMOTE
 
 pytestmark = pytest.mark.usefixtures("prefect", "tracking", "own_cache_and_registry")
 
 
 @pytest.fixture
-def own_cache_and_registry(tracking: MlflowClient, tmp_path: Path) -> Iterator[None]:
-    """Nothing is cached yet, and there is no champion."""
+def own_cache_and_registry(tracking: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Begin with an empty cache and no champion, and search few candidates."""
+    monkeypatch.setattr(model, "CANDIDATES", CANDIDATES)
     with suppress(MlflowException):
         tracking.delete_registered_model(MODEL)
     with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}):
@@ -47,30 +52,30 @@ def own_cache_and_registry(tracking: MlflowClient, tmp_path: Path) -> Iterator[N
 
 
 def run(**parameters: Any) -> tuple[Outcome, UUID]:
-    """Run the pipeline; return what came out, and the flow run's id."""
+    """Run the pipeline; return its outcome and the flow run's id."""
     state: State[Outcome] = wine_pipeline(**parameters, return_state=True)
     assert state.state_details.flow_run_id is not None
     return state.result(), state.state_details.flow_run_id
 
 
 def components(prefect: SyncPrefectClient, flow_run_id: UUID) -> dict[str, FlowRun]:
-    """Return the subflow runs by the names of their flows."""
+    """Return the subflow runs, by the names of their flows."""
     parent = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [flow_run_id]}})
     return {prefect.read_flow(child.flow_id).name: child for child in prefect.read_flow_runs(flow_run_filter=parent)}
 
 
 def task_states(prefect: SyncPrefectClient, flow_run_id: UUID) -> dict[str, dict[str, int]]:
-    """Return how many task runs of the training ended in which state, by the task's function."""
+    """Return the number of the training's task runs by the task's function and the name of their state."""
     training = components(prefect, flow_run_id)["train-wine"].id
     of_training = FlowRunFilter.model_validate({"id": {"any_": [training]}})
 
     def all_there() -> list[TaskRun] | None:
         found = prefect.read_task_runs(flow_run_filter=of_training)
         ended = [task_run for task_run in found if task_run.state and task_run.state.is_final()]
-        return ended if len(ended) == len(model.CANDIDATES) + 3 else None
+        return ended if len(ended) == len(CANDIDATES) + 3 else None
 
     counts: dict[str, Counter[str]] = {}
-    for task_run in wait_until(all_there, 20, "all task runs, which the server notes after they have ended"):
+    for task_run in wait_until(all_there, 20, "all task runs, which reach the server after they have ended"):
         counts.setdefault(task_run.task_key.rpartition("-")[0], Counter())[str(task_run.state_name)] += 1
     return {name: dict(of_one) for name, of_one in counts.items()}
 
@@ -84,85 +89,93 @@ def alias(tracking: MlflowClient, name: str) -> int | None:
 
 
 def candidates_of(tracking: MlflowClient, run: Run) -> list[Run]:
-    return list(tracking.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"))
+    return list(tracking.search_runs([run.info.experiment_id], f"tags.`{Tag.PARENT_RUN_ID}` = '{run.info.run_id}'"))
 
 
-def test_a_champion_that_beats_the_baseline(tracking: MlflowClient, prefect: SyncPrefectClient) -> None:
-    outcome, flow_run_id = run()
+def test_the_first_run_makes_a_champion(tracking: MlflowClient, prefect: SyncPrefectClient) -> None:
+    with tags("mail", "example"):
+        outcome, flow_run_id = run()
+    subflows = components(prefect, flow_run_id)
+    version = tracking.get_model_version(MODEL, str(outcome.registered.version))
+    logged = tracking.get_run(str(version.run_id))
+    uri = f"models:/{MODEL}@{Alias.CHAMPION}"
+    example = mlflow.models.Model.load(uri).load_input_example(uri)
+    in_training = ArtifactFilter.model_validate({"flow_run_id": {"any_": [subflows["train-wine"].id]}})
+    (report,) = prefect.read_artifacts(artifact_filter=in_training)
+
     assert outcome.is_champion
     assert not outcome.reused
-    assert outcome.metrics["model_log_loss"] < outcome.metrics["baseline_log_loss"] / 2
-    assert alias(tracking, "champion") == outcome.registered.version
-
-    version = tracking.get_model_version(MODEL, str(outcome.registered.version))
-    assert "there was no champion" in version.tags["gate.reason"]
-    logged = tracking.get_run(str(version.run_id))
+    assert alias(tracking, Alias.CHAMPION) == outcome.registered.version
+    assert "there was no champion" in version.tags[Tag.GATE_REASON]
+    assert {name: set(subflow.tags) for name, subflow in subflows.items()} == {
+        "load-wine": {"mail", "example"},
+        "train-wine": {"mail", "example"},
+    }
     assert tracking.get_experiment(logged.info.experiment_id).name == "wine"
     assert logged.data.metrics == pytest.approx(outcome.metrics)
     assert logged.data.tags["train_rows"] == version.tags["train_rows"]
-    assert logged.data.tags["prefect.flow_run_id"] == str(flow_run_id)
-    assert len(candidates_of(tracking, logged)) == len(model.CANDIDATES)
-
-    uri = f"models:/{MODEL}@champion"
-    example = mlflow.models.Model.load(uri).load_input_example(uri)
+    assert logged.data.tags[Tag.FLOW_RUN_ID] == str(flow_run_id)
+    assert logged.data.tags[Tag.SUBFLOW_RUN_ID] == str(subflows["train-wine"].id)
+    assert len(candidates_of(tracking, logged)) == len(CANDIDATES)
     assert set(mlflow.sklearn.load_model(uri).predict(example)) <= set(model.CULTIVARS)
-
-    training = components(prefect, flow_run_id)["train-wine"]
-    of_training = ArtifactFilter.model_validate({"flow_run_id": {"any_": [training.id]}})
-    (report,) = prefect.read_artifacts(artifact_filter=of_training)
     assert "| metric | model | baseline |" in str(report.data)
     assert outcome.registered.run_url in str(report.data)
 
 
-def test_the_second_run_is_taken_from_the_cache_and_the_champion_stays(
+def test_an_unchanged_run_is_taken_from_the_cache_and_the_champion_stays(
     tracking: MlflowClient, prefect: SyncPrefectClient
 ) -> None:
-    first, flow_run_id = run()
-    assert task_states(prefect, flow_run_id) == COMPUTED
-    second, flow_run_id = run()
-    assert task_states(prefect, flow_run_id) == TAKEN
+    first, first_id = run()
+    second, second_id = run()
+    logged = tracking.get_run(first.registered.run_id).data.tags
+
+    assert task_states(prefect, first_id) == COMPUTED
+    assert task_states(prefect, second_id) == FROM_CACHE
     assert second.reused
     assert second.registered == first.registered
     assert second.decision.reason == "It is the champion."
     assert versions(tracking) == 1
+    assert (logged[Tag.FLOW_RUN_ID], logged[Tag.LAST_FLOW_RUN_ID]) == (str(first_id), str(second_id))
 
 
-def test_refresh_computes_anew_and_the_same_model_is_no_better(
+def test_a_refresh_recomputes_everything_and_an_equal_model_is_not_better(
     tracking: MlflowClient, prefect: SyncPrefectClient
 ) -> None:
     first, _ = run()
     second, flow_run_id = run(refresh=True)
+
     assert task_states(prefect, flow_run_id) == COMPUTED
     assert second.metrics == first.metrics
     assert second.registered.version != first.registered.version
     assert not second.is_champion
-    assert alias(tracking, "champion") == first.registered.version
-    assert alias(tracking, "challenger") == second.registered.version
+    assert alias(tracking, Alias.CHAMPION) == first.registered.version
+    assert alias(tracking, Alias.CHALLENGER) == second.registered.version
 
 
-def test_other_parameters_compute_only_what_depends_on_them(prefect: SyncPrefectClient) -> None:
+def test_another_parameter_recomputes_only_what_depends_on_it(prefect: SyncPrefectClient) -> None:
     run()
     _, flow_run_id = run(folds=4)
     states = task_states(prefect, flow_run_id)
-    assert states["judge"] == {"Completed": len(model.CANDIDATES)}
+
+    assert states["cross_validate"] == {"Completed": len(CANDIDATES)}
     assert states["log_run"] == {"Completed": 1}
 
 
-def test_a_threshold_nobody_reaches_leaves_a_challenger(tracking: MlflowClient, prefect: SyncPrefectClient) -> None:
-    outcome, _ = run(gate=Thresholds(min_skill=0.999))
-    assert not outcome.is_champion
-    assert alias(tracking, "champion") is None
-    assert alias(tracking, "challenger") == outcome.registered.version
-    version = tracking.get_model_version(MODEL, str(outcome.registered.version))
-    assert "does not reach" in version.tags["gate.reason"]
-    assert version.tags["gate.reason"] == outcome.decision.reason
-
-    # The thresholds are asked anew each time, and need no new training.
+def test_a_model_below_the_threshold_is_a_challenger_until_a_lower_one_promotes_it_without_a_training(
+    tracking: MlflowClient, prefect: SyncPrefectClient
+) -> None:
+    strict, _ = run(gate=Thresholds(min_skill=0.999))
+    before = alias(tracking, Alias.CHAMPION), alias(tracking, Alias.CHALLENGER)
+    reason = tracking.get_model_version(MODEL, str(strict.registered.version)).tags[Tag.GATE_REASON]
     lenient, flow_run_id = run()
-    assert lenient.reused
+
+    assert not strict.is_champion
+    assert before == (None, strict.registered.version)
+    assert "does not reach" in reason
+    assert reason == strict.decision.reason
     assert lenient.is_champion
-    assert alias(tracking, "champion") == outcome.registered.version
-    assert task_states(prefect, flow_run_id)["fit"] == {"Cached": 1}
+    assert alias(tracking, Alias.CHAMPION) == strict.registered.version
+    assert task_states(prefect, flow_run_id)["fit"] == {StateName.CACHED: 1}
 
 
 def test_a_champion_of_other_wines_is_not_compared_with(
@@ -172,63 +185,68 @@ def test_a_champion_of_other_wines_is_not_compared_with(
     wines = model.read_wines()
     monkeypatch.setattr(model, "read_wines", lambda: wines.iloc[3:])
     other, _ = run()
+
     assert not other.is_champion
     assert "fitted on other wines" in other.decision.reason
-    assert alias(tracking, "champion") == champion.registered.version
+    assert alias(tracking, Alias.CHAMPION) == champion.registered.version
 
 
-def test_a_version_that_was_deleted_is_logged_anew(tracking: MlflowClient) -> None:
+def test_a_deleted_version_is_logged_again(tracking: MlflowClient) -> None:
     first, _ = run()
     tracking.delete_registered_model(MODEL)
     second, _ = run()
+
     assert not second.reused
     assert second.registered.run_id != first.registered.run_id
-    assert alias(tracking, "champion") == second.registered.version
+    assert alias(tracking, Alias.CHAMPION) == second.registered.version
 
 
-def test_the_components_carry_the_tags_of_the_pipeline(prefect: SyncPrefectClient) -> None:
-    with tags("mail", "example"):
-        _, flow_run_id = run()
-    found = components(prefect, flow_run_id)
-    assert {name: set(child.tags) for name, child in found.items()} == {
-        "load-wine": {"mail", "example"},
-        "train-wine": {"mail", "example"},
-    }
-
-
-def test_the_training_runs_by_itself() -> None:
+def test_the_training_runs_without_the_pipeline() -> None:
     assert train_wine(folds=3).is_champion
 
 
-def test_a_candidate_that_fails_is_left_out(tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Candidate("random-forest", (("no_such_parameter", 1.0),))
-    monkeypatch.setattr(model, "CANDIDATES", (*model.CANDIDATES[:2], broken))
-    outcome, _ = run()
-    found = candidates_of(tracking, tracking.get_run(outcome.registered.run_id))
-    assert sorted(run.info.status for run in found) == ["FAILED", "FINISHED", "FINISHED"]
+BROKEN = Candidate("random-forest", (("no_such_parameter", 1.0),))
 
-    monkeypatch.setattr(model, "CANDIDATES", (broken,))
+
+def test_a_failed_candidate_is_logged_and_the_others_are_searched(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "CANDIDATES", (*CANDIDATES[:2], BROKEN))
+    outcome, _ = run()
+    candidates = candidates_of(tracking, tracking.get_run(outcome.registered.run_id))
+
+    assert sorted(run.info.status for run in candidates) == ["FAILED", "FINISHED", "FINISHED"]
+    assert any("no_such_parameter" in run.data.tags.get(Tag.ERROR, "") for run in candidates)
+
+
+def test_a_search_without_any_score_fails_with_the_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "CANDIDATES", (BROKEN,))
+
     with pytest.raises(SearchError, match="no_such_parameter"):
         run()
 
 
 @pytest.mark.parametrize("parameters", [{"folds": 1}, {"gate": {"min_skill": 2}}])
-def test_nonsense_is_refused_and_registers_nothing(tracking: MlflowClient, parameters: dict[str, Any]) -> None:
+def test_invalid_parameters_are_refused_and_register_nothing(
+    tracking: MlflowClient, parameters: dict[str, Any]
+) -> None:
     assert wine_pipeline(**parameters, return_state=True).is_failed()
     assert versions(tracking) == 0
 
 
-def test_wrong_data_fails_with_its_reason(tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_data_fails_with_its_reason(tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_strong(wines: pd.DataFrame, schema: Any) -> pd.DataFrame:
-        return check(wines.assign(alcohol=wines["alcohol"] * 100), schema)
+        return validate_frame(wines.assign(alcohol=wines["alcohol"] * 100), schema)
 
-    monkeypatch.setattr("flows.wine.model.check", too_strong)
+    monkeypatch.setattr("flows.wine.model.validate_frame", too_strong)
     state: State[Any] = wine_pipeline(return_state=True)
+
     assert state.is_failed()
     assert "alcohol: in_range(5, 25)" in str(state.message)
     assert versions(tracking) == 0
 
 
-def test_mlflow_out_of_reach_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_mlflow_fails_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+
     assert "MLflow does not answer" in str(train_wine(return_state=True).message)
