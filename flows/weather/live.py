@@ -120,6 +120,6 @@ def _geocode(name: str) -> Place:
     settings = WeatherSettings()
     timeout_seconds = min(settings.weather_timeout_seconds, MAX_TIMEOUT_SECONDS)
     answer = get_json(
-        settings.weather_geocoding_url, geocoding_query(name), timeout_seconds, longest_wait=MAX_WAIT_SECONDS
+        settings.weather_geocoding_url, geocoding_query(name), timeout_seconds, max_wait_seconds=MAX_WAIT_SECONDS
     )
     return parse_geocoding(answer, name)

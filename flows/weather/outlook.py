@@ -58,21 +58,21 @@ class Outlook:
         return features.loc[wanted]
 
 
-def look_ahead(url: str, place: Place, timeout_seconds: float, longest_wait: float) -> Outlook:
+def look_ahead(url: str, place: Place, timeout_seconds: float, max_wait_seconds: float) -> Outlook:
     """Return the outlook of a place from the forecast service at `url`.
 
     Args:
         url: Open-Meteo's forecast API.
         place: The place.
         timeout_seconds: Timeout of the request.
-        longest_wait: How many seconds to wait where the service asks for a pause.
+        max_wait_seconds: How many seconds to wait where the service asks for a pause.
 
     Raises:
         SourceError: The service did not deliver (`trainyard.http.get_json`).
         DataError: The answer is not as documented, or breaks a rule of `flows.weather.validation`.
     """
     query = outlook_query(place)
-    answer = get_json(url, query, timeout_seconds, longest_wait=longest_wait)
+    answer = get_json(url, query, timeout_seconds, max_wait_seconds=max_wait_seconds)
     days = parse_archive(answer)
     seconds = answer.get("utc_offset_seconds")
     if not isinstance(seconds, int) or abs(seconds) > 86400:

@@ -1,4 +1,4 @@
-"""Mail about runs: real runs on a real Prefect server, real runs in MLflow, and mail servers in every mood."""
+"""The flow `send-mail`, against real Prefect and MLflow servers and a mail server with scripted replies."""
 
 import ssl
 from collections.abc import Iterator
@@ -23,37 +23,56 @@ from infra.provision.automations import find_automations, mail_run_events, save_
 from infra.testing.servers import free_port
 from infra.testing.waiting import wait_until
 from tests.support.smtp_server import SmtpServer
+<<<<<<< HEAD
 from trainyard.flows import mail
 from trainyard.flows.mail import send_mail
 from trainyard.tracking import LAST_COMPONENT, LAST_RUN
+=======
+from infra.testing.waiting import wait_until
+from trainyard.contract import MLflowPage, PrefectPage, Resource, RunTag, Tag
+from trainyard.flows.mail import RETRY_DELAYS, send_mail
+>>>>>>> monitor
 
-TEAM = ["ada@example.com", "bob@example.com"]
+ADA, BOB = TEAM = ["ada@example.com", "bob@example.com"]
+PREFECT_UI, MLFLOW_UI = "http://prefect.test:4200", "http://mlflow.test:5001"
+
+pytestmark = pytest.mark.usefixtures("prefect", "tracking")
 
 
-@flow(name="station", persist_result=False)
-def station(fails: bool = False) -> None:
-    """Complete, or leave a table of what was wrong and fail."""
+@flow(name="train", persist_result=False)
+def train(fails: bool = False) -> None:
+    """Complete, or write a table artifact and fail."""
     if fails:
         create_table_artifact([{"day": "2026-01-01", "error": "too cold"}], key="rejected", description="1 bad day")
         raise ValueError("the data is wrong:\n7 days are too cold")
 
 
-@flow(name="line", persist_result=False)
-def line() -> str:
-    """Call one component; return the id of its run."""
-    state: State[None] = station(return_state=True)
-    return str(state.state_details.flow_run_id)
+@flow(name="pipeline", persist_result=False)
+def pipeline() -> UUID:
+    """Run `train` as a subflow; return the id of its run."""
+    return run_train()
 
 
-def run_of(state: State) -> UUID:
-    """Return the id of the run that ended so."""
+def run_train(fails: bool = False) -> UUID:
+    """Run `train`; return the id of its run."""
+    return flow_run_id(train(fails, return_state=True))
+
+
+def flow_run_id(state: State) -> UUID:
+    """Return the id of the run of a state."""
     assert state.state_details.flow_run_id is not None
     return state.state_details.flow_run_id
 
 
+@pytest.fixture(scope="module")
+def completed(prefect: SyncPrefectClient) -> FlowRun:
+    """A completed run, which any number of mails can be about."""
+    return prefect.read_flow_run(run_train())
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> SmtpServer:
-    """A mail server that the flow is told of and that a test starts."""
+    """The mail server of the settings, which the test starts."""
     server = SmtpServer(port=free_port())
     monkeypatch.setenv("SMTP_HOST", "127.0.0.1")
     monkeypatch.setenv("SMTP_PORT", str(server.port))
@@ -64,220 +83,215 @@ def server(monkeypatch: pytest.MonkeyPatch) -> SmtpServer:
 
 @pytest.fixture(scope="module")
 def deployment(prefect: SyncPrefectClient) -> UUID:
-    """The flow's deployment, which no worker looks after."""
-    return prefect.create_deployment(prefect.create_flow(send_mail), name="send-mail")
+    """The flow's deployment, which no worker polls."""
+    return prefect.create_deployment(prefect.create_flow(send_mail), name=Resource.SEND_MAIL)
+
+
+class Retries:
+    """The scheduled runs of the deployment."""
+
+    def __init__(self, prefect: SyncPrefectClient, deployment: UUID) -> None:
+        self._prefect, self._deployment = prefect, deployment
+
+    def read(self) -> list[FlowRun]:
+        query = {"deployment_id": {"any_": [self._deployment]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
+        return self._prefect.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(query))
+
+    def delete(self) -> None:
+        for run in self.read():
+            self._prefect.delete_flow_run(run.id)
 
 
 @pytest.fixture
-def scheduled(prefect: SyncPrefectClient, deployment: UUID) -> Iterator[list[FlowRun]]:
-    """The later attempts, which the test fills by `find_scheduled`; removed at its end."""
-    found: list[FlowRun] = []
-    yield found
-    for run in found:
-        prefect.delete_flow_run(run.id)
+def retries(prefect: SyncPrefectClient, deployment: UUID) -> Iterator[Retries]:
+    """The retries that a test schedules."""
+    retries = Retries(prefect, deployment)
+    yield retries
+    retries.delete()
 
 
-def find_scheduled(prefect: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
-    """Return the runs of the deployment that wait."""
-    waiting = {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
-    return prefect.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(waiting))
-
-
-def test_a_completed_run_is_mailed_with_its_metrics(
-    prefect: SyncPrefectClient, tracking: MlflowClient, server: SmtpServer
-) -> None:
-    run_id = run_of(station(return_state=True))
-    experiment = tracking.create_experiment(f"mail-{uuid4()}")
-    links = {
-        "prefect.flow_run_id": str(run_id),
-        LAST_RUN: str(run_id),
-        "model": "rain-tomorrow",
-        "model_version": "3",
-    }
-    run = tracking.create_run(experiment, tags=links)
-    child = tracking.create_run(experiment, tags={**links, "mlflow.parentRunId": run.info.run_id})
-    tracking.log_metric(run.info.run_id, "brier", 0.123456)
-    tracking.log_metric(child.info.run_id, "brier", 0.999999)
-
+def send(run_id: UUID, server: SmtpServer | None = None, attempt: int = 1) -> State[None]:
+    """Run the flow, with the mail server up if it is given; return its final state."""
+    if server is None:
+        return send_mail(run_id, attempt, return_state=True)
     with server:
-        state = send_mail(run_id, return_state=True)
+        return send_mail(run_id, attempt, return_state=True)
+
+
+def test_the_mail_about_a_completed_run_has_the_metrics_of_its_mlflow_run(
+    completed: FlowRun, tracking: MlflowClient, server: SmtpServer
+) -> None:
+    experiment = tracking.create_experiment(f"mail-{uuid4()}")
+    ids = {Tag.FLOW_RUN_ID: str(completed.id), Tag.LAST_FLOW_RUN_ID: str(completed.id)}
+    run_tags = {**ids, Tag.MODEL: "rain-tomorrow", Tag.MODEL_VERSION: "3"}
+    run = tracking.create_run(experiment, tags=run_tags)
+    candidate = tracking.create_run(experiment, tags={**run_tags, Tag.PARENT_RUN_ID: run.info.run_id})
+    tracking.log_metric(run.info.run_id, "brier", 0.123456)
+    tracking.log_metric(candidate.info.run_id, "brier", 0.999999)
+    state = send(completed.id, server)
+    (received,) = server.mails
 
     assert state.is_completed()
-    (received,) = server.mails
+    assert state.message == f"Sent the mail about train {completed.name} to {ADA}, {BOB}."
     assert (received.sender, received.recipients) == ("trainyard@example.com", TEAM)
-    name = prefect.read_flow_run(run_id).name
-    assert received.mail["Subject"] == f"[Trainyard] station completed: {name}"
-    assert state.message == f"Sent the mail about station {name} to {', '.join(TEAM)}."
+    assert received.mail["Subject"] == f"[Trainyard] train completed: {completed.name}"
     for text in (received.text(), received.text("html")):
-        assert "station completed after 0." in text
+        assert "train completed after 0." in text
         assert "0.1235" in text
         assert "0.9999" not in text
         assert text.count("rain-tomorrow version 3") == 1
-        assert f"http://prefect.test:4200/runs/flow-run/{run_id}" in text
-        assert f"http://mlflow.test:5001/#/experiments/{experiment}/runs/{run.info.run_id}" in text
+        assert PrefectPage.flow_run(PREFECT_UI, str(completed.id)) in text
+        assert MLflowPage.run(MLFLOW_UI, experiment, run.info.run_id) in text
 
 
-@pytest.mark.usefixtures("prefect", "tracking")
-def test_a_failed_run_is_mailed_with_the_errors_last_line_and_what_it_wrote(server: SmtpServer) -> None:
-    run_id = run_of(station(fails=True, return_state=True))
-    with server:
-        send_mail(run_id)
-    text = server.mails[0].text()
-    assert "station failed after" in server.mails[0].mail["Subject"] + text
+def test_the_mail_about_a_failed_run_has_the_errors_last_line_and_the_artifact(server: SmtpServer) -> None:
+    run_id = run_train(fails=True)
+    send(run_id, server)
+    (received,) = server.mails
+    text = received.text()
+
+    assert "train failed after" in text
     assert "Error       7 days are too cold" in text
     assert "1 bad day" in text
     assert "2026-01-01  too cold" in text
-    assert f"http://prefect.test:4200/runs/flow-run/{run_id}" in text
+    assert PrefectPage.flow_run(PREFECT_UI, str(run_id)) in text
 
 
-@pytest.mark.usefixtures("prefect")
-def test_a_component_is_mailed_with_its_pipeline_and_its_own_metrics(
+def test_the_mail_about_a_subflow_has_its_pipeline_and_a_reused_training(
     tracking: MlflowClient, server: SmtpServer
 ) -> None:
-    component = line()
+    subflow = pipeline()
     experiment = tracking.create_experiment(f"mail-{uuid4()}")
-    # Another run logged it, and this component took it over.
-    links = {"prefect.flow_run_id": str(uuid4()), LAST_COMPONENT: component}
-    run = tracking.create_run(experiment, tags=links)
+    reused = {Tag.FLOW_RUN_ID: str(uuid4()), Tag.LAST_SUBFLOW_RUN_ID: str(subflow)}
+    run = tracking.create_run(experiment, tags=reused)
     tracking.log_metric(run.info.run_id, "auc", 0.75)
-    with server:
-        send_mail(UUID(component))
-    assert server.mails[0].mail["Subject"].startswith("[Trainyard] station of line completed: ")
-    assert "auc  0.75" in server.mails[0].text()
+    send(subflow, server)
+    (received,) = server.mails
+
+    assert received.mail["Subject"].startswith("[Trainyard] train of pipeline completed: ")
+    assert "auc  0.75" in received.text()
 
 
-@pytest.mark.usefixtures("prefect")
-def test_without_mlflow_the_mail_says_so(server: SmtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mlflow_the_mail_says_why_metrics_are_missing(
+    completed: FlowRun, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    run_id = run_of(station(return_state=True))
-    with server:
-        send_mail(run_id)
-    assert "Metrics are missing. MLflow does not answer at http://127.0.0.1:9" in server.mails[0].text()
+    send(completed.id, server)
+    (received,) = server.mails
+
+    assert "Metrics are missing. MLflow does not answer at http://127.0.0.1:9" in received.text()
 
 
-@pytest.mark.usefixtures("prefect")
-def test_a_deleted_run_and_the_mails_own_are_not_mailed(prefect: SyncPrefectClient, server: SmtpServer) -> None:
-    with server:
-        first = send_mail(uuid4(), return_state=True)
-        second = send_mail(run_of(first), return_state=True)
-    assert first.is_completed()
-    assert "has been deleted" in str(first.message)
-    assert second.is_completed()
+def test_no_mail_is_sent_about_a_deleted_run(server: SmtpServer) -> None:
+    state = send(uuid4(), server)
+
+    assert state.is_completed()
+    assert "was deleted" in str(state.message)
     assert not server.mails
 
 
-@pytest.mark.parametrize("answers", [None, {"CONNECT": "421 too busy"}, {"RCPT": "451 later"}, {"END OF DATA": "452"}])
-@pytest.mark.usefixtures("tracking")
-def test_where_the_server_cannot_take_it_now_a_later_run_tries_again(
-    prefect: SyncPrefectClient,
-    deployment: UUID,
-    scheduled: list[FlowRun],
-    server: SmtpServer,
-    answers: dict[str, str] | None,
-) -> None:
-    run_id = run_of(station(return_state=True))
-    before = datetime.now(UTC)
-    if answers is None:
-        state = send_mail(run_id, return_state=True)
-    else:
-        server.answers = answers
-        with server:
-            state = send_mail(run_id, return_state=True)
+def test_no_mail_is_sent_about_the_flow_itself(server: SmtpServer) -> None:
+    state = send(flow_run_id(send(uuid4())), server)
 
     assert state.is_completed()
-    assert "waits for the mail server" in str(state.message)
-    scheduled += find_scheduled(prefect, deployment)
-    (later,) = scheduled
-    assert later.parameters == {"flow_run_id": str(run_id), "attempt": 2, "recipients": TEAM}
-    assert later.parent_task_run_id is None
-    assert later.expected_start_time is not None
-    assert timedelta(0) <= later.expected_start_time - before - timedelta(minutes=1) < timedelta(seconds=30)
+    assert state.message == "No mail: this flow sends none about itself."
+    assert not server.mails
 
-    server.answers = {}
+
+@pytest.mark.parametrize("replies", [{"CONNECT": "421 too busy"}, {"RCPT": "451 later"}, {"END OF DATA": "452"}])
+def test_a_temporary_failure_is_retried_by_another_run(
+    completed: FlowRun, retries: Retries, server: SmtpServer, replies: dict[str, str]
+) -> None:
+    server.replies = replies
+    state = send(completed.id, server)
+    (retry,) = retries.read()
+    server.replies = {}
     with server:
-        assert send_mail(**later.parameters, return_state=True).is_completed()
+        second = send_mail(**retry.parameters, return_state=True)
+
+    assert state.is_completed()
+    assert state.message == f"Scheduled another attempt to send the mail about train {completed.name} to {ADA}, {BOB}."
+    assert retry.parameters == {"flow_run_id": str(completed.id), "attempt": 2, "recipients": TEAM}
+    assert retry.parent_task_run_id is None
+    assert second.is_completed()
     assert server.mails[-1].recipients == TEAM
 
 
 @pytest.mark.parametrize("attempt", range(1, 6))
-@pytest.mark.usefixtures("tracking")
-def test_each_wait_is_longer(
-    prefect: SyncPrefectClient, deployment: UUID, scheduled: list[FlowRun], server: SmtpServer, attempt: int
+def test_the_delays_between_attempts_grow(
+    completed: FlowRun, retries: Retries, server: SmtpServer, attempt: int
 ) -> None:
-    run_id = run_of(station(return_state=True))
     before = datetime.now(UTC)
-    send_mail(run_id, attempt=attempt)
-    scheduled += find_scheduled(prefect, deployment)
-    assert scheduled[0].parameters["attempt"] == attempt + 1
-    assert scheduled[0].expected_start_time is not None
-    waits = scheduled[0].expected_start_time - before
-    assert abs(waits - mail.DELAYS[attempt - 1]) < timedelta(seconds=30)
+    state = send(completed.id, attempt=attempt)
+    (retry,) = retries.read()
+
+    assert state.is_completed()
+    assert retry.parameters["attempt"] == attempt + 1
+    assert retry.expected_start_time is not None
+    assert timedelta() <= retry.expected_start_time - before - RETRY_DELAYS[attempt - 1] < timedelta(seconds=30)
 
 
-@pytest.mark.usefixtures("tracking")
-def test_after_the_last_attempt_the_loss_is_on_record(
-    prefect: SyncPrefectClient, deployment: UUID, server: SmtpServer
-) -> None:
-    run_id = run_of(station(return_state=True))
-    state = send_mail(run_id, attempt=6, return_state=True)
-    name = prefect.read_flow_run(run_id).name
+def test_after_the_last_attempt_the_run_fails(completed: FlowRun, retries: Retries, server: SmtpServer) -> None:
+    state = send(completed.id, attempt=6)
+
     assert state.is_failed()
     assert str(state.message).startswith(
-        f"Lost the mail about station {name} to ada@example.com, bob@example.com after 6 attempts: "
+        f"Could not send the mail about train {completed.name} to {ADA}, {BOB} after 6 attempts: "
         f"the mail server 127.0.0.1:{server.port} does not answer: "
     )
     assert "\n" not in str(state.message)
-    assert not find_scheduled(prefect, deployment)
+    assert not retries.read()
 
 
 @pytest.mark.parametrize(
-    "answers", [{"MAIL": "550 not from you"}, {"RCPT": "553 no such mailbox"}, {"END OF DATA": "554 looks like spam"}]
+    "replies", [{"MAIL": "550 not from you"}, {"RCPT": "553 no such mailbox"}, {"END OF DATA": "554 looks like spam"}]
 )
-@pytest.mark.usefixtures("tracking")
-def test_a_server_that_says_no_is_not_asked_again(
-    prefect: SyncPrefectClient, deployment: UUID, server: SmtpServer, answers: dict[str, str]
+def test_a_permanent_failure_is_not_retried(
+    completed: FlowRun, retries: Retries, server: SmtpServer, replies: dict[str, str]
 ) -> None:
-    run_id = run_of(station(return_state=True))
-    server.answers = answers
-    with server:
-        state = send_mail(run_id, return_state=True)
+    server.replies = replies
+    state = send(completed.id, server)
+    (reply,) = replies.values()
+
     assert state.is_failed()
-    assert next(iter(answers.values())) in str(state.message)
-    assert not find_scheduled(prefect, deployment)
+    assert f"the mail server 127.0.0.1:{server.port} replied {reply}." in str(state.message)
+    assert not retries.read()
 
 
-@pytest.mark.usefixtures("tracking")
-def test_those_who_got_it_do_not_get_it_again(
-    prefect: SyncPrefectClient, deployment: UUID, scheduled: list[FlowRun], server: SmtpServer
+def test_a_retry_is_for_those_who_did_not_get_the_mail(
+    completed: FlowRun, retries: Retries, server: SmtpServer
 ) -> None:
-    server.answers = {"RCPT TO:<bob@example.com>": "450 greylisted"}
-    with server:
-        state = send_mail(run_of(station(return_state=True)), return_state=True)
-    assert server.mails[0].recipients == ["ada@example.com"]
-    assert "to ada@example.com." in str(state.message)
-    assert str(state.message).endswith("for bob@example.com.")
-    scheduled += find_scheduled(prefect, deployment)
-    assert scheduled[0].parameters["recipients"] == ["bob@example.com"]
+    server.replies = {f"RCPT TO:<{BOB}>": "450 greylisted"}
+    state = send(completed.id, server)
+    (retry,) = retries.read()
+    mail = f"the mail about train {completed.name}"
+
+    assert server.mails[0].recipients == [ADA]
+    assert state.message == f"Sent {mail} to {ADA}. Scheduled another attempt to send {mail} to {BOB}."
+    assert retry.parameters["recipients"] == [BOB]
 
 
-@pytest.mark.usefixtures("prefect")
-def test_a_wrong_setting_is_one_clear_line(server: SmtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_fails_with_one_line(
+    completed: FlowRun, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SMTP_USER", "me")
     monkeypatch.setenv("SMTP_PASSWORD", "hunter2")
-    state = send_mail(run_of(station(return_state=True)), return_state=True)
+    state = send(completed.id)
+
     assert state.is_failed()
-    message = str(state.message)
-    assert message.endswith("SMTP_PASSWORD would be sent unencrypted: set SMTP_TLS to starttls or tls.")
-    assert "hunter2" not in message
+    assert state.message == (
+        f"The mail about train {completed.name} is not sent: "
+        "SMTP_PASSWORD would be sent unencrypted: set SMTP_TLS to starttls or tls."
+    )
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for `localhost`, signed by itself, with its key."""
+    """A certificate for `localhost`, self-signed, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
-    signed = (
+    certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
         .not_valid_after(now + timedelta(days=1))
@@ -288,14 +302,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("tls") / "localhost.pem"
     file.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + signed.public_bytes(serialization.Encoding.PEM)
+        + certificate.public_bytes(serialization.Encoding.PEM)
     )
     return file
 
 
 @pytest.fixture
 def encrypted(server: SmtpServer, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> SmtpServer:
-    """A mail server with a certificate, which wants a password."""
+    """A mail server with a certificate, which requires a password."""
     server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.tls.load_cert_chain(certificate)
     server.login = "me:correct-horse"
@@ -308,85 +322,70 @@ def encrypted(server: SmtpServer, certificate: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("tls", ["starttls", "tls"])
-@pytest.mark.usefixtures("prefect", "tracking")
-def test_over_tls_with_a_password(encrypted: SmtpServer, monkeypatch: pytest.MonkeyPatch, tls: str) -> None:
+def test_a_password_is_sent_over_tls(
+    completed: FlowRun, encrypted: SmtpServer, monkeypatch: pytest.MonkeyPatch, tls: str
+) -> None:
     encrypted.implicit = tls == "tls"
     monkeypatch.setenv("SMTP_TLS", tls)
-    run_id = run_of(station(return_state=True))
-    with encrypted:
-        state = send_mail(run_id, return_state=True)
+    state = send(completed.id, encrypted)
+
     assert state.is_completed(), state.message
     assert encrypted.mails[0].encrypted
     assert encrypted.mails[0].login == "me:correct-horse"
 
 
-@pytest.mark.usefixtures("tracking")
-def test_a_wrong_password_is_not_tried_again(
-    prefect: SyncPrefectClient, deployment: UUID, encrypted: SmtpServer, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_password_is_not_retried(
+    completed: FlowRun, retries: Retries, encrypted: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMTP_PASSWORD", "hunter2")
-    run_id = run_of(station(return_state=True))
-    with encrypted:
-        state = send_mail(run_id, return_state=True)
+    state = send(completed.id, encrypted)
+
     assert state.is_failed()
-    assert "said 535 wrong user or password" in str(state.message)
-    assert not find_scheduled(prefect, deployment)
+    assert "replied 535 wrong user or password" in str(state.message)
+    assert not retries.read()
 
 
-@pytest.mark.usefixtures("tracking")
-def test_nothing_is_said_to_a_server_whose_certificate_nobody_vouches_for(
-    prefect: SyncPrefectClient,
-    deployment: UUID,
-    scheduled: list[FlowRun],
-    encrypted: SmtpServer,
-    monkeypatch: pytest.MonkeyPatch,
+def test_nothing_is_sent_to_a_server_whose_certificate_is_not_trusted(
+    completed: FlowRun, retries: Retries, encrypted: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    run_id = run_of(station(return_state=True))
-    with encrypted:
-        send_mail(run_id)
+    send(completed.id, encrypted)
+
     assert not encrypted.mails
-    scheduled += find_scheduled(prefect, deployment)
-    assert len(scheduled) == 1
+    assert len(retries.read()) == 1
 
 
-@pytest.mark.usefixtures("tracking")
-def test_a_server_without_starttls_never_hears_the_password(
-    deployment: UUID, encrypted: SmtpServer, certificate: Path
-) -> None:
+def test_no_password_is_sent_to_a_server_without_starttls(completed: FlowRun, encrypted: SmtpServer) -> None:
     encrypted.tls = None
-    run_id = run_of(station(return_state=True))
-    with encrypted:
-        state = send_mail(run_id, return_state=True)
+    state = send(completed.id, encrypted)
+
     assert state.is_failed()
     assert "STARTTLS" in str(state.message)
     assert not encrypted.mails
 
 
-def test_the_automation_starts_it_for_tagged_runs_that_end_as_wanted(
-    prefect: SyncPrefectClient, deployment: UUID, scheduled: list[FlowRun]
+def test_the_automation_sends_mail_about_tagged_runs_that_end_in_one_of_its_events(
+    prefect: SyncPrefectClient, deployment: UUID, retries: Retries
 ) -> None:
     with httpx.Client(base_url=str(prefect.api_url), timeout=30) as api:
-        for _ in range(2):
+        for _ in range(2):  # the second call replaces the automation
             save_automation(api, mail_run_events(str(deployment), ["Failed"]))
-        (saved,) = find_automations(api, "mail-run-events")
+        (automation,) = find_automations(api, Resource.MAIL_RUN_EVENTS)
         try:
-            station(return_state=True)
-            station(fails=True, return_state=True)
-            with tags("mail"):
-                completed = run_of(station(return_state=True))
-                failed = run_of(station(fails=True, return_state=True))
+            run_train()
+            run_train(fails=True)
+            with tags(RunTag.MAIL):
+                run_train()
+                failed = run_train(fails=True)
 
             def mailed() -> set[str]:
-                found = {run.id: run for run in [*scheduled, *find_scheduled(prefect, deployment)]}
-                scheduled[:] = found.values()
-                return {str(run.parameters["flow_run_id"]) for run in scheduled}
+                return {str(run.parameters["flow_run_id"]) for run in retries.read()}
 
-            with tags("mail"):
-                wait_until(mailed, 60, "the run that sends the mail")
-                last = run_of(station(fails=True, return_state=True))
+            wait_until(mailed, 60, "the first mail")
+            with tags(RunTag.MAIL):
+                last = run_train(fails=True)
             wait_until(lambda: str(last) in mailed(), 60, "the last run's mail")
+
             assert mailed() == {str(failed), str(last)}
-            assert str(completed) not in mailed()
         finally:
-            api.delete(f"/automations/{saved['id']}")
+            api.delete(f"/automations/{automation['id']}")

@@ -1,44 +1,116 @@
-"""The flow `monitor`, against real Prefect and MLflow servers and stand-ins for serving and Open-Meteo."""
+"""The flow `monitor`, against real Prefect and MLflow servers and a stand-in for serving."""
 
+import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from sklearn.linear_model import LogisticRegression
 
+<<<<<<< HEAD
 from flows.weather.pipeline import weather_pipeline
 from flows.wine.pipeline import wine_pipeline
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.servers import free_port
+=======
+from tests.support.champions import wait_for
+from infra.testing.open_meteo_server import OpenMeteoServer
+from infra.testing.postgres import postgres_server
+from infra.testing.servers import free_port, serving_server
+>>>>>>> monitor
 from tests.support.serving_server import KEY, ServingServer
-from trainyard.evaluation import SAMPLE, from_table
+from infra.testing.waiting import wait_until
+from trainyard import contract
+from trainyard.contract import (
+    HOOKS_FILE,
+    MONITORING_EXPERIMENT,
+    Alias,
+    Artifact,
+    Column,
+    Record,
+    ServingPath,
+    Tag,
+    Verdict,
+    table_rows,
+)
+from trainyard.evaluation import holdout_table, training_sample
 from trainyard.flows import monitor as module
-from trainyard.flows.monitor import DRIFT, FORECASTS, monitor
+from trainyard.flows.monitor import monitor
+from trainyard.tracking import Dataset, TrainingRecord, log_training
 
-MODEL, WINE = "rain-tomorrow", "wine-cultivar"
-SEATTLE = "Seattle, Washington, United States"
+MODEL, OTHER, RAIN = "parcel-late", "parcel-lost", "rain-tomorrow"
+DEPOT = "Depot North"
+SEATTLE = {
+    "place": "Seattle, Washington, United States",
+    "latitude": "47.60621",
+    "longitude": "-122.33207",
+    "wet_day_mm": "1.0",
+}
 NOW = datetime.now(UTC)
+random = np.random.default_rng(1)
+PARCELS = pd.DataFrame(random.normal(size=(400, 2)), columns=["weight", "distance"])
+LATE = pd.Series((PARCELS["weight"] + random.normal(size=400) > 0).astype(int), name="late")
+HOOKS = """
+from collections import Counter
+
+from trainyard import errors
+
+calls = Counter()
+
+
+def ground_truth(model, times):
+    calls[model.name] += 1
+    {body}
+"""
+
+
+@flow(name="train-parcels", persist_result=False)
+def train_parcels(model: str, tags: dict[str, str]) -> None:
+    """Train a model and make it the champion."""
+    estimator = LogisticRegression().fit(PARCELS, LATE)
+    probability = estimator.predict_proba(PARCELS)[:, 1]
+    training = TrainingRecord(
+        experiment="parcels",
+        model=model,
+        estimator=estimator,
+        inputs=PARCELS.head(3),
+        dataset=Dataset("parcels", "tests", PARCELS.assign(late=LATE), "late"),
+        params={},
+        metrics={},
+        tables={
+            Artifact.HOLDOUT: holdout_table(LATE, {Column.MODEL: probability}),
+            Artifact.TRAINING_SAMPLE: training_sample(PARCELS, probability),
+        },
+        tags=tags,
+        trusted_types=["numpy.dtype"],
+    )
+    version = log_training(training).version
+    MlflowClient().set_registered_model_alias(model, Alias.CHAMPION, str(version))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _champions(prefect: SyncPrefectClient, mlflow_address: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+        for model, tags in {MODEL: {}, OTHER: {}, RAIN: SEATTLE}.items():
+            train_parcels(model, tags)
 
 
 @pytest.fixture(autouse=True)
-def _champion(
-    prefect: SyncPrefectClient,
-    tracking: MlflowClient,
-    open_meteo: OpenMeteoServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[None]:
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.getbasetemp() / "monitored"}):
-        weather_pipeline(years=2, families=["logistic-regression"], folds=3)
-        yield
-    for registered in tracking.search_registered_models():
-        tracking.delete_registered_model(registered.name)
+def _environment(tracking: MlflowClient) -> None:
+    """All tests use MLflow."""
 
 
 @pytest.fixture
@@ -49,123 +121,313 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingServer]:
         yield server
 
 
-def training_rows(tracking: MlflowClient) -> pd.DataFrame:
-    """Return rows as the champion was fitted on."""
-    run_id = tracking.get_model_version_by_alias(MODEL, "champion").run_id
-    return from_table(mlflow.artifacts.load_dict(f"runs:/{run_id}/{SAMPLE}")).drop(columns=["time", "prediction"])
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an installation without projects."""
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "parcel_hooks", raising=False)
+    return tmp_path
 
 
-def record(number: int, inputs: pd.DataFrame, probability: float = 0.5, **about: Any) -> dict[str, Any]:
-    said = [[probability >= 0.5, 1 - probability, probability]] * len(inputs)
+def declare_hooks(
+    project: Path,
+    body: str = "return {}",
+    model: str = MODEL,
+    reference: str = "parcel_hooks:ground_truth",
+    extra: str = "",
+) -> None:
+    """Add a project to the installation, whose hook for the ground truth has a body."""
+    (project / "parcel_hooks.py").write_text(HOOKS.format(body=body))
+    declaration = f'[[models]]\nname = "{model}"\nground_truth = "{reference}"\n{extra}\n'
+    write_declaration(project, declaration)
+
+
+def write_declaration(project: Path, text: str) -> None:
+    folder = project / "flows" / "parcels"
+    folder.mkdir(parents=True)
+    (folder / HOOKS_FILE).write_text(text)
+
+
+def record(number: int, inputs: pd.DataFrame, *times: str, subject: str = DEPOT) -> dict[str, Any]:
+    """Return a recorded request that was answered with probability 0.5; with times, it is a forecast."""
     return {
         "id": number,
         "at": (NOW - timedelta(minutes=100 - number)).isoformat(),
         "version": 1,
         "inputs": {"columns": list(inputs.columns), "data": inputs.to_numpy().tolist()},
-        "outputs": {"columns": ["prediction", "probability_False", "probability_True"], "data": said},
-        "about": about or None,
+        "outputs": {"columns": ["prediction", "probability_0", "probability_1"], "data": [[1, 0.5, 0.5]] * len(inputs)},
+        "about": {Record.SUBJECT: subject, Record.TIMES: list(times)} if times else None,
     }
 
 
+def record_forecasts(days: int, subject: str = DEPOT) -> list[dict[str, Any]]:
+    """Return a record about each of the past days, yesterday last."""
+    return [
+        record(number, PARCELS.iloc[[number]], past_day(days + 1 - number), subject=subject)
+        for number in range(1, days + 1)
+    ]
+
+
+def past_day(days: int) -> str:
+    return (NOW.date() - timedelta(days=days)).isoformat()
+
+
+def run_monitor(**parameters: Any) -> State[Any]:
+    return monitor(return_state=True, **parameters)
+
+
 def newest_check(tracking: MlflowClient, model: str = MODEL) -> Run:
-    """Return what the newest check of a model left; other modules leave some of models of their own."""
-    experiment = tracking.get_experiment_by_name("monitoring")
+    experiment = tracking.get_experiment_by_name(MONITORING_EXPERIMENT)
     assert experiment is not None
     (run, *_) = tracking.search_runs([experiment.experiment_id], f"tags.model = '{model}'")
     return run
 
 
-def table(run: Run, name: str) -> pd.DataFrame:
-    return from_table(mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/{name}"))
-
-
-def ended(**parameters: Any) -> State[Any]:
-    return monitor(return_state=True, **parameters)
+def read_table(run: Run, artifact: str) -> pd.DataFrame:
+    """Return a table as its consumers read it."""
+    return pd.DataFrame(table_rows(mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/{artifact}"), artifact))
 
 
 def test_predictions_like_the_training_data_are_ok(
     serving: ServingServer, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = training_rows(tracking).sample(80, random_state=1)
-    serving.records[MODEL] = [record(number, rows.iloc[[number]]) for number in range(1, 80)]
+    serving.records[MODEL] = [record(number, PARCELS.iloc[[number]]) for number in range(1, 80)]
     serving.failures = 2
-    monkeypatch.setattr(module, "PAGE", 7)
-    state = ended()
-    assert (state.name, state.message) == ("Completed", "1 models checked.")
+    monkeypatch.setattr(module, "PAGE_SIZE", 7)
+    state = run_monitor()
     run = newest_check(tracking)
-    assert run.data.tags["verdict"] == "ok"
-    assert run.data.tags["model_version"] == "1"
-    assert run.data.tags["prefect.flow_run_id"] == str(state.state_details.flow_run_id)
-    assert run.data.metrics["predictions"] == 79, "from all pages"
+
+    assert (state.name, state.message) == ("Completed", "Models checked: 1.")
+    assert run.data.tags[Tag.VERDICT] == Verdict.OK
+    assert run.data.tags[Tag.MODEL_VERSION] == "1"
+    assert run.data.tags[Tag.FLOW_RUN_ID] == str(state.state_details.flow_run_id)
+    assert run.data.metrics["predictions"] == 79, "of all pages"
     assert run.data.metrics["drifted_share"] == 0
-    assert "wet_today" in set(table(run, DRIFT)["column"])
+    assert set(read_table(run, Artifact.DRIFT)["column"]) == {"weight", "distance", Column.PREDICTION}
 
 
-def test_of_many_requests_the_newest_count_and_every_forecast(
+def test_all_forecasts_and_the_newest_other_requests_count(
     serving: ServingServer, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = training_rows(tracking)
-    first = record(1, rows.head(1), place=SEATTLE, days=[(NOW - timedelta(days=9)).date().isoformat()])
-    serving.records[MODEL] = [first, *(record(number, rows.iloc[[number]]) for number in range(2, 60))]
-    monkeypatch.setattr(module, "MOST_RECORDS", 20)
-    ended()
-    metrics = newest_check(tracking).data.metrics
-    assert (metrics["predictions"], metrics["scored"]) == (21, 1)
+    forecast = record(1, PARCELS.head(1), past_day(9))
+    serving.records[MODEL] = [forecast, *(record(number, PARCELS.iloc[[number]]) for number in range(2, 60))]
+    monkeypatch.setattr(module, "MAX_RECORDS", 20)
+    run_monitor()
+
+    assert newest_check(tracking).data.metrics["predictions"] == 21
 
 
-def test_drift_ends_as_an_alert(serving: ServingServer, tracking: MlflowClient) -> None:
-    rows = training_rows(tracking).head(60)
-    serving.records[MODEL] = [record(1, rows * 3 + 20)]
-    state = ended(retrain_on_alert=True)
-    assert (state.type, state.name) == ("COMPLETED", "Alert")
-    assert "of the inputs have drifted" in str(state.message)
-    assert "is not trained again: no deployment trained it" in str(state.message)
-    assert newest_check(tracking).data.tags["verdict"] == "alert"
+def test_drift_ends_in_the_state_alert(serving: ServingServer, tracking: MlflowClient) -> None:
+    serving.records[MODEL] = [record(1, PARCELS.head(60) * 3 + 20)]
+    state = run_monitor(retrain_on_alert=True)
+
+    assert (state.type, state.name) == ("COMPLETED", contract.State.ALERT)
+    assert "100% of the inputs have drifted" in str(state.message)
+    assert f"{MODEL} is not retrained: it was not trained by a deployment." in str(state.message)
+    assert newest_check(tracking).data.tags[Tag.VERDICT] == Verdict.ALERT
 
 
-def test_forecasts_are_scored_once_the_truth_is_known(serving: ServingServer, tracking: MlflowClient) -> None:
-    rows = training_rows(tracking).head(1)
-    days = [(NOW - timedelta(days=back)).date().isoformat() for back in range(25, 0, -1)]
-    serving.records[MODEL] = [
-        record(number, rows, 0.5, place=SEATTLE, days=[day]) for number, day in enumerate(days, start=1)
-    ]
-    tomorrow = (NOW + timedelta(days=1)).date().isoformat()
-    serving.forecasts[MODEL] = {"forecasts": [{"day": tomorrow, "probability": 0.4, "wet": False}]}
-    assert ended().is_completed()
-    assert f"/models/{MODEL}/forecast" in serving.asked
+def test_forecasts_are_requested_and_scored_against_the_ground_truth(
+    serving: ServingServer, tracking: MlflowClient, project: Path
+) -> None:
+    declare_hooks(
+        project,
+        f"return {{({DEPOT!r}, time): True for time in times if time < {past_day(3)!r}}}",
+        extra='live_features = "parcel_hooks:live_features"\nmonitor_query = {days = "7"}',
+    )
+    serving.records[MODEL] = record_forecasts(25)
+    serving.forecasts[MODEL] = {"model": MODEL, "version": 1, "subject": DEPOT, "details": {}, "predictions": []}
+    state = run_monitor()
     run = newest_check(tracking)
-    forecasts = table(run, FORECASTS)
-    assert forecasts["day"].tolist() == days
-    known = forecasts["observed"].notna()
-    assert known.sum() == run.data.metrics["scored"]
-    assert known.tolist() == [True] * 21 + [False] * 4, "the archive lags"
+    forecasts = read_table(run, Artifact.FORECASTS)
+
+    assert state.is_completed(), state.message
+    assert (ServingPath.of_model(MODEL, "forecast"), {"days": "7"}) in serving.requests
+    assert forecasts[Column.TIME].tolist() == [past_day(days) for days in range(25, 0, -1)]
+    assert forecasts[Column.OBSERVED].notna().tolist() == [True] * 22 + [False] * 3
+    assert run.data.metrics["scored"] == 22
     assert run.data.metrics["live_brier"] == pytest.approx(0.25)
     assert run.data.metrics["holdout_brier"] < 0.25
 
 
-def test_each_model_is_checked_and_one_that_cannot_be_fails_alone(
-    serving: ServingServer, tracking: MlflowClient
+@pytest.mark.parametrize(
+    "error",
+    [
+        "SourceUnreachableError",
+        "RateLimitedError",
+        "WaitTooLongError",
+        "RefusedError",
+        "BadAnswerError",
+        "DataError",
+    ],
+)
+def test_a_source_of_ground_truth_that_does_not_deliver_is_a_warning(
+    serving: ServingServer,
+    tracking: MlflowClient,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: str,
 ) -> None:
-    wine_pipeline(folds=2)
-    serving.records = {MODEL: [], WINE: [], "gone": []}
-    state = ended()
+    monkeypatch.setattr(module, "fetch_ground_truth", module.fetch_ground_truth.with_options(retries=0))
+    declare_hooks(project, f'raise errors.{error}("The depot is closed.")')
+    serving.records[MODEL] = record_forecasts(30)
+    state = run_monitor()
+    run = newest_check(tracking)
+
+    assert state.is_completed(), state.message
+    assert run.data.tags[Tag.VERDICT] == Verdict.OK
+    assert run.data.metrics["scored"] == 0
+    assert f"The ground truth for {MODEL} is missing. The depot is closed." in caplog.text
+
+
+def test_a_transient_error_of_a_hook_is_retried(serving: ServingServer, tracking: MlflowClient, project: Path) -> None:
+    declare_hooks(
+        project,
+        f"""if calls[model.name] < 2:
+        raise errors.SourceUnreachableError("The depot does not answer.")
+    return {{({DEPOT!r}, time): 1 for time in times}}""",
+    )
+    serving.records[MODEL] = record_forecasts(25)
+    run_monitor()
+
+    assert newest_check(tracking).data.metrics["scored"] == 25
+
+
+@pytest.mark.parametrize(
+    ("reference", "body", "reason"),
+    [
+        ("parcel_hooks:ground_truth", "return 1 / 0", "fails (ZeroDivisionError: division by zero)."),
+        ("parcel_hooks:ground_truth", "return None", "fails (AttributeError: 'NoneType' object has no attribute"),
+        (
+            "parcel_hooks:ground_truth",
+            "raise errors.UnknownSubjectError('Where?')",
+            "fails (UnknownSubjectError: Where?).",
+        ),
+        ("parcel_hooks:calls", "", "is not a function."),
+        ("parcel_hooks:missing", "", "cannot be imported (AttributeError: module 'parcel_hooks' has no attribute"),
+        ("no_such_module:ground_truth", "", "cannot be imported (ModuleNotFoundError: No module named"),
+    ],
+)
+def test_a_hook_that_fails_is_reported_for_its_model_alone(
+    serving: ServingServer, tracking: MlflowClient, project: Path, reference: str, body: str, reason: str
+) -> None:
+    declare_hooks(project, body or "pass", reference=reference)
+    serving.records = {MODEL: record_forecasts(30), OTHER: record_forecasts(30)}
+    state = run_monitor()
+    checks = [newest_check(tracking, model) for model in (MODEL, OTHER)]
+
     assert state.is_failed()
-    assert "gone: gone has no champion to check." in str(state.message)
-    assert newest_check(tracking).data.tags["verdict"] == "too-few"
-    assert newest_check(tracking, WINE).data.tags["verdict"] == "too-few"
+    assert str(state.message).startswith(f"{MODEL}: {project / 'flows' / 'parcels' / HOOKS_FILE}: ")
+    assert f"ground_truth = {reference!r} {reason}" in str(state.message)
+    assert OTHER not in str(state.message)
+    assert [check.data.tags[Tag.VERDICT] for check in checks] == [Verdict.OK] * 2
+    assert {check.data.tags[Tag.FLOW_RUN_ID] for check in checks} == {str(state.state_details.flow_run_id)}
 
 
-def test_no_model_is_served_yet(serving: ServingServer) -> None:
-    assert ended().message == "No model is served yet."
-    assert serving.asked == ["/models"]
+def test_declarations_that_cannot_be_read_are_reported_once_and_drift_is_assessed(
+    serving: ServingServer, tracking: MlflowClient, project: Path
+) -> None:
+    write_declaration(project, "[[models")
+    serving.records = {MODEL: record_forecasts(30), OTHER: []}
+    state = run_monitor()
+
+    assert state.is_failed()
+    assert str(state.message).count("cannot be read as TOML") == 1
+    assert newest_check(tracking).data.tags[Tag.VERDICT] == Verdict.OK
 
 
-def test_serving_out_of_reach_or_with_another_key(serving: ServingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", [None, b"no JSON"])
+def test_forecasts_that_serving_does_not_make_are_a_warning(
+    serving: ServingServer,
+    tracking: MlflowClient,
+    project: Path,
+    caplog: pytest.LogCaptureFixture,
+    answer: bytes | None,
+) -> None:
+    declare_hooks(project, extra='live_features = "parcel_hooks:live_features"')
+    serving.records[MODEL] = [record(1, PARCELS.head(50))]
+    serving.forecasts = {MODEL: answer} if answer else {}
+    state = run_monitor()
+
+    assert state.is_completed(), state.message
+    assert newest_check(tracking).data.tags[Tag.VERDICT] == Verdict.OK
+    assert f"{MODEL} has no new forecasts today." in caplog.text
+
+
+def test_a_model_that_cannot_be_checked_fails_alone(serving: ServingServer, tracking: MlflowClient) -> None:
+    serving.records = {MODEL: [], OTHER: [], "gone": []}
+    state = run_monitor()
+
+    assert state.is_failed()
+    assert state.message == "gone: gone has no champion to check."
+    assert newest_check(tracking).data.tags[Tag.VERDICT] == Verdict.TOO_FEW
+    assert newest_check(tracking, OTHER).data.tags[Tag.VERDICT] == Verdict.TOO_FEW
+
+
+def test_without_served_models_there_is_nothing_to_check(serving: ServingServer) -> None:
+    state = run_monitor()
+
+    assert state.message == "No model is served yet."
+    assert [path for path, _ in serving.requests] == [ServingPath.MODELS]
+
+
+def test_another_api_key_is_an_error(serving: ServingServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_API_KEY", "another")
-    state = ended()
+    state = run_monitor()
+
     assert state.is_failed()
     assert "refused the request (status 401)" in str(state.message)
+
+
+def test_serving_that_cannot_be_reached_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_URL", f"http://127.0.0.1:{free_port()}")
-    state = ended()
+    monkeypatch.setattr(module, "fetch_served_models", module.fetch_served_models.with_options(retries=0))
+    state = run_monitor()
+
     assert state.is_failed()
     assert "cannot be reached" in str(state.message)
+
+
+def test_the_records_of_serving_are_assessed(
+    mlflow_address: str, tracking: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"SERVING_API_KEY": KEY, "TRAINYARD_HOME": str(tmp_path)}
+    with (
+        postgres_server() as database,
+        serving_server(tmp_path, mlflow_address, SERVING_DATABASE_URL=database, **settings) as address,
+        httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as api,
+    ):
+        wait_for(api, MODEL, 1)
+        api.post(ServingPath.of_model(MODEL, "predict"), json=PARCELS.head(50).to_dict("records")).raise_for_status()
+        records = ServingPath.of_model(MODEL, "predictions")
+        wait_until(lambda: api.get(records).raise_for_status().json()["predictions"], 30, "the record")
+        monkeypatch.setenv("SERVING_URL", address)
+        monkeypatch.setenv("SERVING_API_KEY", KEY)
+        state = run_monitor(models=[MODEL])
+    run = newest_check(tracking)
+
+    assert state.is_completed(), state.message
+    assert run.data.tags[Tag.VERDICT] == Verdict.OK
+    assert run.data.metrics["predictions"] == 50
+    assert run.data.metrics["prediction_psi"] < 0.2
+
+
+def test_the_weather_models_are_scored_against_the_archive(
+    serving: ServingServer, tracking: MlflowClient, project: Path, open_meteo: OpenMeteoServer
+) -> None:
+    declare_hooks(project, model="rain-*", reference="flows.weather.truth:ground_truth")
+    serving.records[RAIN] = record_forecasts(25, subject=SEATTLE["place"])
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: project / "results"}):
+        states = [run_monitor(), run_monitor()]
+    run = newest_check(tracking, RAIN)
+    forecasts = read_table(run, Artifact.FORECASTS)
+
+    assert all(state.is_completed() for state in states), states[0].message
+    assert open_meteo.counts["/v1/archive"] == 1, "the second run finds it in the cache"
+    assert run.data.metrics["scored"] == 21, "the archive lags four days behind"
+    assert set(forecasts[Column.OBSERVED].dropna()) == {0.0, 1.0}
+    ((_, query),) = open_meteo.queries
+    window = date.fromisoformat(query["end_date"]) - date.fromisoformat(query["start_date"])
+    assert window == timedelta(days=90)

@@ -1,4 +1,4 @@
-"""A stand-in for the serving API: models, forecasts and recorded predictions as it answers them, from a list."""
+"""A stand-in for the serving API: served models, forecasts and recorded predictions from memory."""
 
 import json
 from datetime import datetime
@@ -11,19 +11,25 @@ KEY = "a key of the tests"
 
 
 class ServingServer:
-    """A server on loopback; `records` are by model, `failures` counts down the answers that are 503."""
+    """A server on loopback.
+
+    records: the recorded predictions by served model.
+    forecasts: the answers of `/models/NAME/forecast`.
+    failures: how many of the next requests are answered with 503.
+    requests: path and query of each request so far.
+    """
 
     def __init__(self) -> None:
         self.records: dict[str, list[dict[str, Any]]] = {}
-        self.forecasts: dict[str, dict[str, Any]] = {}
+        self.forecasts: dict[str, Any] = {}
         self.failures = 0
-        self.asked: list[str] = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 status, body = owner.answer(self.path, self.headers.get("Authorization", ""))
-                content = json.dumps(body).encode()
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -36,7 +42,7 @@ class ServingServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
-        Thread(target=self._server.serve_forever, daemon=True).start()
+        Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,22 +50,20 @@ class ServingServer:
         self._server.server_close()
 
     def answer(self, path: str, authorization: str) -> tuple[int, Any]:
-        """Return status and JSON."""
+        """Return the status, and the body as JSON or bytes."""
         parts = urlsplit(path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        self.asked.append(parts.path)
+        self.requests.append((parts.path, query))
         if authorization != f"Bearer {KEY}":
             return 401, {"code": "key", "message": "Send the API key."}
         if self.failures:
             self.failures -= 1
-            return 503, {"code": "busy", "message": "Ask again."}
+            return 503, {"code": "busy", "message": "Try again."}
         match parts.path.strip("/").split("/"):
             case ["models"]:
                 return 200, {"models": {name: {} for name in self.records}}
             case ["models", name, "forecast"] if name in self.forecasts:
                 return 200, self.forecasts[name]
-            case ["models", _, "forecast"]:
-                return 404, {"code": "no-forecast", "message": "This model is of no place."}
             case ["models", name, "predictions"] if name in self.records:
                 return 200, self._page(self.records[name], query)
         return 404, {"code": "unknown", "message": "There is no such page."}
@@ -67,6 +71,6 @@ class ServingServer:
     @staticmethod
     def _page(records: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
         since, after, limit = datetime.fromisoformat(query["since"]), int(query["after"]), int(query["limit"])
-        new = [one for one in records if one["id"] > after and datetime.fromisoformat(one["at"]) >= since]
+        new = [record for record in records if record["id"] > after and datetime.fromisoformat(record["at"]) >= since]
         page = new[:limit]
         return {"predictions": page, "next": page[-1]["id"] if len(new) > limit else None}

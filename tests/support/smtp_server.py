@@ -1,4 +1,4 @@
-"""A mail server on loopback, as strict as a test wants it. Standard library only."""
+"""A mail server on loopback whose replies a test can script. Standard library only."""
 
 import base64
 import email
@@ -14,7 +14,7 @@ from typing import Any, Self, cast
 
 @dataclass
 class Received:
-    """A mail as it came, with the envelope's addresses."""
+    """A mail that the server accepted, with the addresses of its envelope."""
 
     sender: str
     recipients: list[str]
@@ -23,7 +23,7 @@ class Received:
     login: str = ""
 
     def text(self, subtype: str = "plain") -> str:
-        """Return the body of a kind."""
+        """Return the plain or HTML body."""
         body = self.mail.get_body((subtype,))
         assert body is not None
         return str(body.get_content())
@@ -31,17 +31,18 @@ class Received:
 
 @dataclass
 class SmtpServer:
-    """Takes mails and keeps them; answers as `answers` says instead, where it names a command and its argument.
+    """A server that keeps the mails it accepts.
 
     Args:
-        answers: What it says in place of its usual answer, as {"RCPT TO:<a@b.c>": "451 later"}; the longest
-            beginning of what the client says counts.
-        tls: A certificate to offer STARTTLS with, or to speak TLS from the first byte.
-        implicit: Which of the two.
-        login: `user:password` that it wants before a mail.
+        replies: Replies in place of the usual ones, such as {"RCPT TO:<a@b.c>": "451 later"}; the longest key that the
+            client's line starts with counts. CONNECT and END OF DATA stand for these moments; an empty reply closes
+            the connection.
+        tls: A certificate, for STARTTLS or for TLS from the first byte.
+        implicit: Whether TLS starts with the first byte.
+        login: `user:password` that the server requires before a mail.
     """
 
-    answers: dict[str, str] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
     tls: ssl.SSLContext | None = None
     implicit: bool = False
     login: str = ""
@@ -65,68 +66,68 @@ class SmtpServer:
 
 
 class Listener(ThreadingTCPServer):
-    """Listens for clients."""
+    """Accepts connections."""
 
     allow_reuse_address = True
     daemon_threads = True
     smtp: SmtpServer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that does not trust the certificate hangs up, as it should."""
+        """Log nothing: a client that does not trust the certificate drops the connection."""
 
 
 class Session(StreamRequestHandler):
-    """Talks with one client."""
+    """The session of one client."""
 
     def handle(self) -> None:
-        """Answer until it is gone."""
+        """Reply until the client quits or the connection ends."""
         smtp = cast("Listener", self.server).smtp
         self.encrypted, self.user = False, ""
         if smtp.tls and smtp.implicit:
             self.encrypt(smtp.tls)
-        if not self.say(self.instead("CONNECT") or "220 ready"):
+        if not self.reply(self.scripted_reply("CONNECT") or "220 ready"):
             return
         sender, recipients = "", list[str]()
         while line := self.rfile.readline().decode().strip():
             command = line.upper()
-            if said := self.instead(line):
-                if not self.say(said):
+            if scripted := self.scripted_reply(line):
+                if not self.reply(scripted):
                     return
             elif command.startswith("EHLO"):
-                offers = ["STARTTLS"] if smtp.tls and not self.encrypted else []
-                offers += ["AUTH PLAIN"] if smtp.login else []
-                lines = ["loopback", "8BITMIME", *offers]
-                self.say("\r\n".join(f"250{'-' if text is not lines[-1] else ' '}{text}" for text in lines))
+                extensions = ["STARTTLS"] if smtp.tls and not self.encrypted else []
+                extensions += ["AUTH PLAIN"] if smtp.login else []
+                lines = ["loopback", "8BITMIME", *extensions]
+                self.reply("\r\n".join(f"250{'-' if text is not lines[-1] else ' '}{text}" for text in lines))
             elif command == "STARTTLS" and smtp.tls:
-                self.say("220 go ahead")
+                self.reply("220 ready for TLS")
                 self.encrypt(smtp.tls)
             elif command.startswith("AUTH PLAIN "):
                 self.user = ":".join(base64.b64decode(line.split()[2]).decode().split("\0")[1:])
-                self.say("235 welcome" if self.user == smtp.login else "535 wrong user or password")
+                self.reply("235 accepted" if self.user == smtp.login else "535 wrong user or password")
             elif smtp.login and self.user != smtp.login and command.startswith("MAIL"):
-                self.say("530 who are you?")
+                self.reply("530 authentication required")
             elif command.startswith("MAIL FROM:"):
                 sender, recipients = line[10:].split()[0].strip("<>"), []
-                self.say("250 ok")
+                self.reply("250 ok")
             elif command.startswith("RCPT TO:"):
                 recipients.append(line[8:].split()[0].strip("<>"))
-                self.say("250 ok")
+                self.reply("250 ok")
             elif command == "DATA":
-                self.say("354 go on")
+                self.reply("354 end with a dot")
                 mail = email.message_from_bytes(self.read_mail(), policy=default)
-                if said := self.instead("END OF DATA"):
-                    self.say(said)
+                if scripted := self.scripted_reply("END OF DATA"):
+                    self.reply(scripted)
                     continue
                 smtp.mails.append(Received(sender, recipients, mail, self.encrypted, self.user))
-                self.say("250 taken")
+                self.reply("250 accepted")
             else:
-                self.say("221 bye" if command == "QUIT" else "250 ok")
+                self.reply("221 bye" if command == "QUIT" else "250 ok")
 
-    def instead(self, line: str) -> str | None:
-        """Return what the test wants said to this line."""
-        answers = cast("Listener", self.server).smtp.answers
-        fitting = [beginning for beginning in answers if line.upper().startswith(beginning.upper())]
-        return answers[max(fitting, key=len)] if fitting else None
+    def scripted_reply(self, line: str) -> str | None:
+        """Return the test's reply to a line, if it has one."""
+        replies = cast("Listener", self.server).smtp.replies
+        matching = [prefix for prefix in replies if line.upper().startswith(prefix.upper())]
+        return replies[max(matching, key=len)] if matching else None
 
     def read_mail(self) -> bytes:
         """Return the lines up to the single dot."""
@@ -135,20 +136,20 @@ class Session(StreamRequestHandler):
             lines.append(line.removeprefix(b".") if line.startswith(b"..") else line)
         return b"".join(lines)
 
-    def say(self, text: str) -> bool:
-        """Say a line; nothing but the end of the connection for an empty one."""
+    def reply(self, text: str) -> bool:
+        """Send a line; return whether the session goes on, which an empty line and 421 end."""
         if text:
             self.wfile.write(f"{text}\r\n".encode())
         return bool(text) and not text.startswith("421")
 
     def encrypt(self, context: ssl.SSLContext) -> None:
-        """Go on encrypted."""
+        """Start TLS."""
         self.connection = context.wrap_socket(self.connection, server_side=True)
         self.rfile = self.connection.makefile("rb")
         self.wfile = cast("Any", self.connection.makefile("wb", buffering=0))
         self.encrypted = True
 
     def finish(self) -> None:
-        """Close what `encrypt` opened, too."""
+        """Close the TLS connection too."""
         super().finish()
         self.connection.close()

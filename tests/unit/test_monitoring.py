@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainyard.contract import DRIFT_COLUMNS, FORECAST_COLUMNS, Artifact, Column, Record, Verdict, table_rows
-from trainyard.evaluation import SAMPLE_ROWS, as_table, from_table, holdout_table, training_sample
+from trainyard.evaluation import MAX_SAMPLE_ROWS, as_table, from_table, holdout_table, training_sample
 from trainyard.monitoring import AlertThresholds, Assessment, assess, drift_table, rows_from_records
 
 RANDOM = np.random.default_rng(3)
@@ -194,7 +194,7 @@ class TestTables:
         inputs = pd.DataFrame({"a": range(5000)}, index=days)
         sample = training_sample(inputs, np.zeros(5000), days)
 
-        assert len(sample) == SAMPLE_ROWS
+        assert len(sample) == MAX_SAMPLE_ROWS
         assert sample[Column.TIME].is_monotonic_increasing
         assert sample.equals(training_sample(inputs, np.zeros(5000), days))
         assert Column.TIME not in inputs
