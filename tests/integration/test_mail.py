@@ -23,15 +23,8 @@ from infra.provision.automations import find_automations, mail_run_events, save_
 from infra.testing.servers import free_port
 from infra.testing.waiting import wait_until
 from tests.support.smtp_server import SmtpServer
-<<<<<<< HEAD
-from trainyard.flows import mail
-from trainyard.flows.mail import send_mail
-from trainyard.tracking import LAST_COMPONENT, LAST_RUN
-=======
-from infra.testing.waiting import wait_until
 from trainyard.contract import MLflowPage, PrefectPage, Resource, RunTag, Tag
 from trainyard.flows.mail import RETRY_DELAYS, send_mail
->>>>>>> monitor
 
 ADA, BOB = TEAM = ["ada@example.com", "bob@example.com"]
 PREFECT_UI, MLFLOW_UI = "http://prefect.test:4200", "http://mlflow.test:5001"

@@ -19,19 +19,12 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from sklearn.linear_model import LogisticRegression
 
-<<<<<<< HEAD
-from flows.weather.pipeline import weather_pipeline
-from flows.wine.pipeline import wine_pipeline
-from infra.testing.open_meteo_server import OpenMeteoServer
-from infra.testing.servers import free_port
-=======
-from tests.support.champions import wait_for
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.postgres import postgres_server
 from infra.testing.servers import free_port, serving_server
->>>>>>> monitor
-from tests.support.serving_server import KEY, ServingServer
 from infra.testing.waiting import wait_until
+from tests.support.champions import wait_for
+from tests.support.serving_server import KEY, ServingServer
 from trainyard import contract
 from trainyard.contract import (
     HOOKS_FILE,
