@@ -1,8 +1,7 @@
-"""The worker type `warm-process`: each flow run is forked from a process that is already warm.
+"""The worker type `warm-process`: each flow run is forked from a process that has already imported what flows import.
 
-`worker` is the Prefect worker, `wake` the event stream that wakes it, `warm` its connection to the
-warm process, `zygote` that process and `child` what a fork of it does. `settle` gives a run that
-could not report its own end a truthful one, `reasons` words it, `ledger` remembers runs for the
-next worker, `mlflow_runs` ends what such a run left open in MLflow. docs/how-a-run-starts.md tells
-how they play together.
+`worker` is the Prefect worker; `events` and `polling` tell it of runs, `live_runs` cancels and stops them, `endings` and
+`settle` give them their final states, `cold_start` runs those that cannot be forked. `supervisor` talks to the warm
+process (`zygote`) by `protocol`; `child` is what a fork of it does. `ledger` records runs for the next worker.
+docs/how-a-run-starts.md explains how they work together.
 """

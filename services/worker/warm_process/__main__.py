@@ -1,4 +1,4 @@
-"""`python -m warm_process status`: what the live workers on this machine cost, as JSON; `summary`: in words."""
+"""`python -m warm_process status|summary`: the memory that live workers on this machine use, as JSON or in a sentence."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from warm_process.settings import WarmProcessSettings
 
 
 def status(root: Path) -> list[dict[str, Any]]:
-    """Describe each live worker: its processes with their memory in MiB, and what is preloaded."""
+    """Describe each live worker: its processes with their memory in MiB, and its preloaded modules."""
     return [
         {
             "worker": worker["worker"],
@@ -30,7 +30,7 @@ def status(root: Path) -> list[dict[str, Any]]:
 
 
 def _memory(pid: int | None) -> dict[str, float] | None:
-    """Read resident memory, and the share of it that is this process's own; shared pages count in parts."""
+    """Read resident, proportional and private memory; None if the process has ended."""
     if pid is None:
         return None
     try:
@@ -52,17 +52,17 @@ def _resident(pid: int) -> dict[str, float] | None:
 
 
 def summary(worker: dict[str, Any]) -> str:
-    """Say in a line what a worker's warm process costs."""
+    """Describe a worker's warm process in a sentence."""
     memory = worker["processes"]["warm process"]
     if memory is None:
-        return f"{worker['worker']} has no warm process: runs start in new interpreters."
+        return f"{worker['worker']} has no warm process: every run is a cold start."
     line = (
         f"{worker['worker']} keeps a warm process: {memory['rss']:.0f} MiB resident"
-        f", {memory.get('private', memory['rss']):.0f} MiB of them its own; {len(worker['preloaded'])} modules preloaded"
+        f", {memory.get('private', memory['rss']):.0f} MiB of them private; {len(worker['preloaded'])} modules preloaded"
         f" in {worker['ready_after_seconds']} s."
     )
     if worker["failed"]:
-        line += f" Not to be imported: {', '.join(worker['failed'])}."
+        line += f" Could not be imported: {', '.join(worker['failed'])}."
     return line
 
 

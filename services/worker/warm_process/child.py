@@ -1,4 +1,4 @@
-"""What a fork of the warm process does to look like a process started for its run alone."""
+"""Turns a fork of the warm process into the process of one run, as if it had been started for that run alone."""
 
 import atexit
 import contextlib
@@ -13,16 +13,17 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from prefect.exceptions import TerminationSignal
 
 from warm_process import prefect_private
-from warm_process.wire import Message
+from warm_process.protocol import Message
 
-# Read by the interpreter or by a library when it is loaded, so too late for a fork to take up.
-_READ_AT_START = (
+# The interpreter or a library reads these when it is loaded, which is too late in a fork.
+_START_ONLY = (
     "LD_",
     "DYLD_",
     "MALLOC_",
@@ -40,42 +41,47 @@ _READ_AT_START = (
     "MATPLOTLIBRC",
     "PYTHON",
 )
-_TAKEN_UP_BY_A_FORK = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
+_APPLIED_BY_FORK = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
 
 PR_SET_PDEATHSIG = 1
+END_MARK = b"."
 
 
-def needs_new_interpreter(env: dict[str, str], warm_env: dict[str, str]) -> list[str]:
-    """Name the variables by which a run differs from the warm process in what a fork cannot change."""
+def find_start_only_variables(env: Mapping[str, str], warm_env: Mapping[str, str]) -> list[str]:
+    """List the variables that differ between a run and the warm process and that a fork cannot apply."""
     return sorted(
         name
         for name in env.keys() | warm_env.keys()
-        if name.startswith(_READ_AT_START) and name not in _TAKEN_UP_BY_A_FORK and env.get(name) != warm_env.get(name)
+        if name.startswith(_START_ONLY) and name not in _APPLIED_BY_FORK and env.get(name) != warm_env.get(name)
     )
 
 
-def run(request: Message, *, parent: int, clean_fd: int, libc: Any) -> NoReturn:
-    """Become the process of one run; never returns.
+def run(request: Message, *, parent: int, end_fd: int, libc: Any) -> NoReturn:
+    """Run the module of a request and exit.
 
-    The byte written to `clean_fd` tells a program that came to its end from one that was cut off.
+    Args:
+        request: A "start" message of the protocol.
+        parent: The pid of the warm process.
+        end_fd: Gets `END_MARK` when the program has come to its end, which distinguishes it from one that was cut off.
+        libc: The C library; None outside Linux.
     """
     code = 1
     try:
-        _leave_parent(parent, libc)
+        _detach(parent, libc)
         _set_stdio(quiet=request["quiet"])
-        _take_environment(request["env"], request["cwd"])
-        _forget_the_past()
+        _apply_environment(request["env"], request["cwd"])
+        _reset_inherited_state()
         code = _run_module(request["module"], request["argv"])
-    except BaseException:  # noqa: BLE001 - nothing may get past this line into the warm process's loop
+    except BaseException:  # noqa: BLE001 - nothing may escape into the warm process's loop
         traceback.print_exc()
     finally:
         _finish()
-        os.write(clean_fd, b".")
+        os.write(end_fd, END_MARK)
         os._exit(code)
 
 
-def _leave_parent(parent: int, libc: Any) -> None:
-    """Lead a process group of one's own, handle signals as a new process does, and die with the parent."""
+def _detach(parent: int, libc: Any) -> None:
+    """Lead a new process group, reset signal handling, and get SIGTERM when the parent dies."""
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):
@@ -86,7 +92,7 @@ def _leave_parent(parent: int, libc: Any) -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
-        # Out of memory, the kernel shall take the run and not the worker, the server or the database.
+        # When memory runs out, the kernel has to kill the run and not the worker, the server or the database.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("500")
 
@@ -100,7 +106,7 @@ def _set_stdio(*, quiet: bool) -> None:
     os.close(null)
 
 
-def _take_environment(env: dict[str, str], cwd: str) -> None:
+def _apply_environment(env: dict[str, str], cwd: str) -> None:
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(env)
@@ -116,7 +122,7 @@ def _take_environment(env: dict[str, str], cwd: str) -> None:
     sys.path[:] = [os.getcwd(), *_split_path(env.get("PYTHONPATH")), *rest]  # noqa: PTH109 - sys.path holds strings
     importlib.invalidate_caches()
 
-    if _prefect_settings(before) != _prefect_settings(env) or _settings_files(Path.cwd()):
+    if _prefect_settings(before) != _prefect_settings(env) or _has_settings_file(Path.cwd()):
         prefect_private.refresh_settings()
 
 
@@ -125,7 +131,7 @@ def _split_path(value: str | None) -> list[str]:
 
 
 def _prefect_settings(env: dict[str, str]) -> dict[str, str]:
-    """Pick what Prefect's settings are made of; with two underscores begins what concerns one run."""
+    """Select the variables behind Prefect's settings; those with a double underscore are about one run."""
     return {
         name: value
         for name, value in env.items()
@@ -133,12 +139,12 @@ def _prefect_settings(env: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _settings_files(folder: Path) -> bool:
+def _has_settings_file(folder: Path) -> bool:
     return any((folder / name).exists() for name in (".env", "prefect.toml", "pyproject.toml"))
 
 
-def _forget_the_past() -> None:
-    """Draw fresh random numbers; every fork has a copy of the warm process's generators."""
+def _reset_inherited_state() -> None:
+    """Seed the random generators, of which every fork has a copy, and collect garbage again."""
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
@@ -147,18 +153,18 @@ def _forget_the_past() -> None:
 
 def _run_module(module: str, argv: list[str]) -> int:
     """Run a module as `python -m` does and return its exit code."""
-    sys.modules.pop(module, None)  # so that it runs as __main__ alone, as in a new interpreter
+    sys.modules.pop(module, None)  # so that it exists as __main__ only, as in a new interpreter
     sys.argv = [module, *argv]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
-        if isinstance(stop.__context__, TerminationSignal):  # it was told why: the run was cancelled
+        if isinstance(stop.__context__, TerminationSignal):  # the run was cancelled
             _end_mlflow_runs("KILLED")
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
-        print(stop.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with it
+        print(stop.code, file=sys.stderr)  # noqa: T201 - as the interpreter does
         return 1
-    except BaseException as error:  # noqa: BLE001 - likewise
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does
         if isinstance(error, TerminationSignal):
             _end_mlflow_runs("FAILED")
         traceback.print_exc()
@@ -167,16 +173,16 @@ def _run_module(module: str, argv: list[str]) -> int:
 
 
 def _end_mlflow_runs(status: str) -> None:
-    """End what a run that was stopped left open in MLflow, whose own exit function would call it FINISHED."""
+    """End the MLflow runs that a stopped run has open; MLflow's exit function would end them as FINISHED."""
     mlflow = sys.modules.get("mlflow")
     while mlflow and mlflow.active_run():
         mlflow.end_run(status)
 
 
 def _finish() -> None:
-    """Do what the interpreter does at its end, except to take every module apart."""
+    """Do what the interpreter does at exit, except to tear down modules."""
     for step in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):  # type: ignore[attr-defined]
         try:
             step()
-        except BaseException:  # noqa: BLE001 - a failing exit function must not keep the others from running
+        except BaseException:  # noqa: BLE001 - an exit function that fails must not prevent the next one
             traceback.print_exc()

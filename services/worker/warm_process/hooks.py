@@ -1,7 +1,7 @@
 """Runs a flow's on_cancellation or on_crashed hooks after its process has ended.
 
-A program of its own, `python -m warm_process.hooks KIND MESSAGE`, in the environment of the run: the
-hooks are user code and get a process of their own, as the run did.
+`python -m warm_process.hooks KIND MESSAGE`, in the environment of the run: hooks are user code, so they get a process
+of their own, as the run did.
 """
 
 import asyncio
@@ -20,7 +20,12 @@ from warm_process.prefect_private import FLOW_RUN_ID
 
 
 async def run_hooks(kind: str, message: str) -> None:
-    """Run the hooks of the flow run in this environment; a failing hook does not stop the next."""
+    """Run the hooks of the flow run that the environment names; a hook that fails does not prevent the next one.
+
+    Args:
+        kind: "cancellation" or "crashed".
+        message: The message of the state that the hooks get.
+    """
     async with get_client() as client:
         flow_run = await client.read_flow_run(UUID(os.environ[FLOW_RUN_ID]))
     flow: Any = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)

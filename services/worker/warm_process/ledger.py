@@ -1,8 +1,8 @@
-"""Remembers on disk which runs a worker has taken, for the worker that comes after it.
+"""Records on disk which runs a worker has claimed, so that the next worker can settle them after a kill.
 
-Each worker has a folder with a locked file and one file a run. The lock goes when the process goes,
-whatever killed it, so a folder whose lock can be had belongs to a worker that is no more; the folder
-of a live worker is never touched.
+Each worker has a folder with a lock file and one file per run. The kernel releases the lock when the process
+ends, however it ends: a folder that can be locked belongs to a dead worker. The folder of a live worker is never
+touched.
 """
 
 import fcntl
@@ -19,92 +19,92 @@ from typing import IO, Any
 from uuid import UUID, uuid4
 
 _LOCK, _FACTS, _RUN = "lock", "facts.json", ".run"
-# A run that was taken but not started within this time has gone to another worker.
-_TAKEN_FOR = 60.0
+# A run that was claimed but not started within this time has gone to another worker.
+_MAX_CLAIM_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class TakenRun:
-    """A run as the ledger knows it."""
+class ClaimedRun:
+    """A run in the ledger of a worker."""
 
     flow_run_id: UUID
     pid: int | None
     """Its process; None before it was started."""
     worker: str
-    """The name of the worker that took it."""
+    """The name of the worker that claimed it."""
 
 
 class Ledger:
-    """The record of one worker."""
+    """The claimed runs of one worker."""
 
     def __init__(self, root: Path, pool: str, api_url: str, worker: str) -> None:
         digest = hashlib.sha256(f"{api_url}\n{pool}".encode()).hexdigest()[:16]
         self._siblings = root / digest
         self._folder = self._siblings / uuid4().hex
         self._facts: dict[str, Any] = {"worker": worker, "pool": pool, "pid": os.getpid()}
-        self._taken: dict[UUID, float] = {}
+        self._claims: dict[UUID, float] = {}
         self._lock: IO[str] | None = None
 
     def open(self) -> None:
         """Create the worker's folder.
 
         Raises:
-            OSError: the folder cannot be made or locked.
+            OSError: The folder cannot be created or locked.
         """
-        # Locked before it gets the name under which others look for it.
+        # Locked before it gets the name under which other workers look for it.
         hidden = self._folder.with_name(f".{self._folder.name}")
         hidden.mkdir(mode=0o700, parents=True)
         self._lock = (hidden / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(self._folder)
-        self.note()
+        self.record_facts()
 
     def close(self) -> None:
-        """Forget the worker, unless it leaves runs behind."""
+        """Delete the worker's folder, unless runs are left in it."""
         if self._lock:
             if not list(self._folder.glob(f"*{_RUN}")):
                 shutil.rmtree(self._folder, ignore_errors=True)
             self._lock.close()
             self._lock = None
 
-    def note(self, **facts: Any) -> None:
-        """Keep facts for `python -m warm_process status`."""
+    def record_facts(self, **facts: Any) -> None:
+        """Record facts for `python -m warm_process status`."""
         self._facts.update(facts)
         self._write(_FACTS, json.dumps(self._facts))
 
-    def take(self, flow_run_id: UUID) -> None:
-        """Note a run that this worker is about to claim."""
-        if flow_run_id not in self._taken:
-            self._taken[flow_run_id] = time.monotonic()
+    def claim(self, flow_run_id: UUID) -> None:
+        """Record a run that this worker is about to claim."""
+        if flow_run_id not in self._claims:
+            self._claims[flow_run_id] = time.monotonic()
             self._write(f"{flow_run_id}{_RUN}", "")
-        for other, since in list(self._taken.items()):
-            if time.monotonic() - since > _TAKEN_FOR:
-                self.drop(other)
+        for other, since in list(self._claims.items()):
+            if time.monotonic() - since > _MAX_CLAIM_SECONDS:
+                self.remove(other)
 
-    def start(self, flow_run_id: UUID, pid: int) -> None:
-        """Note that the run is this worker's own and has a process."""
-        self._taken.pop(flow_run_id, None)
+    def record_start(self, flow_run_id: UUID, pid: int) -> None:
+        """Record the process of a run."""
+        self._claims.pop(flow_run_id, None)
         self._write(f"{flow_run_id}{_RUN}", str(pid))
 
-    def drop(self, flow_run_id: UUID) -> None:
-        """Forget a run that has ended."""
-        self._taken.pop(flow_run_id, None)
+    def remove(self, flow_run_id: UUID) -> None:
+        """Remove a run that has ended."""
+        self._claims.pop(flow_run_id, None)
         if self._lock:
             (self._folder / f"{flow_run_id}{_RUN}").unlink(missing_ok=True)
 
-    def not_started(self) -> list[UUID]:
-        """Name the runs that were taken and have no process yet."""
-        return list(self._taken)
+    def claimed(self) -> list[UUID]:
+        """List the runs that were claimed and have no process yet."""
+        return list(self._claims)
 
     def _write(self, name: str, text: str) -> None:
         if self._lock:
-            with suppress(OSError):  # a full disk must not keep a run from starting
+            with suppress(OSError):  # a full disk must not prevent a run from starting
                 (self._folder / name).write_text(text)
 
     @contextmanager
-    def left_behind(self) -> Iterator[list[TakenRun]]:
-        """Read the runs of workers that are no more; their folders go when the block ends well."""
-        found: list[tuple[Path, IO[str], list[TakenRun]]] = []
+    def abandoned(self) -> Iterator[list[ClaimedRun]]:
+        """Read the runs of dead workers; their folders are deleted when the block ends without an error."""
+        found: list[tuple[Path, IO[str], list[ClaimedRun]]] = []
         try:
             for folder in self._siblings.iterdir() if self._siblings.is_dir() else ():
                 if folder.name.startswith(".") or folder == self._folder:
@@ -120,7 +120,7 @@ class Ledger:
 
 
 def live_workers(root: Path) -> list[dict[str, Any]]:
-    """Read the facts of every live worker below a folder, with the pids of its runs."""
+    """Read the facts of every live worker below a folder, with the pids of its runs by their ids."""
     workers = []
     for facts in root.glob(f"*/*/{_FACTS}"):
         if lock := _try_lock(facts.parent):
@@ -133,7 +133,7 @@ def live_workers(root: Path) -> list[dict[str, Any]]:
 
 
 def _try_lock(folder: Path) -> IO[str] | None:
-    """Lock a worker's folder; None if its worker lives."""
+    """Lock a worker's folder; return None if its worker is alive."""
     try:
         lock = (folder / _LOCK).open("r+")
     except OSError:
@@ -146,7 +146,7 @@ def _try_lock(folder: Path) -> IO[str] | None:
     return lock
 
 
-def _read_runs(folder: Path) -> list[TakenRun]:
+def _read_runs(folder: Path) -> list[ClaimedRun]:
     worker = ""
     with suppress(OSError, ValueError):
         worker = json.loads((folder / _FACTS).read_text())["worker"]
@@ -154,5 +154,5 @@ def _read_runs(folder: Path) -> list[TakenRun]:
     for path in folder.glob(f"*{_RUN}"):
         with suppress(OSError, ValueError):
             text = path.read_text()
-            runs.append(TakenRun(UUID(path.name.removesuffix(_RUN)), int(text) if text else None, worker))
+            runs.append(ClaimedRun(UUID(path.name.removesuffix(_RUN)), int(text) if text else None, worker))
     return runs

@@ -1,7 +1,7 @@
-"""Ends the MLflow runs that a flow run left open, over MLflow's REST interface.
+"""Ends the MLflow runs that a flow run left open, through MLflow's REST API.
 
-Flows tag their MLflow runs with `prefect.flow_run_id`. The client library stays out of it: it takes
-seconds to import, and the worker needs three requests.
+Flows tag their MLflow runs with `Tag.FLOW_RUN_ID`. MLflow's client takes seconds to import; the worker needs three
+requests.
 """
 
 import time
@@ -11,7 +11,7 @@ from uuid import UUID
 
 import httpx
 
-FLOW_RUN_TAG = "prefect.flow_run_id"
+from trainyard.contract import Tag
 
 
 async def end_open_runs(
@@ -20,15 +20,15 @@ async def end_open_runs(
     """End every MLflow run that is tagged with one of the flow runs and still RUNNING.
 
     Args:
-        flow_run_ids: the flow run and its subflow runs.
-        status: what to end them as.
-        env: where the run's own MLFLOW_TRACKING_URI and credentials stand.
+        flow_run_ids: The flow run and its subflow runs.
+        status: The status that the MLflow runs get.
+        env: The run's environment, with MLFLOW_TRACKING_URI and the credentials.
 
     Returns:
         The ids of the MLflow runs that were ended; none when the tracking address is not HTTP.
 
     Raises:
-        httpx.HTTPError: the tracking server cannot be reached or refuses.
+        httpx.HTTPError: The tracking server is out of reach or refuses a request.
     """
     address = env.get("MLFLOW_TRACKING_URI") or ""
     if not address.startswith(("http://", "https://")):
@@ -37,9 +37,9 @@ async def end_open_runs(
     async with httpx.AsyncClient(
         base_url=f"{address.rstrip('/')}/api/2.0/mlflow/", timeout=10.0, **_credentials(env)
     ) as client:
-        experiments = await _experiments(client)
+        experiments = await _search_experiments(client)
         for flow_run_id in flow_run_ids:
-            for run_id in await _open_runs(client, experiments, flow_run_id):
+            for run_id in await _search_open_runs(client, experiments, flow_run_id):
                 await _post(
                     client,
                     "runs/update",
@@ -62,7 +62,7 @@ def _credentials(env: Mapping[str, str | None]) -> dict[str, Any]:
     return options
 
 
-async def _experiments(client: httpx.AsyncClient) -> list[str]:
+async def _search_experiments(client: httpx.AsyncClient) -> list[str]:
     found: list[str] = []
     page: str | None = None
     while True:
@@ -72,10 +72,10 @@ async def _experiments(client: httpx.AsyncClient) -> list[str]:
             return found
 
 
-async def _open_runs(client: httpx.AsyncClient, experiments: list[str], flow_run_id: UUID) -> list[str]:
+async def _search_open_runs(client: httpx.AsyncClient, experiments: list[str], flow_run_id: UUID) -> list[str]:
     query = {
         "experiment_ids": experiments,
-        "filter": f"attributes.status = 'RUNNING' and tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'",
+        "filter": f"attributes.status = 'RUNNING' and tags.`{Tag.FLOW_RUN_ID}` = '{flow_run_id}'",
         "max_results": 1000,
     }
     body = await _post(client, "runs/search", query)

@@ -1,28 +1,37 @@
-"""The names of Prefect that are not part of its documented interface, all in one place.
+"""The names of Prefect that are not part of its documented interface.
 
-tests/integration/warm_process/test_private_names.py fails with the reason when a new Prefect moves
-one of them. Where they are missing the worker still works: it then starts every run the stock way.
+tests/integration/warm_process/test_private_names.py checks each of them, so that it fails with the reason when a new
+version of Prefect moves one. Where the control channel is missing at run time, every run is a cold start.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
-import sys
-import threading
 import time
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-# The engine connects back to this address to be told that a SIGTERM means "cancelled".
+if TYPE_CHECKING:
+    from prefect.workers.process import ProcessJobConfiguration
+
+# Where the engine connects to be notified that a SIGTERM means "cancelled".
 CONTROL_PORT = "PREFECT__CONTROL_PORT"
 CONTROL_TOKEN = "PREFECT__CONTROL_TOKEN"  # noqa: S105 - the name of a variable
 FLOW_RUN_ID = "PREFECT__FLOW_RUN_ID"
-# "false": whoever started the process owns the Cancelled state and the hooks that go with it.
+# "false": the starter of the process sets the Cancelled state and runs the hooks of it.
 ENGINE_OWNS_CANCELLATION = "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"
 
-# What the engine imports only once a run is under way.
+WORKER_NAME_LABEL = "prefect.worker.name"
+"""The label that a worker gives to the runs that it starts."""
+
+WORKER_MEMBERS = ("_logger", "_description", "_display_name")
+"""Members of BaseWorker that WarmProcessWorker uses or sets."""
+WORKER_METHODS = ("_setup_cancellation_observer", "_give_worker_labels_to_flow_run")
+"""Methods of BaseWorker that WarmProcessWorker overrides."""
+
+# What the engine imports only once a run has started.
 ENGINE_MODULES = (
     "anyio._backends._asyncio",
     "prefect._internal.control_listener",
@@ -50,12 +59,18 @@ ENGINE_MODULES = (
 
 
 class CancelChannel:
-    """Tells the engine in a child that it is about to be stopped because its run was cancelled.
+    """Notifies the engine in a child that it is about to be stopped because its run was cancelled.
 
-    Without it the engine would report the SIGTERM that follows as a crash.
+    Without the notification the engine reports the SIGTERM that follows as a crash.
     """
 
     def __init__(self) -> None:
+        """Create a channel.
+
+        Raises:
+            ImportError: This version of Prefect has no such channel.
+            AttributeError: This version of Prefect has another kind of channel.
+        """
         module = importlib.import_module("prefect.runner._control_channel")
         self._acknowledged = module.ControlSignalStatus.ACKNOWLEDGED
         self._concluded = module.ControlSignalStatus.ALREADY_CONCLUDED
@@ -68,23 +83,24 @@ class CancelChannel:
         await self._channel.__aexit__(None, None, None)
 
     def register(self, flow_run_id: UUID) -> dict[str, str]:
-        """Return the environment by which the child of this run finds the channel."""
+        """Return the environment through which the child of this run finds the channel."""
         try:
             port, token = self._channel.register(flow_run_id)
-        except RuntimeError:  # no loopback port could be had: cancelling works by signal alone
+        except RuntimeError:  # no loopback port was free: a cancelled run gets the signal alone
             return {}
         return {CONTROL_PORT: str(port), CONTROL_TOKEN: token}
 
     def unregister(self, flow_run_id: UUID) -> None:
         self._channel.unregister(flow_run_id)
 
-    async def announce_cancel(self, flow_run_id: UUID, within: float) -> bool | None:
-        """Announce a cancellation to the engine, which may still be on its way to connect.
+    async def announce_cancel(self, flow_run_id: UUID, timeout: float) -> bool | None:
+        """Announce a cancellation to the engine, which may still be starting.
 
-        True when it expects the signal, None when the run ended first, False when it does not answer
-        within the given seconds.
+        Returns:
+            True when the engine expects the signal, None when the run has ended, False when the engine has not
+            acknowledged within `timeout` seconds.
         """
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + timeout
         while True:
             status = await self._channel.signal(flow_run_id, "cancel")
             if status is self._acknowledged:
@@ -96,27 +112,23 @@ class CancelChannel:
             await asyncio.sleep(0.02)
 
 
+def is_command_configured(configuration: ProcessJobConfiguration) -> bool:
+    """Tell whether the job variables of a prepared configuration set a command."""
+    return configuration._command_configured
+
+
 def refresh_settings() -> None:
-    """Make Prefect read its settings and set up its logging again, from the environment as it is now."""
+    """Make Prefect read its settings and configure its logging again, from the current environment."""
     context = importlib.import_module("prefect.context")
     logging_configuration = importlib.import_module("prefect.logging.configuration")
     context.refresh_global_settings_context()
     logging_configuration.setup_logging(incremental=False)
 
 
-def stop_heartbeat_at_once() -> None:
-    """Let the engine's heartbeat thread see the end of the run when it comes, not a second later.
+def end_without_heartbeat_thread() -> None:
+    """Let a run end without waiting for its heartbeat thread, which notices the end up to a second later.
 
-    It waits in steps of `time.sleep(1)`, and a run holds its slot until that thread has ended. In its
-    module `time` becomes one whose `sleep` waits for the thread's own stop event.
+    A run holds its slot until its process ends.
     """
     engine: Any = importlib.import_module("prefect.flow_engine")
-
-    def sleep(seconds: float) -> None:
-        stop = sys._getframe(1).f_locals.get("stop_event")
-        if isinstance(stop, threading.Event):
-            stop.wait(seconds)
-        else:
-            time.sleep(seconds)
-
-    engine.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
+    engine._send_heartbeats = functools.partial(engine._send_heartbeats, join_on_exit=False)

@@ -1,25 +1,37 @@
-"""Says in words how the process of a run ended, with what the kernel knows about memory."""
+"""Describes how the process of a run ended, with what the kernel knows about its memory."""
 
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
 _GIB, _MIB = 1 << 30, 1 << 20
-_NO_LIMIT = 1 << 60  # version 1 says a number near 2^63 where there is none
+_UNLIMITED = 1 << 60  # version 1 shows a number near 2^63 where there is no limit
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What the control group says: its limit, and how many processes ran out of memory."""
+class ProcessExit:
+    """How a process ended."""
+
+    code: int | None
+    """The exit code, negative for a signal; None if unknown."""
+    ran_to_end: bool
+    """Whether its program came to its end, whatever the code."""
+    cause: str | None = None
+    """What else explains the end."""
+
+
+@dataclass(frozen=True)
+class CgroupMemory:
+    """The memory limit of this process's control group, and how often it was exceeded."""
 
     limit: int | None = None
-    """Bytes; None when there is no limit or none can be read."""
-    kills: int | None = None
-    """None where it cannot be read."""
+    """Bytes; None where there is no limit or none can be read."""
+    oom_kills: int | None = None
+    """Processes that the kernel killed for it; None where it cannot be read."""
 
     @classmethod
-    def read(cls, own: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> "Memory":
+    def read(cls, own: Path = Path("/proc/self/cgroup"), root: Path = _CGROUP_ROOT) -> "CgroupMemory":
         """Read the tightest limit between this process's group and the root, and the group's kills."""
         try:
             lines = own.read_text().splitlines()
@@ -31,7 +43,7 @@ class Memory:
         if path is None:
             return cls()
         group = root / path.lstrip("/")
-        if not group.is_dir():  # the group seen from outside a container's namespace
+        if not group.is_dir():  # /proc names the group as seen from outside a container's namespace
             group = root
         limits = []
         for folder in (group, *group.parents):
@@ -39,47 +51,44 @@ class Memory:
                 limits.append(int(value))
             if folder == root:
                 break
-        return cls(min(limits, default=None), _kills(group / "memory.events"))
+        return cls(min(limits, default=None), _oom_kills(group / "memory.events"))
 
     @classmethod
-    def _read_version_1(cls, group: Path) -> "Memory":
+    def _read_version_1(cls, group: Path) -> "CgroupMemory":
         """Read the older interface, where a container sees its own group at the root of the mount."""
         limit = int(_read(group / "memory.limit_in_bytes"))
-        return cls(limit if limit < _NO_LIMIT else None, _kills(group / "memory.oom_control"))
+        return cls(limit if limit < _UNLIMITED else None, _oom_kills(group / "memory.oom_control"))
 
 
-def _kills(file: Path) -> int | None:
-    events = dict(line.split() for line in _read(file).splitlines())
-    return int(events["oom_kill"]) if "oom_kill" in events else None
-
-
-def describe_ending(code: int | None, *, clean: bool, before: Memory, now: Memory) -> str:
-    """Word how a process ended.
+def describe_exit(process_exit: ProcessExit, *, before: CgroupMemory, after: CgroupMemory) -> str:
+    """Describe how a process ended.
 
     Args:
-        code: exit code, negative for a signal, None if nobody saw it.
-        clean: whether its program came to the end.
-        before: memory when the process started.
-        now: memory after it ended.
+        process_exit: Its exit.
+        before: Memory when the process started.
+        after: Memory after it ended.
     """
+    code = process_exit.code
+    if process_exit.cause:
+        return process_exit.cause
     if code is None:
         return "its process is gone"
     if code == -signal.SIGKILL:
-        return f"its process was killed by signal 9{_out_of_memory(before, now)}"
+        return f"its process was killed by signal 9{_describe_memory(before, after)}"
     if code < 0:
         return f"its process was killed by signal {-code} ({_signal_name(-code)})"
-    if code == 0 and not clean:
+    if code == 0 and not process_exit.ran_to_end:
         return "its process exited with code 0 in the middle of the run"
     if code == 0:
         return "its process ended without reporting an end of the run"
     return f"its process exited with code {code} before it reported an end; the run's log may say why"
 
 
-def _out_of_memory(before: Memory, now: Memory) -> str:
-    limit = f", limit {_amount(now.limit)}" if now.limit else ""
-    if now.kills is None or before.kills is None:
+def _describe_memory(before: CgroupMemory, after: CgroupMemory) -> str:
+    limit = f", limit {_format_size(after.limit)}" if after.limit else ""
+    if after.oom_kills is None or before.oom_kills is None:
         return f"; probably out of memory{limit}"
-    if now.kills > before.kills:
+    if after.oom_kills > before.oom_kills:
         return f": out of memory{limit}"
     return " from outside; it was not out of memory"
 
@@ -91,9 +100,14 @@ def _signal_name(number: int) -> str:
         return "unknown"
 
 
-def _amount(size: int) -> str:
+def _format_size(size: int) -> str:
     unit, name = (_GIB, "GiB") if size >= _GIB else (_MIB, "MiB")
     return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+
+
+def _oom_kills(file: Path) -> int | None:
+    events = dict(line.split() for line in _read(file).splitlines())
+    return int(events["oom_kill"]) if "oom_kill" in events else None
 
 
 def _read(path: Path) -> str:

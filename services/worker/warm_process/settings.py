@@ -1,4 +1,4 @@
-"""What can be set about the warm process, each by an environment variable `WARM_PROCESS_*`."""
+"""Settings of the warm process: environment variables `WARM_PROCESS_*`."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# What flows of tabular training import at their top. Third-party packages only: a preloaded module
-# is not read again, so flow code must never stand here. What is not installed is left out.
+# What flows of tabular training import. Modules of the image only: a preloaded module is not read again, so flow code
+# must never be listed. Packages that are not installed are skipped.
 DEFAULT_PRELOAD = (
     "numpy",
     "pandas",
@@ -37,6 +37,7 @@ DEFAULT_PRELOAD = (
     "pydantic_settings",
     "boto3",
     "prefect_aws",  # the block of the default result storage, which each run loads
+    "trainyard.*",
 )
 
 
@@ -50,21 +51,21 @@ class WarmProcessSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WARM_PROCESS_")
 
     enabled: bool = Field(
-        # Apple's frameworks may not be used after a fork, and numpy is linked to one of them.
+        # Apple's frameworks must not be used after a fork, and numpy links to one of them.
         default=sys.platform != "darwin",
-        description="Whether runs are forked from a warm process; if not, each starts a new interpreter.",
+        description="Whether runs are forked from a warm process; if not, every run is a cold start.",
     )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         default=DEFAULT_PRELOAD,
-        description="Modules that the warm process imports, separated by commas; empty for Prefect alone.",
+        description="Modules that the warm process imports, separated by commas; `PACKAGE.*` stands for those of a package.",
     )
     start_timeout: float = Field(
         default=20.0,
-        description="Seconds for which a run waits for a warm process that is still importing.",
+        description="Seconds that a run waits for a warm process that is still importing.",
     )
     stop_grace: float = Field(
         default=7.0,
-        description="Seconds that runs get to report their end when the worker stops; Docker kills after 10.",
+        description="Seconds that runs get to report their end when the worker stops; less than its stop_grace_period.",
     )
     cancel_grace: float = Field(
         default=30.0,
@@ -72,7 +73,7 @@ class WarmProcessSettings(BaseSettings):
     )
     state_dir: Path = Field(
         default_factory=_default_state_dir,
-        description="Where a worker notes the runs it has taken, for the worker that comes after it.",
+        description="Where a worker keeps its ledger, for the next worker.",
     )
 
     @field_validator("preload", mode="before")

@@ -1,0 +1,62 @@
+"""Subscribes to Prefect's events about the runs of a work pool."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from prefect.events import Event
+from prefect.events.clients import get_events_subscriber
+from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
+
+from trainyard.contract import Event as EventName
+
+_MIN_BACKOFF, _MAX_BACKOFF = 0.5, 30.0
+
+
+class EventListener:
+    """Listens for scheduled and cancelled runs of one work pool, and reconnects whenever the stream is cut."""
+
+    def __init__(
+        self,
+        *,
+        on_scheduled: Callable[[], None],
+        on_cancelling: Callable[[UUID], None],
+        on_connected: Callable[[], None],
+        logger: logging.Logger | logging.LoggerAdapter[Any],
+    ) -> None:
+        self._on_scheduled = on_scheduled
+        self._on_cancelling = on_cancelling
+        self._on_connected = on_connected
+        self._logger = logger
+
+    async def listen(self, work_pool_id: UUID) -> None:
+        """Listen until cancelled; `on_connected` has to look for what happened while the stream was cut."""
+        events = EventFilter(
+            event=EventNameFilter(name=[EventName.FLOW_RUN_SCHEDULED, EventName.FLOW_RUN_CANCELLING]),
+            any_resource=EventAnyResourceFilter(id=[f"{EventName.WORK_POOL}.{work_pool_id}"]),
+        )
+        loop = asyncio.get_running_loop()
+        backoff = _MIN_BACKOFF
+        while True:
+            connected_at = loop.time()
+            try:
+                async with get_events_subscriber(filter=events, reconnection_attempts=0) as stream:
+                    self._logger.debug("Connected to the event stream.")
+                    self._on_connected()
+                    async for event in stream:
+                        self._handle(event)
+            except Exception as error:  # noqa: BLE001 - polling continues, so any failure is followed by a retry
+                self._logger.info("The event stream was cut; polling continues: %s", error or type(error).__name__)
+            if loop.time() - connected_at > _MAX_BACKOFF:
+                backoff = _MIN_BACKOFF
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            backoff = min(2 * backoff, _MAX_BACKOFF)
+
+    def _handle(self, event: Event) -> None:
+        if event.event == EventName.FLOW_RUN_SCHEDULED:
+            self._on_scheduled()
+        elif event.event == EventName.FLOW_RUN_CANCELLING:
+            self._on_cancelling(UUID(event.resource.id.removeprefix(f"{EventName.FLOW_RUN}.")))
