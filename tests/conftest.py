@@ -1,7 +1,8 @@
 """What all tests share: nothing that they start reports to anybody outside, and each run says where its time went."""
 
 import os
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 
 import pytest
 
@@ -12,8 +13,8 @@ SLOWEST_MODULES = 10
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how long each group of tests took, with its fixtures, and the slowest modules."""
-    groups: Counter[str] = Counter()
-    modules: Counter[str] = Counter()
+    groups: defaultdict[str, float] = defaultdict(float)
+    modules: defaultdict[str, float] = defaultdict(float)
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if isinstance(report, pytest.TestReport):
             module = report.nodeid.partition("::")[0]
@@ -22,8 +23,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not groups:
         return
     terminalreporter.section("durations by group")
-    for group, seconds in groups.most_common():
+    for group, seconds in _longest_first(groups):
         terminalreporter.write_line(f"{seconds:7.0f} s  {group}")
     terminalreporter.section(f"slowest {SLOWEST_MODULES} modules")
-    for module, seconds in modules.most_common(SLOWEST_MODULES):
+    for module, seconds in _longest_first(modules)[:SLOWEST_MODULES]:
         terminalreporter.write_line(f"{seconds:7.0f} s  {module}")
+
+
+def _longest_first(durations: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(durations.items(), key=lambda item: item[1], reverse=True)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -120,6 +121,11 @@ class Stack:
         lines = self.shell("make -s env").stdout.splitlines()
         return dict(shlex.split(line)[1].split("=", 1) for line in lines)
 
+    @cached_property
+    def _credentials(self) -> dict[str, str]:
+        """What `make env` printed after the last start: it runs a container, which takes longer than most requests."""
+        return self.variables()
+
     def dashboard(self) -> tuple[str, str, str]:
         """Return the dashboard's address, user and password, as `make info` shows them."""
         (line,) = [line for line in self.shell("make info").stdout.splitlines() if line.startswith("Dashboard ")]
@@ -128,13 +134,13 @@ class Stack:
 
     def prefect(self) -> httpx.Client:
         """Return a client of Prefect's API with the credentials of `make env`."""
-        variables = self.variables()
+        variables = self._credentials
         user, password = variables["PREFECT_API_AUTH_STRING"].split(":", 1)
         return httpx.Client(base_url=variables["PREFECT_API_URL"], auth=(user, password), timeout=30)
 
     def mlflow(self) -> httpx.Client:
         """Return a client of MLflow's API with the credentials of `make env`."""
-        variables = self.variables()
+        variables = self._credentials
         login = (variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"])
         return httpx.Client(base_url=f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow", auth=login, timeout=30)
 
@@ -166,6 +172,7 @@ class Stack:
     def up(self) -> float:
         """Run the README's command; return how long it took in seconds."""
         start = time.monotonic()
+        self.__dict__.pop("_credentials", None)  # .env may have changed
         self.shell("docker compose up -d --wait --build", timeout=1800)
         return time.monotonic() - start
 

@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser
 
 from infra.testing.browser import chromium
-from infra.testing.stack import Stack, copy_checkout
+from infra.testing.servers import end
+from infra.testing.stack import CHECKOUT, Stack, copy_checkout
 
 
 def docker_answers() -> bool:
@@ -30,6 +31,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError("Docker does not answer, and TRAINYARD_REQUIRE_DOCKER wants the stack tested.")
     for item in here:
         item.add_marker(pytest.mark.skip(reason="no Docker Engine answers, so the composed stack is not tested"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the images while the tests before this folder's run: the stack's start finds them in the build cache."""
+    here = [item for item in session.items if Path(__file__).parent in item.path.parents]
+    if not here or session.items[0] in here or session.config.option.collectonly or not docker_answers():
+        return
+    build = subprocess.Popen(
+        ["docker", "compose", "build", "--quiet"],
+        cwd=CHECKOUT,
+        env=Stack(CHECKOUT).environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # if it fails, so does the start, and says why
+    )
+    session.config.add_cleanup(lambda: end(build))
 
 
 @pytest.fixture(scope="module")
