@@ -1,4 +1,4 @@
-"""Serving against a real registry: who answers, in which formats, what is refused, and what happens meanwhile."""
+"""Serving against a real registry: formats, refusals, and changes of the champion while requests are in flight."""
 
 import io
 import json
@@ -29,7 +29,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from infra.testing.servers import serving_server
 from infra.testing.waiting import wait_until
 from tests.support import champions
-from tests.support.champions import HEADERS, KEY, crown, wait_for
+from tests.support.champions import HEADERS, KEY, set_champion, wait_for
 from tests.support.fuzzing import fuzz
 from tests.support.gate import Gate
 
@@ -38,8 +38,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:jsonschema.exceptions.RefResolutionError:DeprecationWarning"),
 ]
 
-MOST_ROWS, MOST_BYTES = 40, 16384
-LIMITS = {"SERVING_MAX_ROWS": str(MOST_ROWS), "SERVING_MAX_BODY_BYTES": str(MOST_BYTES), "SERVING_API_KEY": KEY}
+MAX_ROWS, MAX_BYTES = 40, 16384
+LIMITS = {"SERVING_MAX_ROWS": str(MAX_ROWS), "SERVING_MAX_BODY_BYTES": str(MAX_BYTES), "SERVING_API_KEY": KEY}
 JSON, CSV = "application/json", "text/csv"
 STREAM, FILE = "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
 PARQUET = "application/vnd.apache.parquet"
@@ -54,9 +54,9 @@ FOREST_TYPES = ["numpy.dtype", "sklearn.tree._tree.Tree"]
 
 
 def register(
-    name: str, estimator: BaseEstimator, *, inputs: pd.DataFrame = DAYS, target: Any = WET, **about: Any
+    name: str, estimator: BaseEstimator, *, inputs: pd.DataFrame = DAYS, target: Any = WET, **options: Any
 ) -> int:
-    return champions.register(name, estimator, inputs, target, **about)
+    return champions.register(name, estimator, inputs, target, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,7 +84,7 @@ def api(address: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def forest(api: httpx.Client) -> RandomForestClassifier:
-    """An estimator that is the champion of `forest`, in its first version."""
+    """The champion of `forest`, version 1."""
     estimator = RandomForestClassifier(20, random_state=0)
     version = register("forest", estimator, types=FOREST_TYPES)
     wait_for(api, "forest", version)
@@ -92,13 +92,13 @@ def forest(api: httpx.Client) -> RandomForestClassifier:
 
 
 def wait_for_refusal(api: httpx.Client, name: str) -> str:
-    def said() -> str | None:
+    def reason() -> str | None:
         return api.get("/models").json()["unservable"].get(name)
 
-    return wait_until(said, 30, f"a refusal of {name}")
+    return wait_until(reason, 30, f"a refusal of {name}")
 
 
-def ask(api: httpx.Client, name: str, rows: Any, **arguments: Any) -> httpx.Response:
+def predict(api: httpx.Client, name: str, rows: Any, **arguments: Any) -> httpx.Response:
     return api.post(f"/models/{name}/predict", json=rows, **arguments)
 
 
@@ -119,32 +119,42 @@ def encoded(frame: pd.DataFrame, form: str, compression: str | None = None) -> b
     return sink.getvalue()
 
 
+def classes_of(answer: httpx.Response) -> list[str]:
+    return [prediction["class"] for prediction in answer.json()["predictions"]]
+
+
 @pytest.mark.parametrize("form", [JSON, CSV, STREAM, FILE, PARQUET])
-def test_a_batch_in_each_format(api: httpx.Client, forest: RandomForestClassifier, form: str) -> None:
+def test_a_batch_is_predicted_in_each_format(api: httpx.Client, forest: RandomForestClassifier, form: str) -> None:
     rows = DAYS.head(20)
+
     answer = api.post("/models/forest/predict", content=encoded(rows, form), headers={"Content-Type": form})
+
     assert answer.status_code == 200, answer.text
     assert answer.headers["X-Model-Version"] == "1"
     body = answer.json()
     assert (body["model"], body["version"]) == ("forest", 1)
-    assert [said["class"] for said in body["predictions"]] == list(forest.predict(rows))
-    shares = [[said["probabilities"][name] for name in forest.classes_] for said in body["predictions"]]
-    assert np.allclose(shares, forest.predict_proba(rows))
+    assert classes_of(answer) == list(forest.predict(rows))
+    probabilities = [[each["probabilities"][name] for name in forest.classes_] for each in body["predictions"]]
+    assert np.allclose(probabilities, forest.predict_proba(rows))
 
 
-def test_columns_may_come_in_any_order(api: httpx.Client, forest: RandomForestClassifier) -> None:
-    turned = DAYS.head(5)[DAYS.columns[::-1]]
-    for form in (JSON, CSV, PARQUET):
-        answer = api.post("/models/forest/predict", content=encoded(turned, form), headers={"Content-Type": form})
-        assert [said["class"] for said in answer.json()["predictions"]] == list(forest.predict(DAYS.head(5)))
+@pytest.mark.parametrize("form", [JSON, CSV, PARQUET])
+def test_columns_may_have_any_order(api: httpx.Client, forest: RandomForestClassifier, form: str) -> None:
+    reversed_columns = DAYS.head(5)[DAYS.columns[::-1]]
+
+    answer = api.post("/models/forest/predict", content=encoded(reversed_columns, form), headers={"Content-Type": form})
+
+    assert classes_of(answer) == list(forest.predict(DAYS.head(5)))
 
 
-def test_callers_side_by_side_each_get_their_own_answer(api: httpx.Client, forest: RandomForestClassifier) -> None:
+def test_concurrent_requests_each_get_their_own_predictions(api: httpx.Client, forest: RandomForestClassifier) -> None:
     rows, expected = DAYS.head(40).to_dict("records"), forest.predict_proba(DAYS.head(40))
+
     with ThreadPoolExecutor(8) as callers:
-        answers = list(callers.map(lambda row: ask(api, "forest", row).json()["predictions"], rows))
-    for (said,), shares in zip(answers, expected, strict=True):
-        assert np.allclose([said["probabilities"][name] for name in forest.classes_], shares)
+        answers = list(callers.map(lambda row: predict(api, "forest", row).json()["predictions"], rows))
+
+    for (prediction,), probabilities in zip(answers, expected, strict=True):
+        assert np.allclose([prediction["probabilities"][name] for name in forest.classes_], probabilities)
 
 
 @pytest.mark.usefixtures("forest")
@@ -167,8 +177,8 @@ def test_callers_side_by_side_each_get_their_own_answer(api: httpx.Client, fores
         (DAY | {"snow": 1}, JSON, 422, "invalid-rows", "snow"),
         (DAY | {"rain": float("nan")}, JSON, 422, "not-finite", "rain"),
         (DAY | {"wind speed": float("-inf")}, JSON, 422, "not-finite", "wind speed"),
-        ([DAY] * (MOST_ROWS + 1), JSON, 413, "too-many-rows", None),
-        (" " * (MOST_BYTES + 1), JSON, 413, "body-too-large", None),
+        ([DAY] * (MAX_ROWS + 1), JSON, 413, "too-many-rows", None),
+        (" " * (MAX_BYTES + 1), JSON, 413, "body-too-large", None),
         ("[" * 10_000, JSON, 400, "malformed", None),
         (b"\xff\xfe", JSON, 400, "malformed", None),
         ("rain,temp\n1,2\n", CSV, 422, "invalid-rows", "wind speed"),
@@ -176,7 +186,7 @@ def test_callers_side_by_side_each_get_their_own_answer(api: httpx.Client, fores
         ("rain,wind speed,temp,station,frost\n1,,3,4,true\n", CSV, 422, "invalid-rows", "wind speed"),
         ("rain,wind speed,temp,station,frost\n1,2\n", CSV, 400, "malformed", None),
         ("rain,rain\n1,2\n", CSV, 400, "malformed", None),
-        ("rain,wind speed,temp,station,frost\n" + "1,2,3,4,true\n" * (MOST_ROWS + 1), CSV, 413, "too-many-rows", None),
+        ("rain,wind speed,temp,station,frost\n" + "1,2,3,4,true\n" * (MAX_ROWS + 1), CSV, 413, "too-many-rows", None),
         (b"\xff\xfe", CSV, 400, "malformed", None),
         ("", CSV, 400, "malformed", None),
         ("no arrow", STREAM, 400, "malformed", None),
@@ -195,11 +205,13 @@ def test_callers_side_by_side_each_get_their_own_answer(api: httpx.Client, fores
         (DAY, "", 415, "content-type", None),
     ],
 )
-def test_bad_input_is_refused_and_its_field_named(
+def test_invalid_input_is_refused_and_its_field_named(
     api: httpx.Client, body: Any, form: str, status: int, code: str, field: str | None
 ) -> None:
     content = body if isinstance(body, str | bytes) else json.dumps(body)
+
     answer = api.post("/models/forest/predict", content=content, headers={"Content-Type": form})
+
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     assert "Traceback" not in answer.text
     if field:
@@ -207,55 +219,71 @@ def test_bad_input_is_refused_and_its_field_named(
 
 
 @pytest.mark.usefixtures("forest")
-def test_a_body_that_hides_its_length_is_read_no_further_than_it_may_be(api: httpx.Client) -> None:
-    sent = []
+def test_a_chunked_body_is_limited_too(api: httpx.Client) -> None:
+    chunks = (b" " * 4096 for _ in range(100))
 
-    def chunks() -> Iterator[bytes]:
-        for _ in range(100):
-            sent.append(1)
-            yield b" " * 4096
+    answer = api.post("/models/forest/predict", content=chunks, headers={"Content-Type": JSON})
 
-    answer = api.post("/models/forest/predict", content=chunks(), headers={"Content-Type": JSON})
     assert (answer.status_code, answer.json()["code"]) == (413, "body-too-large")
 
 
 @pytest.mark.usefixtures("forest")
-def test_the_key(address: str) -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"X-API-Key": ""}, {"X-API-Key": "ü"}],
+)
+def test_a_prediction_without_the_key_is_refused(address: str, headers: dict[str, str]) -> None:
+    encoded_headers = {name.encode(): value.encode() for name, value in headers.items()}
+
+    refused = httpx.post(f"{address}/models/forest/predict", json=DAY, headers=encoded_headers)
+
+    assert (refused.status_code, refused.json()["code"]) == (401, "no-key")
+
+
+@pytest.mark.usefixtures("forest")
+def test_the_key_is_taken_in_either_header(address: str) -> None:
     url = f"{address}/models/forest/predict"
-    for headers in (
-        {},
-        {"Authorization": "Bearer wrong"},
-        {"Authorization": KEY},
-        {"X-API-Key": ""},
-        {"X-API-Key": "ü"},
-    ):
-        refused = httpx.post(url, json=DAY, headers={k.encode(): v.encode() for k, v in headers.items()})
-        assert (refused.status_code, refused.json()["code"]) == (401, "no-key")
-    assert httpx.get(f"{address}/models").status_code == 401
-    assert httpx.post(url, json=DAY, headers={"X-API-Key": KEY}).status_code == 200
-    for page in ("/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"):
-        assert httpx.get(address + page).status_code == 200
+
+    answers = [httpx.post(url, json=DAY, headers=headers) for headers in (HEADERS, {"X-API-Key": KEY})]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
-def test_an_unknown_model_and_one_without_a_champion(api: httpx.Client) -> None:
-    register("uncrowned", LogisticRegression(), champion=False)
-    unknown = ask(api, "nobody", DAY)
+def test_the_list_of_models_needs_the_key_and_health_metrics_and_documentation_do_not(address: str) -> None:
+    public = ("/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json")
+
+    statuses = {path: httpx.get(address + path).status_code for path in ("/models", *public)}
+
+    assert statuses == {"/models": 401, **dict.fromkeys(public, 200)}
+
+
+def test_an_unknown_model_is_not_found(api: httpx.Client) -> None:
+    unknown = predict(api, "nobody", DAY)
+
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown-model")
-    wait_until(lambda: "uncrowned" in api.get("/models").json()["without_champion"], 30, "the model")
-    missing = ask(api, "uncrowned", DAY)
-    assert (missing.status_code, missing.json()["code"]) == (503, "no-champion")
-    crown("uncrowned", 1)
-    wait_for(api, "uncrowned", 1)
-    assert ask(api, "uncrowned", DAY).status_code == 200
-    MlflowClient().delete_registered_model_alias("uncrowned", "champion")
-    wait_until(lambda: ask(api, "uncrowned", DAY).status_code == 503, 30, "the champion's end")
+
+
+def test_a_model_is_served_while_it_has_a_champion(api: httpx.Client) -> None:
+    name = "without-champion"
+    register(name, LogisticRegression(), champion=False)
+    wait_until(lambda: name in api.get("/models").json()["without_champion"], 30, "the model")
+
+    before = predict(api, name, DAY)
+    set_champion(name, 1)
+    wait_for(api, name, 1)
+    served = predict(api, name, DAY)
+    MlflowClient().delete_registered_model_alias(name, "champion")
+
+    assert (before.status_code, before.json()["code"]) == (503, "no-champion")
+    assert served.status_code == 200
+    wait_until(lambda: predict(api, name, DAY).status_code == 503, 30, "the end of the champion")
 
 
 def test_no_request_fails_while_the_champion_changes(api: httpx.Client) -> None:
     name = "changing"
-    # Each version says its own number, so that an answer of a half-changed model would show.
+    # Each version predicts its own number, so that an answer of a half-swapped model would show.
     versions = [register(name, DummyClassifier(strategy="prior"), target=[n] * 200) for n in (1, 2)]
-    versions += [register(name, RandomForestClassifier(20), target=[3] * 199 + [3], types=FOREST_TYPES)]
+    versions += [register(name, RandomForestClassifier(20), target=[3] * 200, types=FOREST_TYPES)]
     wait_for(api, name, 3)
     done, seen = Event(), []
 
@@ -263,7 +291,7 @@ def test_no_request_fails_while_the_champion_changes(api: httpx.Client) -> None:
         calls = 0
         with httpx.Client(base_url=api.base_url, headers=HEADERS, timeout=30) as caller:
             while not done.is_set():
-                answer = ask(caller, name, DAY)
+                answer = predict(caller, name, DAY)
                 assert answer.status_code == 200, answer.text
                 body = answer.json()
                 assert str(body["version"]) == answer.headers["X-Model-Version"]
@@ -276,54 +304,83 @@ def test_no_request_fails_while_the_champion_changes(api: httpx.Client) -> None:
         calls = [callers.submit(call) for _ in range(4)]
         try:
             for version in versions * 3:
-                crown(name, version)
+                set_champion(name, version)
                 wait_for(api, name, version)
         finally:
             done.set()
-        assert sum(future.result() for future in calls) > 50
+        number = sum(future.result() for future in calls)
+
+    assert number > 50
     assert set(seen) == set(versions)
 
 
-def test_a_pickle_is_refused_and_the_champion_before_it_goes_on(api: httpx.Client) -> None:
+def test_a_pickle_is_refused_and_the_previous_champion_stays_served(api: httpx.Client) -> None:
     register("pickled", LogisticRegression())
     wait_for(api, "pickled", 1)
     register("pickled", LogisticRegression(), form="cloudpickle")
-    assert "cloudpickle" in wait_for_refusal(api, "pickled")
-    assert ask(api, "pickled", DAY).json()["version"] == 1
-    crown("pickled", 1)
-    wait_until(lambda: "pickled" not in api.get("/models").json()["unservable"], 30, "the refusal's end")
+
+    reason = wait_for_refusal(api, "pickled")
+    answer = predict(api, "pickled", DAY)
+    set_champion("pickled", 1)
+
+    assert "cloudpickle" in reason
+    assert answer.json()["version"] == 1
+    wait_until(lambda: "pickled" not in api.get("/models").json()["unservable"], 30, "the end of the refusal")
 
 
-def test_types_that_the_models_own_file_trusts_are_not_trusted_for_that(api: httpx.Client) -> None:
+def test_types_that_only_the_models_own_file_trusts_are_refused(api: httpx.Client) -> None:
     optimizer = "sklearn.neural_network._stochastic_optimizers.AdamOptimizer"
     types = ["numpy.dtype", optimizer, "sklearn.preprocessing._label.LabelBinarizer"]
     register("network", MLPClassifier((2,), max_iter=1000, tol=0.1), types=types)
-    assert optimizer in wait_for_refusal(api, "network")
-    assert ask(api, "network", DAY).json()["code"] == "no-champion"
+
+    reason = wait_for_refusal(api, "network")
+    refused = predict(api, "network", DAY)
+
+    assert optimizer in reason
+    assert refused.json()["code"] == "no-champion"
 
 
-def test_a_pickle_and_a_type_that_the_settings_allow(mlflow_address: str, tmp_path: Path) -> None:
+def test_settings_can_allow_pickles_and_requests_without_a_key(mlflow_address: str, tmp_path: Path) -> None:
     register("allowed-pickle", LogisticRegression(), form="cloudpickle")
     allowed = {"SERVING_ALLOW_PICKLE": "true", "SERVING_REQUIRE_KEY": "false"}
+
     with serving_server(tmp_path, mlflow_address, **allowed) as address, httpx.Client(base_url=address) as client:
         wait_for(client, "allowed-pickle", 1)
-        assert ask(client, "allowed-pickle", DAY).status_code == 200
+        answer = predict(client, "allowed-pickle", DAY)
+        document = client.get("/openapi.json").json()
+
+    assert answer.status_code == 200
+    assert document["paths"]["/models/allowed-pickle/predict"]["post"]["security"] == []
+    assert "securitySchemes" not in document["components"]
 
 
-def test_texts_missing_values_and_numbers(api: httpx.Client) -> None:
-    places = pd.DataFrame({"place": ["Oslo", "Rome", "Oslo", "Bonn"], "rain": [1.0, 2.0, None, 4.0]})
+@pytest.fixture(scope="module")
+def places(api: httpx.Client) -> str:
+    """The name of a regressor with a column of text and an optional number."""
+    frame = pd.DataFrame({"place": ["Oslo", "Rome", "Oslo", "Bonn"], "rain": [1.0, 2.0, None, 4.0]})
     encode = make_column_transformer((OneHotEncoder(), ["place"]), remainder="drop")
-    register("places", make_pipeline(encode, LinearRegression()), inputs=places, target=[1.0, 2.0, 1.0, 3.0])
+    register("places", make_pipeline(encode, LinearRegression()), inputs=frame, target=[1.0, 2.0, 1.0, 3.0])
     wait_for(api, "places", 1)
-    for rain in (0.5, None):
-        (said,) = ask(api, "places", {"place": "Rome", "rain": rain}).json()["predictions"]
-        assert said == {"value": pytest.approx(2.0)}
-    assert ask(api, "places", {"place": "Rome"}).status_code == 200
-    refused = ask(api, "places", {"place": "Atlantis"})
+    return "places"
+
+
+@pytest.mark.parametrize(
+    "row", [{"place": "Rome", "rain": 0.5}, {"place": "Rome", "rain": None}, {"place": "Rome"}], ids=str
+)
+def test_a_number_is_predicted_from_text_and_optional_values(api: httpx.Client, places: str, row: Any) -> None:
+    answer = predict(api, places, row)
+
+    assert answer.json()["predictions"] == [{"value": pytest.approx(2.0)}]
+
+
+def test_rows_that_the_estimator_refuses_are_the_callers_fault(api: httpx.Client, places: str) -> None:
+    refused = predict(api, places, {"place": "Atlantis"})
+
     assert (refused.status_code, refused.json()["code"]) == (422, "refused-by-model")
 
 
-def test_without_mlflow_it_lives_and_goes_on_with_what_it_has(mlflow_address: str, tmp_path: Path) -> None:
+def test_without_mlflow_it_is_alive_and_not_ready(mlflow_address: str, tmp_path: Path) -> None:
+    """And once models are loaded, they stay served while MLflow is down."""
     register("steady", make_pipeline(StandardScaler(), LogisticRegression()))
     with (
         Gate(mlflow_address) as gate,
@@ -331,27 +388,32 @@ def test_without_mlflow_it_lives_and_goes_on_with_what_it_has(mlflow_address: st
         httpx.Client(base_url=address, headers=HEADERS) as client,
     ):
         wait_until(lambda: client.get("/health/ready").json().get("reason", "").startswith("MLflow"), 10, "a reason")
-        assert client.get("/health/live").status_code == 200
-        assert client.get("/health/ready").status_code == 503
-        unknown = ask(client, "steady", DAY)
+        live, ready, unknown = client.get("/health/live"), client.get("/health/ready"), predict(client, "steady", DAY)
+
+        assert (live.status_code, ready.status_code) == (200, 503)
         assert (unknown.status_code, unknown.json()["code"]) == (503, "registry-unknown")
+
         gate.open()
         wait_for(client, "steady", 1)
         gate.shut()
-        wait_until(lambda: not client.get("/health/ready").json()["registry_answers"], 30, "MLflow's end")
-        assert client.get("/health/ready").status_code == 200
-        assert ask(client, "steady", DAY).status_code == 200
-        assert "serving_registry_up 0.0" in client.get("/metrics").text
+        wait_until(lambda: not client.get("/health/ready").json()["registry_answers"], 30, "the outage of MLflow")
+        ready, answer, metrics = client.get("/health/ready"), predict(client, "steady", DAY), client.get("/metrics")
+
+        assert (ready.status_code, answer.status_code) == (200, 200)
+        assert "serving_registry_up 0.0" in metrics.text
+
         gate.open()
         wait_until(lambda: client.get("/health/ready").json()["registry_answers"], 30, "MLflow's return")
 
 
 @pytest.mark.usefixtures("forest")
-def test_the_metrics_and_the_documentation(api: httpx.Client) -> None:
-    ask(api, "forest", DAY)
-    ask(api, "forest", 3)
-    ask(api, "x" * 300, DAY)
+def test_requests_and_predictions_are_counted(api: httpx.Client) -> None:
+    predict(api, "forest", DAY)
+    predict(api, "forest", 3)
+    predict(api, "x" * 300, DAY)
+
     text = api.get("/metrics").text
+
     for pattern in (
         r'serving_requests_total\{model="forest",status="200"\} [1-9]',
         r'serving_requests_total\{model="forest",status="422"\} [1-9]',
@@ -363,15 +425,30 @@ def test_the_metrics_and_the_documentation(api: httpx.Client) -> None:
     ):
         assert re.search(pattern, text), pattern
     assert "xxx" not in text
-    body = api.get("/openapi.json").json()["paths"]["/models/forest/predict"]["post"]["requestBody"]
-    row = body["content"][JSON]["schema"]["oneOf"][0]
-    assert list(row["properties"]) == list(DAYS.columns)
-    assert row["properties"]["station"]["type"] == "integer"
-    assert "swagger" in api.get("/docs").text
-    assert api.get("/docs/files/swagger-ui-bundle.js").status_code == 200
 
 
 @pytest.mark.usefixtures("forest")
-def test_whatever_is_sent_is_answered_as_documented(address: str) -> None:
+def test_the_documentation_lists_each_model_with_its_fields(api: httpx.Client) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    operation = paths["/models/forest/predict"]["post"]
+    row = operation["requestBody"]["content"][JSON]["schema"]["oneOf"][0]
+
+    assert list(row["properties"]) == list(DAYS.columns)
+    assert row["properties"]["station"]["type"] == "integer"
+    assert row["required"] == list(DAYS.columns)
+    assert "dry, wet" in operation["description"]
+    assert {"/models/forest/forecast", "/models/forest/predictions"} <= paths.keys()
+
+
+def test_the_documentation_is_a_page_of_files_of_its_own(api: httpx.Client) -> None:
+    page = api.get("/docs").text
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert len(addresses) == 3
+    assert [api.get(address).status_code for address in addresses] == [200, 200, 200]
+
+
+@pytest.mark.usefixtures("forest")
+def test_responses_to_any_request_conform_to_the_documentation(address: str) -> None:
     fuzz(address, "/models/forest/predict", GenerationMode.POSITIVE, lambda status: status == 200)
     fuzz(address, "/models/forest/predict", GenerationMode.NEGATIVE, lambda status: 400 <= status < 500)

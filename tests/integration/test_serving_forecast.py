@@ -1,284 +1,329 @@
-"""Tomorrow's rain from serving: the pipeline's features of the newest weather, asked of a place's champion."""
+"""Forecasts: serving calls the hooks of projects, here two of the test's own, and predicts the rows that they make."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from os import pathsep
 from pathlib import Path
-from typing import Any
+from textwrap import dedent
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from schemathesis import GenerationMode
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
-from flows.weather import places
-from flows.weather.features import TARGET, build_examples, build_features
-from flows.weather.observations import Place
-from flows.weather.open_meteo import observe
-from flows.weather.outlook import look_ahead
-from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.postgres import postgres_server
-from infra.testing.servers import serving_server
+from infra.testing.servers import CHECKOUT, SERVICES, serving_server
 from infra.testing.waiting import wait_until
 from tests.support.champions import HEADERS, KEY, register, wait_for
 from tests.support.fuzzing import fuzz
+from trainyard.contract import record_about
 
-SEATTLE = Place(name=places.HOME, latitude=47.60621, longitude=-122.33207)
-OSLO = places.model_name(Place(name="Oslo, Oslo County, Norway", latitude=0, longitude=0))
-BARE, OTHER = (places.model_name(Place(name=f"{n}.0,0.0", latitude=n, longitude=0)) for n in (10, 11))
+random = np.random.default_rng(0)
+SALES = pd.DataFrame({"price": random.normal(size=60), "day": random.choice(["fri", "sat", "sun"], 60)})
+LIVE_ROWS = pd.DataFrame({"day": ["sat", "sun"], "price": [1.5, -0.5]})
+TIMES = ["2026-11-28", "2026-11-29"]
 
+DEMAND = {
+    "trainyard.toml": """
+        [[models]]
+        name = "demand-*"
+        live_features = "flows.demand.live:live_features"
+        choose_model = "flows.demand.live:choose_model"
 
-def scaled() -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression())
+        [[models]]
+        name = "broken"
+        live_features = "flows.demand.broken:live_features"
+    """,
+    "broken.py": "import no_such_package",
+    "live.py": """
+        import os
+        from pathlib import Path
 
+        import pandas as pd
 
-@pytest.fixture(scope="module", autouse=True)
-def fitted(mlflow_address: str) -> Iterator[Pipeline]:
-    """The champion of Seattle, and others that /forecast must refuse."""
-    last = datetime.now(UTC).date() - timedelta(days=10)
-    with OpenMeteoServer() as weather, pytest.MonkeyPatch.context() as patch:
-        observations = observe(f"{weather.url}/v1/archive", SEATTLE, last - timedelta(days=730), last, 10)
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
-        mlflow.set_experiment("serving")
-        examples = build_examples(observations).frame
-        inputs, wet = examples.drop(columns=TARGET), examples[TARGET]
-        estimator = scaled()
-        of_place = {"place": SEATTLE.name, "latitude": str(SEATTLE.latitude), "longitude": str(SEATTLE.longitude)}
-        register(places.MODEL, estimator, inputs, wet, tags={"wet_day_mm": "1", **of_place})
-        register(BARE, scaled(), inputs, wet)
-        register(OTHER, scaled(), inputs[["rain_today"]], wet, tags={"wet_day_mm": "1"})
-        register(OSLO, scaled(), inputs, wet, tags={"wet_day_mm": "1"}, champion=False)
-        yield estimator
+        from trainyard import errors
+        from trainyard.hooks import LiveRows
 
-
-@pytest.fixture
-def weather() -> Iterator[OpenMeteoServer]:
-    """Open-Meteo's stand-in."""
-    with OpenMeteoServer() as server:
-        yield server
+        CALLS = Path(os.environ["TRAINYARD_HOME"], "calls")
 
 
-@contextmanager
-def serving(weather: OpenMeteoServer, registry: str, folder: Path, **settings: str) -> Iterator[httpx.Client]:
-    """Run a service that asks the stand-in; yields its client once the champions answer."""
-    urls = {"WEATHER_FORECAST_URL": f"{weather.url}/v1/forecast", "WEATHER_GEOCODING_URL": f"{weather.url}/v1/search"}
-    started = serving_server(folder, registry, SERVING_API_KEY=KEY, WEATHER_TIMEOUT_SECONDS="2", **urls, **settings)
-    with started as address, httpx.Client(base_url=address, headers=HEADERS, timeout=30) as api:
-        for name in (places.MODEL, BARE, OTHER):
-            wait_for(api, name, 1)
-        wait_until(lambda: OSLO in api.get("/models").json()["without_champion"], 30, OSLO)
-        yield api
+        def choose_model(query):
+            return f"demand-{query['shop']}" if "shop" in query else None
 
 
-@pytest.fixture
-def api(weather: OpenMeteoServer, mlflow_address: str, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A client of a service that asks the stand-in."""
-    with serving(weather, mlflow_address, tmp_path) as api:
-        yield api
+        def live_features(model, query):
+            with CALLS.open("a") as calls:
+                calls.write(query.get("id", "") + "\\n")
+            number = CALLS.read_text().split().count(query.get("id", ""))
+            rows = pd.DataFrame({"day": ["sat", "sun"], "price": [1.5, -0.5]})
+            times, details = ["2026-11-28", "2026-11-29"], {"source": "the test", "tag": model.tags.get("town")}
+            match query.get("fail"):
+                case "twice" if number < 3:
+                    raise errors.SourceUnreachableError("The till does not answer.")
+                case "down":
+                    raise errors.SourceUnreachableError("The till does not answer.")
+                case "wait":
+                    raise errors.WaitTooLongError("The till asks for a pause of 3600 s.")
+                case "refused":
+                    raise errors.RefusedError("The till refused the request.")
+                case "data":
+                    raise errors.DataError("The till sent a price below 0.")
+                case "subject":
+                    raise errors.UnknownSubjectError("There is no such shop.")
+                case "query":
+                    raise errors.QueryError("days", "is a number")
+                case "hook":
+                    raise errors.HookError("The version has no tag town.")
+                case "bug":
+                    return 1 / 0
+                case "result":
+                    return rows
+                case "columns":
+                    rows = rows.assign(weather="dry")
+                case "missing":
+                    rows = rows.assign(price=[1.0, None])
+                case "times":
+                    times = times[:1]
+                case "details":
+                    details = {"source": object()}
+            return LiveRows(rows, "The shop in the north", times, details)
+    """,
+}
+OTHER = {
+    "trainyard.toml": """
+        [[models]]
+        name = "other"
+        choose_model = "flows.other.live:choose_model"
+    """,
+    "live.py": """
+        from trainyard.errors import QueryError
+
+
+        def choose_model(query):
+            if not query:
+                raise QueryError("town", "is needed")
+            return None
+    """,
+}
+
+
+class Served(NamedTuple):
+    """A running service, the projects' folder and what was fitted."""
+
+    api: httpx.Client
+    home: Path
+    numbers: Any
+    classes: Any
+
+    def forecast(self, model: str = "demand-north", **query: str) -> httpx.Response:
+        return self.api.get(f"/models/{model}/forecast", params=query)
+
+    def calls(self, number: str) -> int:
+        """Return how often the hook was called with a query's `id`."""
+        return (self.home / "calls").read_text().split().count(number)
+
+
+def pipeline(estimator: Any) -> Any:
+    return make_pipeline(make_column_transformer((OneHotEncoder(), ["day"]), remainder="passthrough"), estimator)
 
 
 @pytest.fixture(scope="module")
-def steady(mlflow_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a service whose source behaves, one for all."""
-    with OpenMeteoServer() as weather, serving(weather, mlflow_address, tmp_path_factory.mktemp("serving")) as api:
-        yield api
+def served(mlflow_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A service with the projects, which records its predictions."""
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("serving")
+    for name, files in {"demand": DEMAND, "other": OTHER}.items():
+        (home / "flows" / name).mkdir(parents=True)
+        for file, text in files.items():
+            (home / "flows" / name / file).write_text(dedent(text))
+    (home / "flows" / "__init__.py").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+        mlflow.set_experiment("serving")
+        numbers, classes = pipeline(LinearRegression()), pipeline(LogisticRegression())
+        register("demand-north", numbers, SALES, SALES["price"] * 3, tags={"town": "Bergen"})
+        register("demand-south", classes, SALES, SALES["price"] > 0)
+        register("broken", pipeline(LinearRegression()), SALES, SALES["price"])
+        register("without-hook", pipeline(LinearRegression()), SALES, SALES["price"])
+    path = pathsep.join(map(str, (home, SERVICES / "serving", CHECKOUT)))
+    settings = {"SERVING_API_KEY": KEY, "TRAINYARD_HOME": str(home), "PYTHONPATH": path}
+    with (
+        postgres_server() as database,
+        serving_server(folder, mlflow_address, SERVING_DATABASE_URL=database, **settings) as address,
+        httpx.Client(base_url=address, headers=HEADERS, timeout=30) as api,
+    ):
+        for name in ("demand-north", "demand-south", "broken", "without-hook"):
+            wait_for(api, name, 1)
+        yield Served(api, home, numbers, classes)
 
 
-def ask(api: httpx.Client, place: str = "Seattle", **query: Any) -> httpx.Response:
-    return api.get("/forecast", params={"place": place, **query})
+def test_a_models_hook_makes_the_rows_that_it_predicts(served: Served) -> None:
+    answer = served.forecast()
 
-
-def expected(fitted: Pipeline, weather: OpenMeteoServer, days: int) -> list[float]:
-    """Return the probabilities of a week as the pipeline's parts make them from the stand-in's answer."""
-    outlook = look_ahead(f"{weather.url}/v1/forecast", SEATTLE, 10, 0)
-    features = build_features(outlook.observations.frame).loc[pd.Timestamp(outlook.today) :].head(days)
-    return [float(share) for share in fitted.predict_proba(features)[:, 1]]
-
-
-def test_tomorrow_is_forecast_from_the_newest_day(
-    api: httpx.Client, weather: OpenMeteoServer, fitted: Pipeline
-) -> None:
-    answer = ask(api)
+    expected = served.numbers.predict(LIVE_ROWS[["price", "day"]])
     assert answer.status_code == 200, answer.text
-    body, today = answer.json(), datetime.now(UTC).date()
-    (forecast,) = body.pop("forecasts")
-    assert body == {
-        "place": {"name": places.HOME, "latitude": 47.60621, "longitude": -122.33207},
-        "model": places.MODEL,
+    assert answer.json() == {
+        "model": "demand-north",
         "version": 1,
-        "source": "open-meteo",
-        "observed_until": str(today - timedelta(days=1)),
+        "subject": "The shop in the north",
+        "details": {"source": "the test", "tag": "Bergen"},
+        "predictions": [
+            {"time": time, "value": pytest.approx(value)} for time, value in zip(TIMES, expected, strict=True)
+        ],
     }
-    assert (forecast["from_day"], forecast["day"]) == (str(today), str(today + timedelta(days=1)))
-    assert forecast["probability"] == pytest.approx(expected(fitted, weather, 1)[0])
-    assert forecast["wet"] == (forecast["probability"] > 0.5)
 
 
-def test_a_week_is_forecast_from_what_open_meteo_expects(
-    api: httpx.Client, weather: OpenMeteoServer, fitted: Pipeline
-) -> None:
-    forecasts = ask(api, days=7).json()["forecasts"]
-    today = datetime.now(UTC).date()
-    assert [each["day"] for each in forecasts] == [str(today + timedelta(days=n)) for n in range(1, 8)]
-    assert [each["probability"] for each in forecasts] == pytest.approx(expected(fitted, weather, 7))
+def test_a_project_chooses_the_model_for_a_query(served: Served) -> None:
+    answer = served.api.get("/forecast", params={"shop": "south"})
 
-
-@pytest.mark.parametrize("hours", [-11, 13])
-def test_tomorrow_is_that_of_the_places_own_clock(api: httpx.Client, weather: OpenMeteoServer, hours: int) -> None:
-    there = datetime.now(UTC) + timedelta(hours=hours)
-    shift = there.date() - datetime.now(UTC).date()
-
-    def move(answer: dict[str, Any]) -> None:
-        days = [date.fromisoformat(day) + shift for day in answer["daily"]["time"]]
-        answer.update(utc_offset_seconds=hours * 3600)
-        answer["daily"]["time"] = [str(day) for day in days]
-
-    weather.change = move
-    (forecast,) = ask(api).json()["forecasts"]
-    assert forecast["from_day"] == str(there.date())
-
-
-def test_a_burst_asks_open_meteo_once_and_so_do_the_next_minutes(api: httpx.Client, weather: OpenMeteoServer) -> None:
-    weather.fail_first = 1
-    with ThreadPoolExecutor(8) as callers:
-        answers = list(callers.map(lambda _: ask(api, days=2), range(16)))
-    assert {answer.status_code for answer in answers} == {200}
-    assert len({answer.text for answer in answers}) == 1
-    ask(api, " sEATTLE ")
-    assert weather.counts == {"/v1/search": 2, "/v1/forecast": 2}
-
-
-def test_a_source_that_is_down_is_said_once_and_not_asked_at_each_request(
-    api: httpx.Client, weather: OpenMeteoServer
-) -> None:
-    weather.fail_first = 100
-    for _ in range(5):
-        answer = ask(api)
-        assert (answer.status_code, answer.json()["code"]) == (503, "weather-down")
-    assert weather.counts == {"/v1/search": 3}
-    weather.fail_first = 0
-    wait_until(lambda: ask(api).status_code == 200, 60, "the source's return", every=1)
-
-
-def test_a_source_that_asks_for_a_long_pause_is_left_alone(api: httpx.Client, weather: OpenMeteoServer) -> None:
-    weather.fail_first, weather.fail_status, weather.retry_after = 1, 429, "3600"
-    answer = ask(api)
-    assert (answer.status_code, answer.json()["code"]) == (503, "weather-down")
-    assert "3600 s" in answer.json()["message"]
-    assert weather.counts == {"/v1/search": 1}
-
-
-def test_nobody_listening_and_no_answer_in_time(api: httpx.Client, weather: OpenMeteoServer) -> None:
-    weather.stalled = True
-    answer = ask(api)
-    assert (answer.status_code, answer.json()["code"]) == (503, "weather-down")
-
-
-def test_weather_that_cannot_be_is_refused(api: httpx.Client, weather: OpenMeteoServer) -> None:
-    weather.change = lambda answer: answer["daily"]["precipitation_sum"].__setitem__(5, -3.0)
-    answer = ask(api)
-    assert (answer.status_code, answer.json()["code"]) == (502, "weather-data")
-    assert "precipitation_mm" in answer.json()["message"]
-
-
-def test_days_that_are_not_there_are_said(api: httpx.Client, weather: OpenMeteoServer) -> None:
-    def shorten(answer: dict[str, Any]) -> None:
-        for column in answer["daily"].values():
-            del column[-3:]
-
-    weather.change = shorten
-    assert ask(api, days=2).status_code == 200
-    answer = ask(api, days=7)
-    assert (answer.status_code, answer.json()["code"]) == (502, "weather-data")
+    expected = served.classes.predict_proba(LIVE_ROWS[["price", "day"]])
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "demand-south"
+    assert answer.json()["predictions"] == [
+        {"time": time, "class": no < yes, "probabilities": pytest.approx({"false": no, "true": yes})}
+        for time, (no, yes) in zip(TIMES, expected, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("place", "status", "code", "says"),
+    ("query", "status", "code", "message"),
     [
-        ("Atlantis", 404, "unknown-place", "Atlantis"),
-        ("95,0", 404, "unknown-place", "not on Earth"),
-        ("Arica", 404, "unknown-model", "Arica y Parinacota, Chile"),
-        ("Oslo", 503, "no-champion", OSLO),
-        ("10,0", 503, "features-unfit", "wet_day_mm"),
-        ("11,0", 503, "features-unfit", "temp_today"),
-        ("Refuseville", 502, "weather-data", "No data is available"),
+        ({"street": "x"}, 404, "no-forecast", "No project chooses a model"),
+        ({}, 422, "invalid-query", "'town' is needed"),
+        ({"shop": "east"}, 404, "unknown-model", "demand-east"),
     ],
 )
-def test_places_without_a_forecast(steady: httpx.Client, place: str, status: int, code: str, says: str) -> None:
-    answer = ask(steady, place)
+def test_a_query_without_a_model_is_refused(
+    served: Served, query: dict[str, str], status: int, code: str, message: str
+) -> None:
+    answer = served.api.get("/forecast", params=query)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert message in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "code", "message"),
+    [
+        ("down", 503, "source-down", "The till does not answer."),
+        ("wait", 503, "source-down", "3600 s"),
+        ("refused", 502, "source-data", "The till refused"),
+        ("data", 502, "source-data", "below 0"),
+        ("subject", 404, "unknown-subject", "no such shop"),
+        ("query", 422, "invalid-query", "'days' is a number"),
+        ("hook", 503, "features-unfit", "no tag town"),
+        ("bug", 503, "features-unfit", "ZeroDivisionError"),
+        ("result", 503, "features-unfit", "not LiveRows"),
+        ("columns", 503, "features-unfit", "'weather': is not in the signature"),
+        ("missing", 503, "features-unfit", "Row 1, field 'price': is missing"),
+        ("times", 503, "features-unfit", "2 rows have 1 times"),
+        ("details", 503, "features-unfit", "not JSON serializable"),
+    ],
+)
+def test_a_hook_that_fails_is_answered_with_its_reason(
+    served: Served, fail: str, status: int, code: str, message: str
+) -> None:
+    answer = served.forecast(fail=fail)
+
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
-    assert says in answer.json()["message"]
+    assert message in answer.json()["message"]
+    assert "Traceback" not in answer.text
 
 
 @pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ({}, "place"),
-        ({"place": "x"}, "place"),
-        ({"place": "x" * 101}, "place"),
-        ({"place": "Oslo\n"}, None),
-        ({"place": "Os\nlo"}, "place"),
-        ({"place": "Seattle", "days": "0"}, "days"),
-        ({"place": "Seattle", "days": "8"}, "days"),
-        ({"place": "Seattle", "days": "two"}, "days"),
-    ],
+    ("model", "status", "code"), [("without-hook", 404, "no-forecast"), ("nobody", 404, "unknown-model")]
 )
-def test_a_wrong_parameter_is_named(steady: httpx.Client, query: dict[str, str], field: str | None) -> None:
-    answer = steady.get("/forecast", params=query)
-    if field:
-        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-query")
-        assert answer.json()["problems"][0]["field"] == field
-    else:
-        assert answer.json()["code"] == "no-champion"
+def test_a_model_without_a_hook_has_no_forecast(served: Served, model: str, status: int, code: str) -> None:
+    answer = served.forecast(model)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-def test_a_model_is_asked_for_its_own_place(steady: httpx.Client) -> None:
-    of_place, of_model = ask(steady, days=2), steady.get(f"/models/{places.MODEL}/forecast", params={"days": "2"})
-    assert of_model.status_code == 200
-    assert of_model.json() == of_place.json()
-    refused = steady.get(f"/models/{BARE}/forecast")
-    assert (refused.status_code, refused.json()["code"]) == (404, "no-forecast")
-    unknown = steady.get("/models/unheard-of/forecast")
-    assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown-model")
-    wrong = steady.get(f"/models/{places.MODEL}/forecast", params={"days": "9"})
-    assert (wrong.status_code, wrong.json()["code"]) == (422, "invalid-query")
+def test_a_hook_that_cannot_be_imported_leaves_predictions_alone(served: Served) -> None:
+    forecast = served.forecast("broken")
+    prediction = served.api.post("/models/broken/predict", json={"price": 1.0, "day": "sat"})
+
+    assert (forecast.status_code, forecast.json()["code"]) == (503, "features-unfit")
+    assert "no_such_package" in forecast.json()["message"]
+    assert prediction.status_code == 200
 
 
-def test_forecasts_want_the_key_and_are_counted(steady: httpx.Client) -> None:
-    assert httpx.get(f"{steady.base_url}/forecast?place=Seattle").status_code == 401
-    assert ask(steady).status_code == 200
-    text = steady.get("/metrics").text
-    assert f'serving_requests_total{{model="{places.MODEL}",status="200"}}' in text
+def test_concurrent_and_repeated_requests_call_the_hook_once(served: Served) -> None:
+    number = uuid4().hex
+
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda _: served.forecast(id=number), range(16)))
+    again = served.forecast(id=number)
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.text for answer in answers} == {again.text}
+    assert served.calls(number) == 1
+
+
+def test_transient_errors_are_retried(served: Served) -> None:
+    number = uuid4().hex
+
+    answer = served.forecast(id=number, fail="twice")
+
+    assert answer.status_code == 200
+    assert served.calls(number) == 3
+
+
+def test_a_source_that_is_down_is_not_asked_at_each_request_but_again_later(served: Served) -> None:
+    number = uuid4().hex
+
+    statuses = [served.forecast(id=number, fail="down").status_code for _ in range(5)]
+    calls = served.calls(number)
+
+    assert statuses == [503] * 5
+    assert calls == 3
+    wait_until(
+        lambda: served.forecast(id=number, fail="down") and served.calls(number) > calls, 30, "the next try", every=1
+    )
+
+
+def test_forecasts_need_the_key_and_are_counted(served: Served) -> None:
+    refused = httpx.get(f"{served.api.base_url}/forecast?shop=south")
+    served.api.get("/forecast", params={"shop": "south"})
+    metrics = served.api.get("/metrics").text
+
+    assert refused.status_code == 401
+    assert 'serving_requests_total{model="demand-south",status="200"}' in metrics
+    assert 'serving_requests_total{model="(unknown)",status="401"}' in metrics
+
+
+def test_a_forecast_is_recorded_with_its_subject_and_times(served: Served) -> None:
+    number = uuid4().hex
+    (first, *_) = served.api.get("/models/demand-south/predictions", params={"limit": 1}).json()["predictions"] or [{}]
+    answer = served.forecast("demand-south", id=number).json()
+
+    def recorded() -> list[dict[str, Any]]:
+        query = {"after": first.get("id", 0), "limit": 1000}
+        found: list[dict[str, Any]] = served.api.get("/models/demand-south/predictions", params=query).json()[
+            "predictions"
+        ]
+        return found
+
+    record = wait_until(recorded, 30, "the record")[-1]
+    assert record_about(record) == ("The shop in the north", TIMES)
+    assert record["about"]["source"] == "the test"
+    assert record["inputs"] == {"columns": ["price", "day"], "data": [[1.5, "sat"], [-0.5, "sun"]]}
+    assert record["outputs"]["columns"] == ["prediction", "probability_0", "probability_1"]
+    assert [row[2] for row in record["outputs"]["data"]] == [
+        prediction["probabilities"]["true"] for prediction in answer["predictions"]
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:jsonschema.exceptions.RefResolutionError:DeprecationWarning")
-def test_whatever_is_asked_is_answered_as_documented(steady: httpx.Client) -> None:
-    address = str(steady.base_url).rstrip("/")
-    fuzz(address, "/forecast", GenerationMode.POSITIVE, lambda status: status in (200, 404, 422))
-    fuzz(address, "/forecast", GenerationMode.NEGATIVE, lambda status: status < 500)
+@pytest.mark.parametrize("path", ["/forecast", "/models/demand-north/forecast"])
+def test_responses_to_any_query_conform_to_the_documentation(served: Served, path: str) -> None:
+    address = str(served.api.base_url).rstrip("/")
 
-
-def test_a_forecast_is_recorded_with_place_and_days(
-    weather: OpenMeteoServer, mlflow_address: str, tmp_path: Path
-) -> None:
-    with (
-        postgres_server() as database,
-        serving(weather, mlflow_address, tmp_path, SERVING_DATABASE_URL=database) as api,
-    ):
-        forecasts = ask(api, days=3).json()["forecasts"]
-
-        def recorded() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = api.get(f"/models/{places.MODEL}/predictions").json()["predictions"]
-            return found
-
-        (record,) = wait_until(recorded, 30, "the record")
-        days = [each["day"] for each in forecasts]
-        assert record["about"] == {"place": places.HOME, "latitude": 47.60621, "longitude": -122.33207, "days": days}
-        assert len(record["inputs"]["data"]) == 3
-        at = record["outputs"]["columns"].index("probability_1")
-        assert [row[at] for row in record["outputs"]["data"]] == [each["probability"] for each in forecasts]
+    fuzz(address, path, GenerationMode.POSITIVE, lambda status: status in (200, 404, 422))

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser
 from infra.testing.browser import chromium
 from infra.testing.servers import end
 from infra.testing.stack import CHECKOUT, Stack, copy_checkout
+from infra.testing.waiting import wait_until
 
 
 def docker_answers() -> bool:
@@ -71,6 +72,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         if request.session.testsfailed:
             print(stack.logs("60"))
         stack.remove()
+
+
+@pytest.fixture(scope="session")
+def served(stack: Stack) -> Iterator[httpx.Client]:
+    """A client of the serving API with the key of `make env`, once the first run's champion is served."""
+    stack.wait_for_first_run()
+    variables = stack.variables()
+    headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
+    with httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30) as client:
+        wait_until(lambda: client.get("/models").json()["models"], 30, "the champion")
+        yield client
 
 
 @pytest.fixture

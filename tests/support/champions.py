@@ -1,4 +1,4 @@
-"""Registered models for the service that answers with champions, and a client's wait for them."""
+"""Registered models for tests of serving, and waiting until one is served."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from mlflow.models import infer_signature
 from sklearn.base import BaseEstimator
 
 from infra.testing.waiting import wait_until
+from trainyard.contract import Alias
 
 KEY = "a-key-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -41,20 +42,20 @@ def register(
         )
     version = int(mlflow.register_model(logged.model_uri, name, tags=tags).version)
     if champion:
-        crown(name, version)
+        set_champion(name, version)
     return version
 
 
-def crown(name: str, version: int) -> None:
-    """Give a version the alias."""
-    MlflowClient().set_registered_model_alias(name, "champion", str(version))
+def set_champion(name: str, version: int) -> None:
+    """Set the alias on a version."""
+    MlflowClient().set_registered_model_alias(name, Alias.CHAMPION, str(version))
 
 
 def wait_for(api: httpx.Client, name: str, version: int) -> None:
-    """Wait until a version answers."""
+    """Wait until a version is served."""
 
-    def answers() -> bool:
+    def is_served() -> bool:
         found = api.get("/models").json()["models"].get(name)
         return bool(found and found["version"] == version)
 
-    wait_until(answers, 30, f"{name} version {version}")
+    wait_until(is_served, 30, f"{name} version {version}")

@@ -1,4 +1,4 @@
-"""Requests made up from the service's own documentation, right and wrong, whose answers must be as documented."""
+"""Valid and invalid requests, generated from the service's OpenAPI document; responses must conform to it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +11,21 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from tests.support.champions import HEADERS
 
-SURE = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+FUZZING = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 def fuzz(address: str, path: str, mode: GenerationMode, accept: Callable[[int], bool]) -> None:
-    """Send made-up requests to a path of the document; `accept` judges the statuses of the answers."""
+    """Send generated requests to a path of the document; `accept` says which statuses are right."""
     document = httpx.get(f"{address}/openapi.json").json()
     for operation in document["paths"][path].values():
-        del operation["security"]  # what is broken shall be the rest
+        del operation["security"]  # schemathesis would break the key rather than the rest
         if "requestBody" in operation:
             content = operation["requestBody"]["content"]
             operation["requestBody"]["content"] = {"application/json": content["application/json"]}
     (found,) = schemathesis.openapi.from_dict(document).include(path=path).get_all_operations()
     strategy = found.ok().as_strategy(generation_mode=mode)  # type: ignore[union-attr] # our own document is valid
 
-    @SURE
+    @FUZZING
     @given(case=strategy)
     def ask(case: Any) -> None:
         answer = case.call(base_url=address, headers=HEADERS)

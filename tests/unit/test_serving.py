@@ -1,23 +1,31 @@
-"""Serving without servers: settings, signatures, and estimators asked for several callers at once."""
+"""Serving without servers: settings, signatures, payloads, and batches of several requests."""
 
 import json
+import subprocess
+import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
-from serving.model import Answer, Estimator, ask_together
+from serving.errors import UnservableError
+from serving.model import Estimator, Predictions, predict_batch
+from serving.payloads import STREAM, Reader, Table, join
 from serving.problems import RequestError
-from serving.schema import UnservableError, parse_signature
+from serving.schema import parse_signature
 from serving.settings import REVIEWED_TYPES, Settings
-from serving.tables import Reader, Table, join
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from flows.weather.model import TRUSTED_TYPES
+from infra.testing.servers import CHECKOUT
 
 random = np.random.default_rng(0)
 FRAME = pd.DataFrame(random.normal(size=(50, 2)), columns=["a", "b"])
@@ -31,21 +39,24 @@ def signature(*columns: dict[str, Any]) -> dict[str, Any]:
 SCHEMA = parse_signature(signature({"name": "a", "type": "double"}, {"name": "b", "type": "double"}))
 
 
-def test_the_flows_models_can_be_served() -> None:
+def test_the_types_of_the_examples_models_are_trusted() -> None:
     assert set(TRUSTED_TYPES) <= REVIEWED_TYPES
 
 
-def test_it_does_not_start_open_by_an_oversight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_refuses_to_start_without_a_key_unless_a_setting_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.test")
     with pytest.raises(ValidationError, match="SERVING_API_KEY is empty"):
         Settings()  # type: ignore[call-arg]
     monkeypatch.setenv("SERVING_REQUIRE_KEY", "false")
     monkeypatch.setenv("SERVING_TRUSTED_TYPES", "a.B, c.D")
-    assert Settings().trusted_types == REVIEWED_TYPES | {"a.B", "c.D"}  # type: ignore[call-arg]
+
+    settings = Settings()  # type: ignore[call-arg]
+
+    assert settings.trusted_types == REVIEWED_TYPES | {"a.B", "c.D"}
 
 
 @pytest.mark.parametrize(
-    ("document", "says"),
+    ("document", "message"),
     [
         ({}, "no signature"),
         (signature({"type": "tensor", "tensor-spec": {}}), "no names"),
@@ -55,46 +66,135 @@ def test_it_does_not_start_open_by_an_oversight(monkeypatch: pytest.MonkeyPatch)
         (signature(), "no columns"),
     ],
 )
-def test_a_signature_that_no_row_could_fit_is_told(document: dict[str, Any], says: str) -> None:
-    with pytest.raises(UnservableError, match=says):
+def test_a_signature_that_cannot_be_served_is_refused_with_the_reason(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnservableError, match=message):
         parse_signature(document)
 
 
-def test_one_caller_spoils_no_other() -> None:
-    def ask(table: Table) -> Answer:
+def test_a_request_that_the_estimator_refuses_fails_alone_in_its_batch() -> None:
+    def predict(table: Table) -> Predictions:
         if "bad" in table.columns[0]:
             raise ValueError("bad")
-        return Answer(list(table.columns[0]), [[float(value)] for value in table.columns[0]])
+        return Predictions(list(table.columns[0]), [[float(value)] for value in table.columns[0]])
 
     tables = [Table([[1, 2]], 2), Table([["bad"]], 1), Table([[3]], 1)]
-    first, second, third = ask_together(ask, tables)
-    assert first == Answer([1, 2], [[1.0], [2.0]])
+
+    first, second, third = predict_batch(predict, tables)
+
+    assert first == Predictions([1, 2], [[1.0], [2.0]])
     assert isinstance(second, ValueError)
-    assert third == Answer([3], [[3.0]])
-    assert ask_together(ask, [tables[0], tables[2]]) == [first, third]
-    assert join([tables[0], tables[2]]) == Table([[1, 2, 3]], 3)
+    assert third == Predictions([3], [[3.0]])
+
+
+def test_a_batch_of_several_requests_is_split_again() -> None:
+    tables = [Table([[1, 2]], 2), Table([[3]], 1)]
+
+    parts = predict_batch(lambda table: Predictions(table.columns[0], None), tables)
+
+    assert join(tables) == Table([[1, 2, 3]], 3)
+    assert parts == [Predictions([1, 2], None), Predictions([3], None)]
 
 
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 @pytest.mark.parametrize("by_name", [False, True])
-def test_an_estimator_is_asked_with_a_matrix_only_where_that_gives_the_same(by_name: bool) -> None:
+def test_an_estimator_gets_a_matrix_only_where_that_predicts_the_same(by_name: bool) -> None:
     scale = make_column_transformer((StandardScaler(), ["a"])) if by_name else StandardScaler()
     fitted = make_pipeline(scale, LogisticRegression()).fit(FRAME, TARGET)
     estimator = Estimator(fitted, SCHEMA)
     table = Table([FRAME["a"].tolist(), FRAME["b"].tolist()], len(FRAME))
-    cold = estimator.ask(table)
-    estimator.warm(table)
+    cold = estimator.predict(table)
+
+    estimator.warm_up(table)
+    warm = estimator.predict(table)
+
     assert (estimator._dtype is None) == by_name
-    warm = estimator.ask(table)
-    assert warm.said == cold.said == fitted.predict(FRAME).tolist()
+    assert warm.values == cold.values == fitted.predict(FRAME).tolist()
     assert warm.probabilities is not None
     assert np.allclose(warm.probabilities, fitted.predict_proba(FRAME))
 
 
-def test_a_batch_may_be_as_large_as_the_setting_says() -> None:
+def test_a_batch_may_have_as_many_rows_as_the_setting_allows() -> None:
     reader = Reader(SCHEMA, 2)
     row = b'{"a": 1, "b": 2}'
-    assert reader.read(b"[%s, %s]" % (row, row), "application/json").rows == 2
+
+    accepted = reader.read(b"[%s, %s]" % (row, row), "application/json")
     with pytest.raises(RequestError) as refused:
         reader.read(b"[%s, %s, %s]" % (row, row, row), "application/json")
+
+    assert accepted.rows == 2
     assert refused.value.code == "too-many-rows"
+
+
+def test_a_data_frame_is_validated_like_the_rows_of_a_request() -> None:
+    columns = ({"name": "a", "type": "double"}, {"name": "s", "type": "string", "required": False})
+    reader = Reader(parse_signature(signature(*columns)), 10)
+    frame = pd.DataFrame({"s": ["x", None], "a": [1, 2]})
+
+    table = reader.read_frame(frame)
+    refusals = {}
+    for name, wrong in {
+        "missing": frame.assign(a=[1.0, np.nan]),
+        "infinite": frame.assign(a=[1.0, np.inf]),
+        "unknown": frame.assign(b=1),
+        "text": frame.assign(a=["1", "2"]),
+        "empty": frame.head(0),
+    }.items():
+        with pytest.raises(RequestError) as refused:
+            reader.read_frame(wrong)
+        refusals[name] = (refused.value.code, [(each.row, each.field) for each in refused.value.problems])
+
+    assert table == Table([[1, 2], ["x", None]], 2)
+    assert refusals == {
+        "missing": ("invalid-rows", [(1, "a")]),
+        "infinite": ("not-finite", [(1, "a")]),
+        "unknown": ("invalid-rows", [(0, "b"), (1, "b")]),
+        "text": ("invalid-rows", [(0, "a"), (1, "a")]),
+        "empty": ("invalid-rows", []),
+    }
+
+
+@pytest.mark.parametrize("column", ["plain", "dictionary"])
+def test_compressed_arrow_is_refused_before_it_is_unpacked(column: str) -> None:
+    rows = 4_000_000
+    values: Any = pa.array(np.zeros(rows))
+    if column == "dictionary":
+        values = pa.DictionaryArray.from_arrays(pa.array([0]), values)
+    table, sink = pa.table({"a": values}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    body = sink.getvalue().to_pybytes()
+    default = pa.default_memory_pool()
+    reader, memory = Reader(SCHEMA, rows), pa.proxy_memory_pool(default)
+    pa.set_memory_pool(memory)
+
+    try:
+        with pytest.raises(RequestError) as refused:
+            reader.read(body, STREAM)
+    finally:
+        pa.set_memory_pool(default)
+
+    assert refused.value.code == "content-type"
+    assert len(body) < 100_000
+    assert memory.max_memory() < 1_000_000
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(at=st.integers(0, 2000), byte=st.integers(0, 255), length=st.integers(0, 3000))
+def test_a_damaged_arrow_body_is_refused_or_read_and_nothing_else(at: int, byte: int, length: int) -> None:
+    frame = pa.Table.from_pandas(FRAME.head(5).assign(b=pd.Categorical(["x"] * 5)))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, frame.schema) as writer:
+        writer.write_table(frame)
+    body = bytearray(sink.getvalue().to_pybytes())
+    body[at % len(body)] = byte
+
+    with suppress(RequestError):
+        Reader(SCHEMA, 10).read(bytes(body[:length]), STREAM)
+
+
+def test_the_service_and_the_examples_hooks_import_neither_prefect_nor_mlflow() -> None:
+    program = "import sys; sys.modules.update(prefect=None, mlflow=None); import serving.app, flows.weather.live"
+
+    done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr

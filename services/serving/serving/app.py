@@ -24,7 +24,15 @@ async def run_service(app: FastAPI) -> AsyncIterator[None]:
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the application; while it runs it follows the registry."""
-    app = FastAPIOffline(title="Trainyard serving", lifespan=run_service, redoc_url=None, static_url="/docs/files")
+    app = FastAPIOffline(
+        title="Trainyard serving",
+        description="Predictions of the registry's champions. The paths of models change with them.",
+        version="1",
+        lifespan=run_service,
+        redoc_url=None,
+        static_url="/docs/files",
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.service = service = Service.create(settings)
     for module in (predictions, forecasts, records, status):
         app.include_router(module.router)

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -154,8 +155,16 @@ class Reader:
 
         try:
             table = _arrow_table(body, media, self._max_rows)
-            table.validate(full=True)  # offsets that lead outside of the body
-        except (pa.ArrowException, OSError, ValueError, NotImplementedError, OverflowError) as error:
+            table.validate(full=True)  # offsets may point outside of the body
+        except (
+            pa.ArrowException,
+            OSError,
+            ValueError,
+            TypeError,
+            NotImplementedError,
+            OverflowError,
+            struct.error,
+        ) as error:
             raise RequestError("malformed", f"The body is not {media}: {_first_line(error)}") from error
         names = [name for name in table.column_names if not name.startswith("__index_level_")]
         problems = [Problem("is not in the signature", name) for name in names if name not in self._schema.names]
@@ -212,11 +221,12 @@ HEADER_OF_MESSAGE, DATA_OF_DICTIONARY_BATCH, COMPRESSION_OF_RECORD_BATCH = 2, 1,
 def _is_compressed(message: Any) -> bool:
     """Return whether an IPC message holds compressed columns.
 
-    pyarrow unpacks them, to whatever size, while it reads the batch, and tells only here how they are stored: in the
-    metadata, whose flatbuffer it has verified.
+    pyarrow would unpack them, to whatever size, while it reads the batch, and does not tell beforehand; the message's
+    metadata, a flatbuffer, does.
+
+    Raises:
+        TypeError, struct.error: The metadata is damaged.
     """
-    if message.type not in ("dictionary", "record batch"):
-        return False
     from flatbuffers.encode import Get
     from flatbuffers.number_types import UOffsetTFlags
     from flatbuffers.table import Table as Flatbuffer
@@ -227,6 +237,8 @@ def _is_compressed(message: Any) -> bool:
     def child(parent: Any, field: int) -> Any:
         return Flatbuffer(data, parent.Indirect(parent.Pos + offset(parent, field)))
 
+    if message.type not in ("dictionary", "record batch"):
+        return False
     data = message.metadata.to_pybytes()
     batch = child(Flatbuffer(data, Get(UOffsetTFlags.packer_type, data, 0)), HEADER_OF_MESSAGE)
     if message.type == "dictionary":

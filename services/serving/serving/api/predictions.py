@@ -75,10 +75,13 @@ REQUEST_BODY = {
     "/models/{name}/predict",
     summary="Predict a row or a batch with the model {name}",
     response_model=PredictResponse,
-    responses=document_problems(
-        *("malformed", "no-key", "unknown-model", "too-many-rows", "body-too-large", "content-type", "invalid-rows"),
-        *("not-finite", "refused-by-model", "no-champion", "registry-unknown"),
-    ),
+    responses={
+        200: {"headers": {"X-Model-Version": {"schema": {"type": "integer"}, "description": "The served version"}}},
+        **document_problems(
+            *("malformed", "no-key", "unknown-model", "too-many-rows", "body-too-large", "content-type"),
+            *("invalid-rows", "not-finite", "refused-by-model", "no-champion", "registry-unknown"),
+        ),
+    },
     openapi_extra={"requestBody": REQUEST_BODY},
 )
 async def predict(name: str, request: Request) -> Response:
