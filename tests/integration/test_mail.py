@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
@@ -103,7 +104,7 @@ def retries(prefect: SyncPrefectClient, deployment: UUID) -> Iterator[Retries]:
     retries.delete()
 
 
-def send(run_id: UUID, server: SmtpServer | None = None, attempt: int = 1) -> State[None]:
+def send(run_id: UUID, server: SmtpServer | None = None, attempt: int = 1) -> State[Any]:
     """Run the flow, with the mail server up if it is given; return its final state."""
     if server is None:
         return send_mail(run_id, attempt, return_state=True)

@@ -1,4 +1,4 @@
-"""Runs with the tag `mail` are told by mail, which the stack's own mail server shows; its absence holds nothing up."""
+"""Mail about tagged runs, as the stack's mail server receives it, and a mail server that is down."""
 
 import time
 from collections.abc import Iterator
@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.provision.follow import FINAL, find_deployment
+from infra.provision.follow import find_deployment
 from infra.testing.stack import Stack
 from infra.testing.waiting import wait_until
+from trainyard.contract import PrefectPage, Resource, State
 
 FLOWS = '''
 import os
@@ -44,7 +45,7 @@ ENTRY = """
 
 @pytest.fixture(scope="module")
 def api(stack: Stack) -> Iterator[httpx.Client]:
-    """Prefect's API, with this module's flow deployed."""
+    """A client of Prefect's API; this module's flow is deployed."""
     stack.wait_for_first_run()
     (stack.home / "flows/departures.py").write_text(FLOWS)
     with (stack.home / "prefect.yaml").open("a") as project:
@@ -55,31 +56,32 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
 
 
 def run(api: httpx.Client, name: str, how: str = "on time") -> tuple[dict[str, Any], float]:
-    """Run a deployment to its end; return the run and the seconds that it took from its creation."""
+    """Run a deployment; return the ended run and the seconds from its creation to its end."""
     deployment, start = find_deployment(api, name)["id"], time.monotonic()
     body = {"parameters": {"how": how}}
     run_id = api.post(f"/deployments/{deployment}/create_flow_run", json=body).raise_for_status().json()["id"]
 
     def ended() -> dict[str, Any] | None:
         found: dict[str, Any] = api.get(f"/flow_runs/{run_id}").raise_for_status().json()
-        return found if found["state_type"] in FINAL else None
+        return found if found["state_type"] in State.FINAL_TYPES else None
 
     return wait_until(ended, 60, f"the end of {name}", every=0.2), time.monotonic() - start
 
 
-def find(mailbox: httpx.Client, name: str) -> dict[str, Any] | None:
-    """Return the mail about the run of this name."""
+def find_mail(mailbox: httpx.Client, name: str) -> dict[str, Any] | None:
+    """Return the mail about the run of a name, if there is one."""
     try:
         listed = mailbox.get("/messages", params={"limit": 200}).raise_for_status().json()["messages"]
     except httpx.TransportError:
-        return None  # it has only just been started again
+        return None  # it is starting
     found = [mail["ID"] for mail in listed if mail["Subject"].endswith(f": {name}")]
     assert len(found) <= 1, "mailed more than once"
     return mailbox.get(f"/message/{found[0]}").raise_for_status().json() if found else None
 
 
-def expect_mail(mailbox: httpx.Client, run: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
-    return wait_until(lambda: find(mailbox, run["name"]), seconds, f"the mail about {run['name']}", every=0.5)
+def wait_for_mail(mailbox: httpx.Client, run: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
+    """Return the mail about a run once it has arrived."""
+    return wait_until(lambda: find_mail(mailbox, run["name"]), seconds, f"the mail about {run['name']}", every=0.5)
 
 
 @pytest.mark.parametrize(
@@ -90,44 +92,46 @@ def expect_mail(mailbox: httpx.Client, run: dict[str, Any], seconds: float = 60)
         ("crash", "crashed", "Error       "),
     ],
 )
-def test_a_tagged_run_is_mailed(
+def test_mail_is_sent_about_a_tagged_run(
     stack: Stack, api: httpx.Client, mailbox: httpx.Client, how: str, ending: str, line: str
 ) -> None:
     about, _ = run(api, "depart", how)
-    mail = expect_mail(mailbox, about)
+    mail = wait_for_mail(mailbox, about)
+
     assert mail["Subject"] == f"[Trainyard] depart {ending}: {about['name']}"
     assert mail["From"]["Address"] == "trainyard@localhost"
     assert [to["Address"] for to in mail["To"]] == ["team@localhost"]
     for text in (mail["Text"], mail["HTML"]):
         assert f"depart {ending} after " in text
         assert line.split()[-1] in text
-        assert f"http://localhost:{stack.ports['PREFECT_PORT']}/runs/flow-run/{about['id']}" in text
+        assert PrefectPage.flow_run(f"http://localhost:{stack.ports['PREFECT_PORT']}", about["id"]) in text
         assert f"http://localhost:{stack.ports['MLFLOW_PORT']}" in text
     assert line in mail["Text"]
 
 
-def test_the_first_run_was_mailed_and_a_run_without_the_tag_is_not(
+def test_mail_is_sent_about_the_first_run_and_not_about_a_run_without_the_tag(
     stack: Stack, api: httpx.Client, mailbox: httpx.Client
 ) -> None:
-    expect_mail(mailbox, stack.wait_for_first_run())
-    quiet, _ = run(api, "depart-quietly")
-    loud, _ = run(api, "depart")
-    expect_mail(mailbox, loud)
-    assert find(mailbox, quiet["name"]) is None
+    wait_for_mail(mailbox, stack.wait_for_first_run())
+    untagged, _ = run(api, "depart-quietly")
+    tagged, _ = run(api, "depart")
+    wait_for_mail(mailbox, tagged)
+
+    assert find_mail(mailbox, untagged["name"]) is None
 
 
-def test_a_mail_server_that_is_down_holds_nothing_up_and_gets_the_mail_later(
+def test_runs_do_not_wait_for_a_mail_server_that_is_down_and_the_mail_arrives_later(
     stack: Stack, api: httpx.Client, mailbox: httpx.Client
 ) -> None:
-    _, usual = run(api, "depart")
+    _, usual_seconds = run(api, "depart")
     stack.shell("docker compose stop mail")
     try:
-        about, took = run(api, "depart")
+        about, seconds = run(api, "depart")
         assert about["state_type"] == "COMPLETED"
-        assert took < usual + 5
+        assert seconds < usual_seconds + 5
 
         def attempts() -> dict[int, dict[str, Any]]:
-            runs = stack.flow_runs("send-mail")
+            runs = stack.flow_runs(Resource.SEND_MAIL)
             mine = [run for run in runs if run["parameters"]["flow_run_id"] == about["id"]]
             return {run["parameters"].get("attempt", 1): run for run in mine}
 
@@ -135,12 +139,13 @@ def test_a_mail_server_that_is_down_holds_nothing_up_and_gets_the_mail_later(
         assert attempts()[2]["state_type"] == "SCHEDULED"
         wait_until(lambda: attempts()[1]["state_type"] == "COMPLETED", 30, "the first attempt's end", every=0.5)
         first, second = (attempts()[number] for number in (1, 2))
-        # It gave its place back and waited for nothing.
+        # The first attempt ended at once and freed its slot.
         assert first["total_run_time"] < 15
-        assert "It waits for the mail server to take it for team@localhost." in first["state"]["message"]
+        assert "Scheduled another attempt to send the mail about depart" in first["state"]["message"]
         wait = datetime.fromisoformat(second["expected_start_time"]) - datetime.fromisoformat(first["start_time"])
         assert 55 < wait.total_seconds() < 80
     finally:
         stack.shell("docker compose start mail")
-    mail = expect_mail(mailbox, about, seconds=120)
+    mail = wait_for_mail(mailbox, about, seconds=120)
+
     assert mail["Subject"] == f"[Trainyard] depart completed: {about['name']}"

@@ -1,10 +1,9 @@
-"""Monitoring in the stack: what serving recorded, beside the training data and beside what happened."""
+"""Monitoring in the stack: recorded predictions against the training data and the ground truth."""
 
 import json
 import random
 import shlex
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -12,105 +11,122 @@ import pytest
 
 from infra.testing.stack import Stack
 from infra.testing.waiting import wait_until
+from trainyard.contract import (
+    MONITORING_EXPERIMENT,
+    Record,
+    Resource,
+    RunTag,
+    ServingPath,
+    State,
+    Tag,
+    Verdict,
+)
 
 MODEL = "rain-tomorrow"
-DRIFTED = 60
+DRIFTED_ROWS = 60
+TOO_FEW = {"min_predictions": 10_000, "min_scored": 1000}
+# Copies the newest forecast to each of ten past days: real forecasts of past days would take as many days.
+PAST_FORECASTS = f"""
+INSERT INTO predictions (at, model, version, inputs, outputs, about)
+SELECT at, model, version,
+    json_build_object('columns', inputs->'columns', 'data', json_build_array(inputs->'data'->0)),
+    json_build_object('columns', outputs->'columns', 'data', json_build_array(outputs->'data'->0)),
+    json_build_object(
+        '{Record.SUBJECT}', about->'{Record.SUBJECT}', '{Record.TIMES}', json_build_array(to_char(day, 'YYYY-MM-DD'))
+    )
+FROM
+    (SELECT * FROM predictions WHERE model = '{MODEL}' AND about IS NOT NULL ORDER BY id DESC LIMIT 1) AS newest,
+    generate_series(current_date - 19, current_date - 10, interval '1 day') AS day
+"""
 
 
 @pytest.fixture(scope="module")
 def served(stack: Stack) -> Iterator[httpx.Client]:
-    """The serving API, once the first run's champion answers."""
+    """A client of the serving API that serves the champion of the first run."""
     stack.wait_for_first_run()
     variables = stack.variables()
     headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
     with httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30) as client:
-        wait_until(lambda: MODEL in client.get("/models").json()["models"], 30, "the champion")
+        wait_until(lambda: MODEL in client.get(ServingPath.MODELS).json()["models"], 30, "the champion")
         yield client
 
 
-def monitor(stack: Stack, **parameters: Any) -> dict[str, Any]:
-    """Run the monitor for the model as a person does; return the run."""
+def run_monitor(stack: Stack, **parameters: Any) -> dict[str, Any]:
+    """Run the monitor for the model with `make run`; return the flow run."""
     arguments = shlex.quote(json.dumps({"models": [MODEL], **parameters}))
-    stack.shell(f"make run DEPLOYMENT=monitor PARAMETERS={arguments}", check=False)
-    return stack.flow_runs("monitor")[0]
+    stack.shell(f"make run DEPLOYMENT={Resource.MONITOR} PARAMETERS={arguments}", check=False)
+    return stack.flow_runs(Resource.MONITOR)[0]
 
 
 def newest_check(stack: Stack) -> dict[str, Any]:
-    """Return tags and metrics of the newest run in MLflow's experiment `monitoring`."""
+    """Return the tags and the metrics of the monitor's newest run in MLflow."""
     with stack.mlflow() as api:
-        found = api.get("/experiments/get-by-name", params={"experiment_name": "monitoring"}).raise_for_status()
+        experiment_name = {"experiment_name": MONITORING_EXPERIMENT}
+        found = api.get("/experiments/get-by-name", params=experiment_name).raise_for_status()
         query = {"experiment_ids": [found.json()["experiment"]["experiment_id"]], "max_results": 1}
         (run,) = api.post("/runs/search", json=query).raise_for_status().json()["runs"]
-    data = run["data"]
-    return {kind: {one["key"]: one["value"] for one in data[kind]} for kind in ("tags", "metrics")}
+    return {kind: {item["key"]: item["value"] for item in run["data"][kind]} for kind in ("tags", "metrics")}
 
 
-def remember(stack: Stack, model: str, days: list[str]) -> None:
-    """Let forecasts of past days be on record, as if they had been made then: only time makes real ones."""
-    first_row = "json_build_object('columns', {0}->'columns', 'data', json_build_array({0}->'data'->0))"
-    inputs, outputs = first_row.format("inputs"), first_row.format("outputs")
-    for day in days:
-        about = json.dumps({"place": "Seattle, Washington, United States", "days": [day]})
-        stack.exec(
-            "postgres", "psql", "--username=postgres", "--dbname=serving", "--quiet", "--set=ON_ERROR_STOP=1", "--command",
-            f"INSERT INTO predictions (at, model, version, inputs, outputs, about) SELECT at, model, version,"
-            f" {inputs}, {outputs}, '{about}' FROM predictions WHERE model = '{model}' AND about IS NOT NULL ORDER BY id LIMIT 1",
-        )  # fmt: skip
+def insert_past_forecasts(stack: Stack) -> None:
+    """Record forecasts about ten past days."""
+    options = ("--username=postgres", "--dbname=serving", "--quiet", "--set=ON_ERROR_STOP=1")
+    stack.exec("postgres", "psql", *options, "--command", PAST_FORECASTS)
 
 
-def test_a_champion_without_predictions_gets_its_forecast_and_no_verdict(stack: Stack, served: httpx.Client) -> None:
-    run = monitor(stack, limits={"min_predictions": 10_000, "min_scored": 1000})
-    assert run["state"]["name"] == "Completed", run["state"]
+def test_the_monitor_requests_the_champions_forecasts(stack: Stack, served: httpx.Client) -> None:
+    run = run_monitor(stack, limits=TOO_FEW)
     check = newest_check(stack)
-    assert check["tags"]["verdict"] == "too-few"
-    assert check["tags"]["prefect.flow_run_id"] == run["id"]
 
-    def forecast() -> list[dict[str, Any]]:
-        page = served.get(f"/models/{MODEL}/predictions", params={"limit": "1000"}).raise_for_status().json()
-        return [record for record in page["predictions"] if record["about"]]
+    def forecasts() -> list[dict[str, Any]]:
+        path = ServingPath.of_model(MODEL, "predictions")
+        records = served.get(path, params={"limit": "1000"}).raise_for_status().json()["predictions"]
+        return [record for record in records if record[Record.ABOUT]]
 
-    assert wait_until(forecast, 30, "the forecast's record")
+    assert run["state"]["name"] == "Completed", run["state"]
+    assert check["tags"][Tag.VERDICT] == Verdict.TOO_FEW
+    assert check["tags"][Tag.FLOW_RUN_ID] == run["id"]
+    assert len(wait_until(forecasts, 30, "the record of the forecasts")[0][Record.ABOUT][Record.TIMES]) == 7
 
 
-def test_forecasts_are_scored_when_the_truth_is_known(stack: Stack, served: httpx.Client) -> None:
-    today = datetime.now(UTC).date()
-    remember(stack, MODEL, [(today - timedelta(days=back)).isoformat() for back in range(10, 20)])
-    monitor(stack, limits={"min_predictions": 10_000, "min_scored": 1000})
+def test_forecasts_are_scored_when_the_ground_truth_is_known(stack: Stack, served: httpx.Client) -> None:
+    insert_past_forecasts(stack)
+    run_monitor(stack, limits=TOO_FEW)
     metrics = newest_check(stack)["metrics"]
+
     assert metrics["scored"] == 10
     assert 0 < metrics["live_brier"] < 1
     assert 0 < metrics["holdout_brier"] < 0.3
 
 
-def test_drift_is_an_alert_a_mail_and_another_training(
+def test_drift_raises_an_alert_sends_a_mail_and_retrains_once(
     stack: Stack, served: httpx.Client, mailbox: httpx.Client
 ) -> None:
-    example: Any = served.get("/models").json()["models"][MODEL]["example"]
+    example: Any = served.get(ServingPath.MODELS).json()["models"][MODEL]["example"]
     row = example if isinstance(example, dict) else example[0]
-    chance = random.Random(1)
-    rows = [{name: float(value) * 5 + 30 + chance.random() for name, value in row.items()} for _ in range(DRIFTED)]
-    served.post(f"/models/{MODEL}/predict", json=rows).raise_for_status()
+    noise = random.Random(1)
+    rows = [{name: float(value) * 5 + 30 + noise.random() for name, value in row.items()} for _ in range(DRIFTED_ROWS)]
+    served.post(ServingPath.of_model(MODEL, "predict"), json=rows).raise_for_status()
 
-    def alerted() -> dict[str, Any] | None:
-        run = monitor(stack, retrain_on_alert=True)  # the records are written just behind the answer
-        return run if run["state"]["name"] == "Alert" else None
+    def alert() -> dict[str, Any] | None:
+        run = run_monitor(stack, retrain_on_alert=True)  # serving writes its records after the response
+        return run if run["state"]["name"] == State.ALERT else None
 
-    run = wait_until(alerted, 60, "the alert")
-    assert run["state"]["type"] == "COMPLETED"
-    assert "of the inputs have drifted" in run["state"]["message"]
-    assert newest_check(stack)["tags"]["verdict"] == "alert"
-
-    def mail() -> dict[str, Any] | None:
+    def mail(run: dict[str, Any]) -> dict[str, Any] | None:
         listed = mailbox.get("/messages", params={"limit": 200}).raise_for_status().json()["messages"]
-        found = [mail for mail in listed if mail["Subject"].endswith(f"monitor ended as Alert: {run['name']}")]
+        found = [mail for mail in listed if mail["Subject"].endswith(f"monitor ended as {State.ALERT}: {run['name']}")]
         return mailbox.get(f"/message/{found[0]['ID']}").raise_for_status().json() if found else None
 
-    text = wait_until(mail, 60, "the mail about the alert", every=0.5)["Text"]
+    run = wait_until(alert, 60, "the alert")
+    text = wait_until(lambda: mail(run), 60, "the mail about the alert", every=0.5)["Text"]
+    check = newest_check(stack)
+    run_monitor(stack, retrain_on_alert=True)
+    (retraining,) = [run for run in stack.flow_runs("weather-pipeline") if RunTag.RETRAINING in run["tags"]]
+
+    assert run["state"]["type"] == "COMPLETED"
+    assert "of the inputs have drifted" in run["state"]["message"]
+    assert f"is retrained by the run {retraining['name']}." in run["state"]["message"]
+    assert check["tags"][Tag.VERDICT] == Verdict.ALERT
     assert "of the inputs have drifted" in text
     assert "drifted_share" in text
-
-    monitor(stack, retrain_on_alert=True)
-    again = [one for one in stack.flow_runs("weather-pipeline") if "retraining" in one["tags"]]
-    assert len(again) == 1, "once for each version"
-    assert f"is trained again by the run {again[0]['name']}." in run["state"]["message"]
-    assert "mail" in again[0]["tags"]
+    assert RunTag.MAIL in retraining["tags"]

@@ -86,7 +86,7 @@ def compose(summary: RunSummary, sender: str, recipients: Sequence[str]) -> Emai
 
 
 def format_subject(summary: RunSummary) -> str:
-    """Return the subject, such as "[Trainyard] wine-pipeline failed: happy-otter"."""
+    """Return the subject, such as "[Trainyard] my-pipeline failed: happy-otter"."""
     subject = f"[Trainyard] {format_flow(summary)} {format_outcome(summary.state)}: {summary.name}"
     return to_single_line(subject, MAX_SUBJECT_LENGTH)
 
