@@ -1,4 +1,4 @@
-"""Prefect's reading account, on a server started as in the stack: it looks and changes nothing."""
+"""Prefect's read-only account, on a server that is started as in the stack."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,10 +16,10 @@ NO_ID = "00000000-0000-0000-0000-000000000000"
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with both accounts, and a work pool."""
+    """The address of a server with both accounts and a work pool."""
     with prefect_server(tmp_path_factory.mktemp("prefect"), admin=":".join(ADMIN), reader=":".join(READER)) as address:
-        made = httpx.post(f"{address}/work_pools/", json={"name": "training", "type": "process"}, auth=ADMIN)
-        assert made.status_code == 201, made.text
+        response = httpx.post(f"{address}/work_pools/", json={"name": "training", "type": "process"}, auth=ADMIN)
+        assert response.status_code == 201, response.text
         yield address
 
 
@@ -37,10 +37,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "/work_pools/training/workers/filter",
     ],
 )
-def test_it_reads_as_the_admin_does(api: str, path: str) -> None:
-    ours, theirs = (httpx.post(f"{api}{path}", json={}, auth=account) for account in (READER, ADMIN))
-    assert (ours.status_code, theirs.status_code) == (200, 200), ours.text
-    assert ours.json() == theirs.json()
+def test_it_reads_what_the_admin_reads(api: str, path: str) -> None:
+    as_reader, as_admin = (httpx.post(f"{api}{path}", json={}, auth=account) for account in (READER, ADMIN))
+
+    assert (as_reader.status_code, as_admin.status_code) == (200, 200), as_reader.text
+    assert as_reader.json() == as_admin.json()
 
 
 @pytest.mark.parametrize(
@@ -57,48 +58,52 @@ def test_it_reads_as_the_admin_does(api: str, path: str) -> None:
         ("PATCH", "/work_pools/training", {"is_paused": True}),
         ("DELETE", "/work_pools/training", None),
         ("PUT", f"/deployments/{NO_ID}", {}),
-        # Reading, of what may hold secrets.
+        # Requests that read, from what may hold secrets.
         ("POST", "/block_documents/filter", {"include_secrets": True}),
         ("POST", "/variables/filter", {}),
         ("POST", "/logs/filter", {}),
         ("GET", "/flow_runs/filter", None),
         ("GET", "/admin/settings", None),
         ("POST", "/admin/database/clear", {"confirm": True}),
-        # Spellings of an address that is allowed.
+        # Variants of an allowed path.
         ("POST", "/work_pools/filter/../../block_documents/filter", {}),
         ("POST", "//block_documents/filter", {}),
         ("POST", "/block_documents%2Ffilter", {}),
         ("DELETE", "/flow_runs/filter", None),
     ],
 )
-def test_it_changes_nothing(api: str, method: str, path: str, body: dict[str, object] | None) -> None:
-    answer = httpx.request(method, f"{api}{path}", json=body, auth=READER)
-    assert answer.status_code == 403, answer.text
+def test_other_requests_are_refused(api: str, method: str, path: str, body: dict[str, object] | None) -> None:
+    response = httpx.request(method, f"{api}{path}", json=body, auth=READER)
+
+    assert response.status_code == 403, response.text
     pools = httpx.post(f"{api}/work_pools/filter", json={}, auth=ADMIN).json()
     assert [(pool["name"], pool["is_paused"]) for pool in pools] == [("training", False)]
 
 
-def test_the_admin_does_as_before(api: str) -> None:
-    made = httpx.post(f"{api}/flows/", json={"name": "greet"}, auth=ADMIN)
-    assert made.status_code == 201
-    assert httpx.delete(f"{api}/flows/{made.json()['id']}", auth=ADMIN).status_code == 204
+def test_the_admin_is_not_restricted(api: str) -> None:
+    created = httpx.post(f"{api}/flows/", json={"name": "greet"}, auth=ADMIN)
+    deleted = httpx.delete(f"{api}/flows/{created.json()['id']}", auth=ADMIN)
+
+    assert (created.status_code, deleted.status_code) == (201, 204)
     assert httpx.get(f"{api}/admin/version", auth=ADMIN).status_code == 200
 
 
 @pytest.mark.parametrize("account", [None, ("dashboard", "wrong"), ("admin", READER[1]), ("dashboard", ADMIN[1])])
-def test_nobody_else_reads(api: str, account: tuple[str, str] | None) -> None:
+def test_wrong_credentials_are_refused(api: str, account: tuple[str, str] | None) -> None:
     assert httpx.post(f"{api}/flow_runs/filter", json={}, auth=account).status_code == 401
 
 
-def test_two_credentials_at_once_give_no_more(api: str) -> None:
+def test_two_authorization_headers_are_refused(api: str) -> None:
     def basic(account: tuple[str, str]) -> tuple[str, str]:
         return "Authorization", httpx.BasicAuth(*account)._auth_header
 
-    both = [basic(ADMIN), basic(READER)]
-    assert httpx.post(f"{api}/flows/", json={"name": "intruder"}, headers=both).status_code == 403
+    headers = [basic(ADMIN), basic(READER)]
+    response = httpx.post(f"{api}/flows/", json={"name": "intruder"}, headers=headers)
+
+    assert response.status_code == 403
 
 
-def test_automations_still_act(api: str) -> None:
+def test_automations_still_run_their_actions(api: str) -> None:
     with httpx.Client(base_url=api, auth=ADMIN, timeout=30) as admin:
         pool = admin.post("/work_pools/", json={"name": "paused-by-event", "type": "process"}).raise_for_status().json()
         automation = {
@@ -115,14 +120,14 @@ def test_automations_still_act(api: str) -> None:
         }
         admin.post("/automations/", json=automation).raise_for_status()
 
-        def paused() -> bool:
+        def is_paused() -> bool:
             event = {
                 "id": str(uuid4()),
                 "event": "test.pause",
                 "occurred": datetime.now(UTC).isoformat(),
                 "resource": {"prefect.resource.id": "test.it"},
             }
-            admin.post("/events", json=[event]).raise_for_status()  # again: the automation is loaded some time later
+            admin.post("/events", json=[event]).raise_for_status()  # repeated, since the automation is loaded later
             return bool(admin.get("/work_pools/paused-by-event").raise_for_status().json()["is_paused"])
 
-        wait_until(paused, 30, "the automation's action", every=0.5)
+        wait_until(is_paused, 30, "the automation's action", every=0.5)

@@ -1,11 +1,11 @@
-"""A browser signs in to both UIs and finds the run and the model."""
+"""Both UIs in a browser: sign-in, the first run and its model."""
 
 from playwright.sync_api import Browser, HttpCredentials, expect
 
 from infra.testing.stack import Stack
 
 
-def test_the_run_is_found_in_prefect(stack: Stack, browser: Browser) -> None:
+def test_prefects_ui_shows_the_first_run(stack: Stack, browser: Browser) -> None:
     run, variables = stack.wait_for_first_run(), stack.variables()
     with browser.new_page() as page:
         page.goto(variables["PREFECT_API_URL"].removesuffix("/api"))
@@ -21,12 +21,12 @@ def test_the_run_is_found_in_prefect(stack: Stack, browser: Browser) -> None:
         expect(page.get_by_text("Completed").first).to_be_visible(timeout=30_000)
 
 
-def test_the_model_is_found_in_mlflow(stack: Stack, browser: Browser) -> None:
+def test_mlflows_ui_shows_the_champion(stack: Stack, browser: Browser) -> None:
     stack.wait_for_first_run()
     variables = stack.variables()
     address = variables["MLFLOW_TRACKING_URI"]
-    with browser.new_context() as strangers:
-        assert strangers.request.get(f"{address}/ajax-api/2.0/mlflow/experiments/search?max_results=1").status == 401
+    with browser.new_context() as anonymous:
+        assert anonymous.request.get(f"{address}/ajax-api/2.0/mlflow/experiments/search?max_results=1").status == 401
     login: HttpCredentials = {
         "username": variables["MLFLOW_TRACKING_USERNAME"],
         "password": variables["MLFLOW_TRACKING_PASSWORD"],
