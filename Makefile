@@ -7,7 +7,7 @@ export PYTHON
 secrets = docker compose run --rm --no-deps --no-TTY --quiet-pull secrets
 provision = docker compose run --rm --no-deps --no-TTY provision python -m infra.provision
 registry = docker compose exec -T worker with-secrets python -m trainyard.registry
-MODEL ?= rain-tomorrow
+export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
 .PHONY: help up down info env deploy run promote rollback logs demo ui test test-unit test-integration test-stack bench lint lock clean
 
@@ -30,41 +30,42 @@ env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use
 deploy: ## register the deployments of prefect.yaml
 	@$(provision) deploy
 
-run: ## run DEPLOYMENT=... [PARAMETERS='{"places": ["Oslo"]}'] and follow it
-	@test -n "$(DEPLOYMENT)" || { echo "Say which deployment: make run DEPLOYMENT=cat-facts" >&2; exit 2; }
-	@$(provision) run "$(DEPLOYMENT)" '$(or $(PARAMETERS),{})'
+run: ## run DEPLOYMENT=... [PARAMETERS='{"count": 3}'] and follow it
+	@test -n "$(DEPLOYMENT)" || { echo "Name a deployment: make run DEPLOYMENT=cat-facts" >&2; exit 2; }
+	@$(provision) run "$(DEPLOYMENT)" "$$PARAMETERS"
 
-promote: ## make VERSION=n of MODEL (rain-tomorrow) the champion
-	@test -n "$(VERSION)" || { echo "Say which version: make promote VERSION=3" >&2; exit 2; }
+promote: ## make VERSION=n of MODEL=... the champion; MODEL may be left out where there is one model
+	@test -n "$(VERSION)" || { echo "Name a version: make promote VERSION=3" >&2; exit 2; }
 	@$(registry) promote "$(MODEL)" "$(VERSION)"
 
-rollback: ## let the champion of MODEL (rain-tomorrow) and the one before it change places
+rollback: ## make the previous champion of MODEL=... the champion again
 	@$(registry) rollback "$(MODEL)"
 
 logs: ## follow the services' logs
 	@docker compose logs --follow --tail 100
 
-demo: ## train without Docker, and end
-	@infra/venv demo && .venv/bin/python -m infra.embedded demo
+demo: ## run the first-run deployments without Docker, and end
+	@infra/dev/venv demo && .venv/bin/python -m infra.embedded demo
 
-ui: ## both UIs over what `make demo` made, until Ctrl-C
-	@infra/venv demo && .venv/bin/python -m infra.embedded ui
+ui: ## both UIs over the data of `make demo`, until Ctrl-C
+	@infra/dev/venv demo && .venv/bin/python -m infra.embedded ui
 
-test: ## all tests; those of the stack where Docker answers
-	@infra/venv test && .venv/bin/python -m pytest $(TESTS)
+test: ## all tests; those of the stack where Docker is running
+	@infra/dev/venv test && .venv/bin/python -m pytest $(TESTS)
 
 test-unit test-integration test-stack: test-%:
-	@infra/venv test && .venv/bin/python -m pytest tests/$*
+	@infra/dev/venv test && .venv/bin/python -m pytest tests/$*
 
 bench: ## all benchmarks, an hour on a quiet machine; writes bench/results and docs/benchmarks.md
-	@infra/venv test && for name in start demo serving dashboard peers; do .venv/bin/python -m bench.$$name; done
+	@infra/dev/venv test && for name in start demo serving dashboard peers; do .venv/bin/python -m bench.$$name; done
 	@.venv/bin/python -m bench.page
 
 lint: ## ruff, mypy and the compose file
-	@infra/venv lint && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+	@infra/dev/venv lint && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+	@! command -v docker >/dev/null || docker compose config --quiet
 
 lock: ## compile pyproject.toml's dependency groups into requirements/; UPGRADE=1 takes the newest
-	@infra/venv build && PATH=$$PWD/.venv/bin:$$PATH infra/lock $(if $(UPGRADE),--upgrade)
+	@infra/dev/venv build && PATH=$$PWD/.venv/bin:$$PATH infra/dev/lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove the stack WITH ITS DATA, its images, .venv and the demo's data
 	@read -rp "This removes every run, model and artifact. Type yes: " answer && test "$$answer" = yes

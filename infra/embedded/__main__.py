@@ -1,6 +1,6 @@
 """Run the platform without Docker.
 
-demo    train the weather model through the worker, print how good it is, and end
+demo    run the deployments with the tag `first-run` through the worker, print the models' scores, and end
 ui      serve Prefect's and MLflow's UIs over the same data, with a worker, until Ctrl-C
 """
 
@@ -10,24 +10,23 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 import httpx
 
+from infra.embedded.scores import print_scores
 from infra.embedded.servers import ServerError, Servers
 from infra.provision.api import prefect_api
-from infra.provision.deployments import DeployError, make_work_pool, provision_deployments
+from infra.provision.deployments import DeployError, ensure_work_pool, find_first_runs, provision_deployments
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
+from trainyard.contract import RunTag
 
 HOME = Path(__file__).resolve().parents[2]
 STATE = HOME / ".demo"
-DEPLOYMENT = "weather-pipeline"
-TABLE = (("log loss", "log_loss"), ("Brier score", "brier"), ("ROC AUC", "roc_auc"), ("accuracy", "accuracy"))
 
 
-def settings_of(servers: Servers) -> Settings:
-    """Return what provisioning must know of these servers: no accounts, object store, mail server or first run."""
+def provisioning_settings(servers: Servers) -> Settings:
+    """Return the settings of an installation without accounts, object store and mail."""
     return Settings(
         prefect_api_url=f"{servers.prefect_address}/api",
         prefect_ui_url=servers.prefect_address,
@@ -37,62 +36,49 @@ def settings_of(servers: Servers) -> Settings:
     )
 
 
-def started(servers: Servers) -> Settings:
-    """Start the worker on running servers and deploy."""
-    settings = settings_of(servers)
+def start_worker_and_deploy(servers: Servers) -> Settings:
+    """Start the worker on running servers and register the deployments; return the settings of provisioning."""
+    settings = provisioning_settings(servers)
     os.environ.update({name: value for name, value in servers.environment.items() if name.startswith("PREFECT_")})
-    os.environ["SCHEDULES_ACTIVE"] = "false"  # what is due while no worker is there would pile up
+    os.environ["SCHEDULES_ACTIVE"] = "false"  # runs that come due while no worker is up would pile up
     with prefect_api(settings) as api:
-        make_work_pool(api)
-    servers.start_worker()  # it comes up while the flows are deployed
+        ensure_work_pool(api)
+    servers.start_worker()  # starts up while the flows are deployed
     provision_deployments(settings)
     return settings
 
 
 def demo() -> bool:
-    """Train through the worker.
+    """Run the deployments with the tag `first-run` through the worker.
 
     Returns:
-        Whether the run completed.
+        Whether all of them completed.
     """
     start = time.monotonic()
-    print("Starting Prefect and MLflow; the first start makes their databases ...", flush=True)
+    print("Starting Prefect and MLflow; the first start creates their databases ...", flush=True)
     with Servers(HOME, STATE, prefect_port=4200, mlflow_port=5001) as servers:
-        print(f"Both answer after {time.monotonic() - start:.0f} s. Deploying, and starting a worker ...", flush=True)
-        settings = started(servers)
+        print(
+            f"Both are ready after {time.monotonic() - start:.0f} s. Deploying, and starting a worker ...", flush=True
+        )
+        settings = start_worker_and_deploy(servers)
         with prefect_api(settings) as api:
-            run_id = start_run(api, DEPLOYMENT, {}, settings.prefect_ui_url)
-            if not follow(api, run_id):
-                return False
-        print_scores(servers.mlflow_address, run_id)
+            deployments = find_first_runs(api, RunTag.FIRST_RUN)
+            if not deployments:
+                print(f"No deployment of prefect.yaml has the tag {RunTag.FIRST_RUN}: nothing was run.")
+            for deployment in deployments:
+                run_id = start_run(api, deployment["full_name"], {}, settings.prefect_ui_url)
+                if not follow(api, run_id):
+                    return False
+                print_scores(servers.mlflow_address, run_id)
     print(f"\nDone after {time.monotonic() - start:.0f} s. Look around in both UIs: make ui")
     return True
-
-
-def print_scores(mlflow: str, flow_run_id: str) -> None:
-    """Print the metrics that a flow run came to, the model's beside the baselines'."""
-    api = f"{mlflow}/api/2.0/mlflow"
-    experiment = httpx.get(f"{api}/experiments/get-by-name", params={"experiment_name": "weather"}).raise_for_status()
-    search: dict[str, Any] = {
-        "experiment_ids": [experiment.json()["experiment"]["experiment_id"]],
-        "filter": f"tags.`prefect.last_flow_run_id` = '{flow_run_id}'",
-        "max_results": 1,
-    }
-    (run,) = httpx.post(f"{api}/runs/search", json=search).raise_for_status().json()["runs"]
-    metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
-    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-    print(f"\nWill it rain tomorrow? {tags['place']}, data from {tags['data_source']}\n")
-    print(f"{'':17} {'model':>8} {'persistence':>12} {'climatology':>12}")
-    for title, name in TABLE:
-        model, *baselines = (metrics[f"{who}_{name}"] for who in ("model", "persistence", "climatology"))
-        print(f"{title:17} {model:8.3f} {baselines[0]:12.3f} {baselines[1]:12.3f}")
 
 
 def ui() -> None:
     """Serve both UIs until Ctrl-C."""
     print("Starting Prefect and MLflow ...", flush=True)
     with Servers(HOME, STATE, prefect_port=4200, mlflow_port=5001) as servers:
-        started(servers)
+        start_worker_and_deploy(servers)
         print(f"Prefect  {servers.prefect_address}\nMLflow   {servers.mlflow_address}\nCtrl-C ends both.", flush=True)
         for address in (servers.prefect_address, servers.mlflow_address):
             webbrowser.open(address)
@@ -100,8 +86,8 @@ def ui() -> None:
 
 
 def main() -> None:
-    """Do what the command line says; end with one message where it cannot be done."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the servers too
+    """Run the command; exit with one message on an error that a user can correct."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the servers too
     os.chdir(HOME)
     try:
         match sys.argv[1:]:
@@ -114,7 +100,7 @@ def main() -> None:
     except (ServerError, DeployError, RunError) as error:
         sys.exit(str(error))
     except httpx.HTTPError as error:
-        sys.exit(f"A server did not answer as it should: {error}. The logs: {STATE / 'logs'}")
+        sys.exit(f"A request to a server failed: {error}. The logs: {STATE / 'logs'}")
     except KeyboardInterrupt:
         sys.exit(130)
 

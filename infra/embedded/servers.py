@@ -1,4 +1,4 @@
-"""Prefect's server, MLflow's server and a worker as local processes that end with the program that started them."""
+"""Prefect's server, MLflow's server and a worker as local processes that stop with the program that starts them."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ from typing import Self
 
 import httpx
 
-from infra.provision.deployments import WORK_POOL, WORK_POOL_TYPE
+from trainyard.contract import Resource
 
-START_SECONDS = 180.0
-STOP_SECONDS = 15.0
+START_TIMEOUT_SECONDS = 180.0
+STOP_TIMEOUT_SECONDS = 15.0
 
 
 class ServerError(Exception):
-    """A process ended or did not become ready; the message says which and where its log is."""
+    """A process exited or did not become ready; the message names it and its log."""
 
 
 class Servers(AbstractContextManager["Servers"]):
@@ -30,10 +30,10 @@ class Servers(AbstractContextManager["Servers"]):
 
     Args:
         home: The checkout, where prefect.yaml and flows/ are.
-        state: Folder of the databases, artifacts and logs; made where it is missing.
-        prefect_port: Preferred port of Prefect; another is taken where this one is in use.
+        state: Folder of the databases, artifacts and logs; created where it is missing.
+        prefect_port: Preferred port of Prefect; a free one is chosen if it is in use.
         mlflow_port: The same for MLflow.
-        variables: More environment variables for the processes.
+        variables: Additional environment variables of the processes.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Servers(AbstractContextManager["Servers"]):
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))},
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "TRAINYARD_HOME": str(home),
+            "PYTHONPATH": str(home),  # for the hooks of the project, in flows/
             "PREFECT_HOME": str(state / "prefect"),
             "PREFECT_API_URL": f"{self.prefect_address}/api",
             "PREFECT_UI_URL": self.prefect_address,
@@ -70,10 +71,10 @@ class Servers(AbstractContextManager["Servers"]):
         }
 
     def __enter__(self) -> Self:
-        """Start the two servers and return once both answer.
+        """Start the two servers and return once both are ready.
 
         Raises:
-            ServerError: One of them does not.
+            ServerError: One of them exited or did not become ready in time.
         """
         try:
             prefect, mlflow = httpx.URL(self.prefect_address), httpx.URL(self.mlflow_address)
@@ -91,14 +92,15 @@ class Servers(AbstractContextManager["Servers"]):
         return self
 
     def start_worker(self) -> None:
-        """Start a worker of the platform's kind on the platform's pool."""
-        self._start("worker", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", WORK_POOL_TYPE)
+        """Start a worker on the work pool."""
+        pool = ("--pool", Resource.WORK_POOL, "--type", Resource.WORK_POOL_TYPE)
+        self._start("worker", "prefect", "worker", "start", *pool)
 
     def wait(self) -> None:
-        """Return when one of the processes ends, which none should.
+        """Block as long as all processes run.
 
         Raises:
-            ServerError: Naming the process.
+            ServerError: One of them exited.
         """
         while True:
             for name in self._processes:
@@ -112,7 +114,7 @@ class Servers(AbstractContextManager["Servers"]):
 
     def _start(self, name: str, *command: str) -> None:
         with (self._state / "logs" / f"{name}.log").open("ab") as log:
-            # A session of its own: Ctrl-C reaches this program alone, which then ends them in order.
+            # A session of its own: Ctrl-C then reaches this program only, which stops them in order.
             self._processes[name] = subprocess.Popen(
                 [str(Path(sys.executable).with_name(command[0])), *command[1:]],
                 cwd=self._home,
@@ -124,7 +126,7 @@ class Servers(AbstractContextManager["Servers"]):
             )
 
     def _wait_for(self, name: str, address: str) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             self._require_alive(name)
             try:
@@ -133,24 +135,26 @@ class Servers(AbstractContextManager["Servers"]):
             except httpx.TransportError:
                 pass
             Event().wait(0.1)
-        raise ServerError(f"{name} did not answer within {START_SECONDS:.0f} s. Its log: {self._log(name)}")
+        raise ServerError(
+            f"{name} did not become ready within {START_TIMEOUT_SECONDS:.0f} s. Its log: {self._log(name)}"
+        )
 
     def _require_alive(self, name: str) -> None:
         code = self._processes[name].poll()
         if code is not None:
-            raise ServerError(f"{name} ended with code {code}. Its log: {self._log(name)}")
+            raise ServerError(f"{name} exited with code {code}. Its log: {self._log(name)}")
 
     def _log(self, name: str) -> Path:
         return self._state / "logs" / f"{name}.log"
 
     def _stop(self) -> None:
-        """End the processes, the last started first, and whatever they started themselves."""
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave one behind
+        """Stop the processes and their children, the last one started first."""
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must leave none behind
         try:
             for process in reversed(self._processes.values()):
                 signal_group(process, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_SECONDS)
+                    process.wait(STOP_TIMEOUT_SECONDS)
                 signal_group(process, signal.SIGKILL)
                 process.wait()
         finally:
@@ -159,13 +163,17 @@ class Servers(AbstractContextManager["Servers"]):
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal a process and its descendants in its session; nothing where they are gone."""
-    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+    """Signal a process and the descendants in its session, if they still exist."""
+    with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
         os.killpg(process.pid, number)
 
 
 def free_port(preferred: int) -> int:
-    """Return the preferred port of 127.0.0.1, or one that is free where it is in use."""
+    """Return the preferred port of 127.0.0.1, or a free one if it is in use.
+
+    Raises:
+        ServerError: No port is free.
+    """
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,1 +1,1 @@
-"""Make an installation of running servers: accounts, buckets, work pool, blocks, deployments and the first run."""
+"""Provisioning: creates what an installation needs in MinIO, MLflow and Prefect, and starts and follows runs."""

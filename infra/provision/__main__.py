@@ -1,8 +1,8 @@
-"""Provision an installation, deploy its flows, or run one of them.
+"""Provision an installation, register its deployments, or run one of them.
 
-up                                 everything an installation needs; changes nothing where it is all there
+up                                 everything an installation needs; changes nothing that is current
 deploy                             the deployments of prefect.yaml
-run DEPLOYMENT [PARAMETERS]        start a run, print its log lines, exit by its outcome; PARAMETERS are a JSON object
+run DEPLOYMENT [PARAMETERS]        start a run, print its log, exit by its outcome; PARAMETERS are a JSON object
 """
 
 import argparse
@@ -16,22 +16,22 @@ from urllib3.exceptions import HTTPError as StorageUnreachable
 
 from infra.provision.accounts import provision_accounts
 from infra.provision.api import prefect_api
-from infra.provision.deployments import DeployError, provision_deployments, start_first_run
+from infra.provision.deployments import DeployError, provision_deployments, start_first_runs
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 from infra.provision.storage import provision_storage
 
 
 def up(settings: Settings) -> None:
-    """Provision everything and say where it is."""
+    """Provision everything and print the addresses."""
     if settings.minio_address:
         provision_storage(settings)
     if settings.mlflow_tracking_username:
         provision_accounts(settings)
     provision_deployments(settings)
-    start_first_run(settings)
-    dashboard = f"  Dashboard  {settings.dashboard_url}\n" if settings.dashboard_url else ""
-    serving = f"  Serving    {settings.serving_ui_url}\n" if settings.serving_ui_url else ""
+    start_first_runs(settings)
+    dashboard = f"  Dashboard  {settings.dashboard_ui_url}\n" if settings.dashboard_ui_url else ""
+    serving = f"  Serving    {settings.serving_ui_url}/docs\n" if settings.serving_ui_url else ""
     print(
         f"Trainyard is ready.\n{dashboard}"
         f"  Prefect    {settings.prefect_ui_url}\n"
@@ -42,22 +42,22 @@ def up(settings: Settings) -> None:
 
 
 def parse_parameters(text: str) -> dict[str, object]:
-    """Return a JSON object's fields.
+    """Return the fields of a JSON object.
 
     Raises:
-        argparse.ArgumentTypeError: The text is no JSON object.
+        argparse.ArgumentTypeError: The text is not a JSON object.
     """
     try:
         parameters = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"the parameters are not JSON: {error}") from error
     if not isinstance(parameters, dict):
-        raise argparse.ArgumentTypeError('the parameters must be a JSON object, such as {"places": ["Oslo"]}')
+        raise argparse.ArgumentTypeError('the parameters must be a JSON object, such as {"count": 3}')
     return parameters
 
 
 def main() -> None:
-    """Do what the command line says; end with one message where it cannot be done."""
+    """Run the command; exit with one message on an error that a user can correct."""
     parser = argparse.ArgumentParser(prog="provision", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up")
@@ -78,7 +78,7 @@ def main() -> None:
                 up(settings)
             case "deploy":
                 provision_deployments(settings)
-                print("Deployed what prefect.yaml says. Start one with: make run DEPLOYMENT=...")
+                print("The deployments of prefect.yaml are registered. Start one with: make run DEPLOYMENT=...")
             case "run":
                 with prefect_api(settings) as api:
                     run_id = start_run(api, arguments.deployment, arguments.parameters, settings.prefect_ui_url)
@@ -86,11 +86,11 @@ def main() -> None:
     except (DeployError, RunError) as error:
         sys.exit(str(error))
     except httpx.HTTPError as error:
-        sys.exit(f"A server did not do as asked: {error}. See `make logs`.")
+        sys.exit(f"A request to a server failed: {error}. See `make logs`.")
     except (MinioException, StorageUnreachable) as error:
-        sys.exit(f"The object store did not do as asked: {error}. See `make logs`.")
+        sys.exit(f"A request to the object store failed: {error}. See `make logs`.")
     except KeyboardInterrupt:
-        sys.exit("No longer following; the run goes on. Cancel it in Prefect's UI if you wish.")
+        sys.exit("Stopped following; the run continues. You can cancel it in Prefect's UI.")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,44 @@
-"""MLflow's accounts for machines. The admin, for people, is made by the server and its migration."""
+"""MLflow's accounts of the services. The server creates the admin's, and its migration updates the password."""
 
 import httpx
 
+from infra.provision.api import http_client, retry_transient
 from infra.provision.settings import Settings
+from trainyard.contract import Account
 
 USERS = "/api/2.0/mlflow/users"
 
 
 def provision_accounts(settings: Settings) -> None:
-    """Make the accounts of worker, serving and dashboard, or give them the passwords they should have.
+    """Create the accounts of worker, serving and dashboard, or update their passwords.
 
-    None is admin: each may read everything and change what it made. MLflow lets every account make experiments and
-    models; serving and dashboard make none, so they can change nothing, aliases and artifacts of others included.
+    None is an admin: each may read everything and change what it created. MLflow lets every account create experiments
+    and models; serving and dashboard create none, so they can change nothing, others' aliases and artifacts included.
 
     Raises:
-        httpx.HTTPError: MLflow refused a step or did not answer.
+        httpx.HTTPError: MLflow refused a request or did not answer.
     """
     assert settings.mlflow_tracking_username is not None
     admin = httpx.BasicAuth(settings.mlflow_tracking_username, settings.mlflow_tracking_password.get_secret_value())
     passwords = {
-        "worker": settings.mlflow_worker_password,
-        "serving": settings.mlflow_serving_password,
-        "dashboard": settings.mlflow_dashboard_password,
+        Account.WORKER: settings.mlflow_worker_password,
+        Account.SERVING: settings.mlflow_serving_password,
+        Account.DASHBOARD: settings.mlflow_dashboard_password,
     }
-    with httpx.Client(base_url=settings.mlflow_tracking_uri, timeout=30) as mlflow:
+    with http_client(settings.mlflow_tracking_uri, admin) as mlflow:
         for name, password in passwords.items():
-            _provide(mlflow, admin, name, password.get_secret_value())
+            _ensure_account(mlflow, name, password.get_secret_value())
 
 
-def _provide(mlflow: httpx.Client, admin: httpx.BasicAuth, name: str, password: str) -> None:
-    itself = mlflow.get(f"{USERS}/get", params={"username": name}, auth=(name, password))
-    if itself.status_code == httpx.codes.OK:
+@retry_transient
+def _ensure_account(mlflow: httpx.Client, name: str, password: str) -> None:
+    own = mlflow.get(f"{USERS}/get", params={"username": name}, auth=(name, password))
+    if own.status_code == httpx.codes.OK:
         return
-    known = mlflow.get(f"{USERS}/get", params={"username": name}, auth=admin)
+    existing = mlflow.get(f"{USERS}/get", params={"username": name})
     account = {"username": name, "password": password}
-    if known.status_code == httpx.codes.NOT_FOUND:
-        mlflow.post(f"{USERS}/create", json=account, auth=admin).raise_for_status()
+    if existing.status_code == httpx.codes.NOT_FOUND:
+        mlflow.post(f"{USERS}/create", json=account).raise_for_status()
     else:
-        known.raise_for_status()
-        mlflow.patch(f"{USERS}/update-password", json=account, auth=admin).raise_for_status()
+        existing.raise_for_status()
+        mlflow.patch(f"{USERS}/update-password", json=account).raise_for_status()

@@ -1,27 +1,31 @@
-"""Automations: what the server does by itself when something happens."""
+"""Automations: what the Prefect server does by itself when something happens."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import httpx
 
+from infra.provision.api import retry_transient
+from trainyard.contract import Event, Resource, RunTag, State
+
 HEARTBEAT_WINDOW_SECONDS = 90  # three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY): one may be late
-ENDED_OR_WAITING = (
+FLOW_RUNS = f"{Event.FLOW_RUN}.*"
+NOT_RUNNING = (
     "Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot",
-    "Paused", "Suspended", "Alert",
+    "Paused", "Suspended", State.ALERT,
 )  # fmt: skip
 
 CRASH_LOST_RUNS: dict[str, Any] = {
-    "name": "crash-lost-runs",
-    "description": "A run whose process is gone with its worker, or whose host is lost, ends as Crashed.",
+    "name": Resource.CRASH_LOST_RUNS,
+    "description": "A run whose process died with its worker or host is marked as Crashed.",
     "enabled": True,
     "trigger": {
         "type": "event",
         "posture": "Proactive",
-        # Running as well: a process may be lost before its first heartbeat.
-        "after": ["prefect.flow-run.heartbeat", "prefect.flow-run.Running"],
-        "expect": ["prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ENDED_OR_WAITING)],
-        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        # Running as well: a process may die before its first heartbeat.
+        "after": [Event.FLOW_RUN_HEARTBEAT, Event.FLOW_RUN_RUNNING],
+        "expect": [Event.FLOW_RUN_HEARTBEAT, *(f"{Event.FLOW_RUN}.{state}" for state in NOT_RUNNING)],
+        "match": {"prefect.resource.id": FLOW_RUNS},
         "for_each": ["prefect.resource.id"],
         "threshold": 1,
         "within": HEARTBEAT_WINDOW_SECONDS,
@@ -30,44 +34,40 @@ CRASH_LOST_RUNS: dict[str, Any] = {
         {
             "type": "change-flow-run-state",
             "state": "CRASHED",
-            "message": f"The flow run crashed: nothing was heard of it for {HEARTBEAT_WINDOW_SECONDS} seconds.",
+            "message": f"The flow run crashed: it sent no heartbeat for {HEARTBEAT_WINDOW_SECONDS} seconds.",
         }
     ],
 }
 
-MAIL_RUN_EVENTS, MAIL_TAG = "mail-run-events", "mail"
-MAIL_ALERTS, ALERTS_TAG = "mail-alerts", "mail-alerts"
-
 
 def mail_run_events(deployment_id: str, events: Iterable[str]) -> dict[str, Any]:
-    """Return the automation that has a mail sent about each run with the tag `mail` that ends in a certain way.
+    """Return the automation that sends a mail when a run with the tag `mail` ends.
 
     Args:
-        deployment_id: The deployment of the flow that sends it.
-        events: Types of states, as "Completed"; without any, no mail is sent.
+        deployment_id: The deployment of the flow that sends mail.
+        events: Types of final states, such as "Completed"; empty disables the automation.
     """
     types = [event.upper() for event in events]
-    # By the type and not the name of the state: Failed is TimedOut as well, and what a flow calls its failure.
+    # By the type and not the name of the state: the type FAILED includes TimedOut and a flow's own names.
     ended = {"prefect.state-type": types or ["none"]}
-    about = f"A run with the tag `{MAIL_TAG}` that ends is told to people by mail (MAIL_EVENTS in .env)."
-    return _mail(MAIL_RUN_EVENTS, about, bool(types), deployment_id, MAIL_TAG, ended)
+    description = f"Sends a mail when a run with the tag `{RunTag.MAIL}` ends (MAIL_EVENTS in .env)."
+    return _mail_automation(Resource.MAIL_RUN_EVENTS, description, bool(types), deployment_id, RunTag.MAIL, ended)
 
 
 def mail_alerts(deployment_id: str, events: Iterable[str]) -> dict[str, Any]:
-    """Return the automation that has a mail sent about each run with the tag `mail-alerts` that has bad news.
-
-    That is one that fails or crashes, or that ends in the state `Alert`.
+    """Return the automation that sends a mail when a run with the tag `mail-alerts` fails, crashes or raises an alert.
 
     Args:
-        deployment_id: The deployment of the flow that sends it.
-        events: As of `mail_run_events`; without any, no mail is sent.
+        deployment_id: The deployment of the flow that sends mail.
+        events: As of `mail_run_events`; empty disables the automation.
     """
-    bad = {"prefect.state-name": ["Alert", "Failed", "TimedOut", "Crashed"]}
-    about = f"A run with the tag `{ALERTS_TAG}` that fails or raises an alert is told to people by mail."
-    return _mail(MAIL_ALERTS, about, bool(list(events)), deployment_id, ALERTS_TAG, bad)
+    bad = {"prefect.state-name": [State.ALERT, "Failed", "TimedOut", "Crashed"]}
+    description = f"Sends a mail when a run with the tag `{RunTag.MAIL_ALERTS}` fails, crashes or raises an alert."
+    enabled = bool(list(events))
+    return _mail_automation(Resource.MAIL_ALERTS, description, enabled, deployment_id, RunTag.MAIL_ALERTS, bad)
 
 
-def _mail(
+def _mail_automation(
     name: str, description: str, enabled: bool, deployment_id: str, tag: str, match: dict[str, list[str]]
 ) -> dict[str, Any]:
     return {
@@ -77,8 +77,8 @@ def _mail(
         "trigger": {
             "type": "event",
             "posture": "Reactive",
-            "expect": ["prefect.flow-run.*"],
-            "match": {"prefect.resource.id": "prefect.flow-run.*", **match},
+            "expect": [FLOW_RUNS],
+            "match": {"prefect.resource.id": FLOW_RUNS, **match},
             "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
             "for_each": ["prefect.resource.id"],
             "threshold": 1,
@@ -92,7 +92,7 @@ def _mail(
                 "parameters": {
                     "flow_run_id": {
                         "__prefect_kind": "jinja",
-                        "template": "{{ event.resource.id | replace('prefect.flow-run.', '') }}",
+                        "template": f"{{{{ event.resource.id | replace('{Event.FLOW_RUN}.', '') }}}}",
                     }
                 },
             }
@@ -100,16 +100,18 @@ def _mail(
     }
 
 
+@retry_transient
 def save_automation(api: httpx.Client, automation: dict[str, Any]) -> None:
-    """Make an automation, or bring the one of its name to what it should be.
+    """Create an automation, or update the one of the same name.
 
     Raises:
         httpx.HTTPError: Prefect refused or did not answer.
     """
-    for old in find_automations(api, automation["name"])[:1]:
-        api.put(f"/automations/{old['id']}", json=automation).raise_for_status()
-        return
-    api.post("/automations/", json=automation).raise_for_status()
+    existing = find_automations(api, automation["name"])
+    if existing:
+        api.put(f"/automations/{existing[0]['id']}", json=automation).raise_for_status()
+    else:
+        api.post("/automations/", json=automation).raise_for_status()
 
 
 def find_automations(api: httpx.Client, name: str) -> list[dict[str, Any]]:

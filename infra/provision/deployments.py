@@ -1,161 +1,182 @@
-"""Prefect's side of an installation: work pool, automations, block for results, deployments and the first run."""
+"""Prefect's side of an installation: work pool, automations, results block, deployments and the first run."""
 
 import contextlib
 import hashlib
 import importlib.metadata
 import io
-import runpy
-import sys
-from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
-from infra.provision.api import find_deployments, prefect_api
+import trainyard.flows
+from infra.provision.api import create_flow_run, find_deployments, prefect_api, retry_transient
 from infra.provision.automations import (
     CRASH_LOST_RUNS,
-    MAIL_ALERTS,
-    MAIL_RUN_EVENTS,
     find_automations,
     mail_alerts,
     mail_run_events,
     save_automation,
 )
 from infra.provision.settings import Settings
-from infra.provision.storage import RESULTS_BUCKET, RESULTS_USER
+from infra.provision.storage import RESULTS_USER
+from trainyard.contract import Bucket, Resource, RunTag
 
-WORK_POOL, WORK_POOL_TYPE = "training", "warm-process"
-RESULTS_BLOCK = "results"
-VARIABLE = "trainyard_provisioned"  # Prefect's own database remembers what was done to it
-PROJECT_FILE = Path("prefect.yaml")
-MAIL_DEPLOYMENT = "send-mail"
-# Mails have a queue of their own, so that those that wait for a slow mail server leave the worker's places to runs.
-MAIL_QUEUE, MAILS_AT_ONCE = "mail", 2
+LIBRARY = Path(str(files(trainyard)))
+PLATFORM_FILE, PROJECT_FILE = LIBRARY / "flows" / "prefect.yaml", Path("prefect.yaml")
+WORK_POOL, QUEUES = f"/work_pools/{Resource.WORK_POOL}", f"/work_pools/{Resource.WORK_POOL}/queues"
+# Mail has a queue of its own, so that mails that wait for a slow server leave the worker's slots to runs.
+MAX_CONCURRENT_MAILS = 2
 
 
 class DeployError(Exception):
-    """The deployments could not be registered; the message holds what Prefect said."""
+    """The deployments could not be registered; the message says why and what to do."""
 
 
 def provision_deployments(settings: Settings) -> None:
-    """Make work pool, automations, results block and deployments, where they are not as the project's files say.
+    """Create or update work pool, automations, results block and deployments; do nothing where they are current.
 
     Raises:
         DeployError: prefect.yaml or a flow is wrong.
-        httpx.HTTPError: Prefect refused a step or did not answer.
+        httpx.HTTPError: Prefect refused a request or did not answer.
     """
     with prefect_api(settings) as api:
-        fingerprint = fingerprint_of_project(settings)
+        fingerprint = compute_fingerprint(settings)
         if recorded_fingerprint(api) == fingerprint and is_complete(api, settings):
             return
-        make_work_pool(api)
+        ensure_work_pool(api)
         save_automation(api, CRASH_LOST_RUNS)
         if settings.minio_address:
             save_results_block(settings)
-        make_mail_queue(api)
-        deploy()
+        ensure_mail_queue(api)
+        for file in (PLATFORM_FILE, PROJECT_FILE):
+            deploy(file)
         save_mail_automations(api, settings)
         record_fingerprint(api, fingerprint)
 
 
-def fingerprint_of_project(settings: Settings) -> str:
-    """Return a digest of everything that decides what the deployments and blocks look like."""
+def compute_fingerprint(settings: Settings) -> str:
+    """Return a digest of everything that decides what the deployments, blocks and automations look like."""
     digest = hashlib.sha256(importlib.metadata.version("prefect").encode())
-    digest.update(f"{WORK_POOL_TYPE} {settings.minio_address} {settings.schedules_active} {CRASH_LOST_RUNS}".encode())
-    digest.update(f"{[make('', settings.mail_events) for make in (mail_run_events, mail_alerts)]}".encode())
+    digest.update(f"{settings.minio_address} {settings.schedules_active} {CRASH_LOST_RUNS}".encode())
+    digest.update(f"{[automation('', settings.mail_events) for automation in (mail_run_events, mail_alerts)]}".encode())
     digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
-    for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py"))]:
+    library = [file for suffix in ("py", "yaml") for file in LIBRARY.rglob(f"*.{suffix}")]
+    for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py")), *sorted(library)]:
         digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
 def recorded_fingerprint(api: httpx.Client) -> str | None:
-    """Return the digest of what was deployed last, or None."""
-    answer = api.get(f"/variables/name/{VARIABLE}")
+    """Return the fingerprint of what was deployed last, or None."""
+    answer = api.get(f"/variables/name/{Resource.PROVISIONED}")
     return None if answer.status_code == httpx.codes.NOT_FOUND else answer.raise_for_status().json()["value"]
 
 
+@retry_transient
 def record_fingerprint(api: httpx.Client, fingerprint: str) -> None:
-    """Remember what was deployed."""
-    variable = {"name": VARIABLE, "value": fingerprint, "tags": ["trainyard"]}
-    changed = api.patch(f"/variables/name/{VARIABLE}", json=variable)
-    if changed.status_code == httpx.codes.NOT_FOUND:
-        changed = api.post("/variables/", json=variable)
-    changed.raise_for_status()
+    """Store the fingerprint in a variable of Prefect."""
+    variable = {"name": Resource.PROVISIONED, "value": fingerprint, "tags": [RunTag.PLATFORM]}
+    answer = api.patch(f"/variables/name/{Resource.PROVISIONED}", json=variable)
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        answer = api.post("/variables/", json=variable)
+    answer.raise_for_status()
 
 
 def is_complete(api: httpx.Client, settings: Settings) -> bool:
-    """Tell whether nobody has deleted what was made."""
+    """Return whether everything that was created still exists."""
     names = set(deployment_names())
-    there = {deployment["name"] for deployment in find_deployments(api, *names)}
-    needed = [f"/work_pools/{WORK_POOL}", f"/work_pools/{WORK_POOL}/queues/{MAIL_QUEUE}"]
+    existing = {deployment["name"] for deployment in find_deployments(api, *names)}
+    paths = [WORK_POOL, f"{QUEUES}/{Resource.MAIL_QUEUE}"]
     if settings.minio_address:
-        needed.append(f"/block_types/slug/s3-bucket/block_documents/name/{RESULTS_BLOCK}")
-    watched = all(find_automations(api, name) for name in (CRASH_LOST_RUNS["name"], MAIL_RUN_EVENTS, MAIL_ALERTS))
-    return names == there and watched and all(api.get(path).is_success for path in needed)
+        block = f"{Resource.RESULTS_BLOCK_TYPE}/block_documents/name/{Resource.RESULTS_BLOCK}"
+        paths.append(f"/block_types/slug/{block}")
+    automations = (Resource.CRASH_LOST_RUNS, Resource.MAIL_RUN_EVENTS, Resource.MAIL_ALERTS)
+    return (
+        names == existing
+        and all(find_automations(api, name) for name in automations)
+        and all(api.get(path).is_success for path in paths)
+    )
 
 
-def deployment_names() -> Iterator[str]:
-    """Yield the names that prefect.yaml gives.
+def deployment_names() -> list[str]:
+    """Return the names of the platform's deployments and the project's.
 
     Raises:
-        DeployError: It is not YAML, or an entry has no name.
+        DeployError: A file cannot be read, or an entry of it has no name.
+    """
+    return [entry["name"] for file in (PLATFORM_FILE, PROJECT_FILE) for entry in read_entries(file)]
+
+
+def read_entries(file: Path) -> list[dict[str, Any]]:
+    """Return the deployments of a file in Prefect's format.
+
+    Raises:
+        DeployError: It is not YAML, an entry has no name, or the file of an entry's flow does not exist.
     """
     try:
-        project = yaml.safe_load(PROJECT_FILE.read_text())
-        yield from [deployment["name"] for deployment in project["deployments"]]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise DeployError(f"{PROJECT_FILE} is not as it should be: each deployment needs a name ({error}).") from error
+        entries: list[dict[str, Any]] = yaml.safe_load(file.read_text())["deployments"] or []
+        locations = {entry["name"]: str(entry.get("entrypoint", "")) for entry in entries}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise DeployError(f"{file} needs a list `deployments`, each with a name ({error!r}).") from error
+    for name, entrypoint in locations.items():
+        path, is_path, _ = entrypoint.rpartition(":")
+        if is_path and not Path(path).is_file():
+            raise DeployError(
+                f"The deployment {name} of {file} names the file {path}, which does not exist:"
+                " correct its entrypoint, or remove the entry."
+            )
+    return entries
 
 
-def make_work_pool(api: httpx.Client) -> None:
-    """Make the pool with its type's default job template, or bring it back to that.
+@retry_transient
+def ensure_work_pool(api: httpx.Client) -> None:
+    """Create the work pool, or reset its job template to the worker type's default.
 
-    Limits and the pause of a pool that is there stay as they are.
+    The limits of an existing pool stay as they are, and so does its pause.
     """
     from prefect.workers.base import BaseWorker
 
-    worker_type = BaseWorker.get_worker_class_from_type(WORK_POOL_TYPE)
+    worker_type = BaseWorker.get_worker_class_from_type(Resource.WORK_POOL_TYPE)
     assert worker_type is not None
     pool = {
         "description": "Where this installation's workers look for runs.",
         "base_job_template": worker_type.get_default_base_job_template(),
     }
-    there = api.get(f"/work_pools/{WORK_POOL}")
-    if there.status_code == httpx.codes.NOT_FOUND:
-        api.post("/work_pools/", json={"name": WORK_POOL, "type": WORK_POOL_TYPE, **pool}).raise_for_status()
+    answer = api.get(WORK_POOL)
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        pool |= {"name": Resource.WORK_POOL, "type": Resource.WORK_POOL_TYPE}
+        api.post("/work_pools/", json=pool).raise_for_status()
     else:
-        there.raise_for_status()
-        api.patch(f"/work_pools/{WORK_POOL}", json=pool).raise_for_status()
+        answer.raise_for_status()
+        api.patch(WORK_POOL, json=pool).raise_for_status()
 
 
-def make_mail_queue(api: httpx.Client) -> None:
-    """Make the queue of the flow that sends mail; a limit that somebody gave it stays."""
-    queues = f"/work_pools/{WORK_POOL}/queues"
-    there = api.get(f"{queues}/{MAIL_QUEUE}")
-    if there.status_code == httpx.codes.NOT_FOUND:
-        queue = {"name": MAIL_QUEUE, "description": "Mail about runs.", "concurrency_limit": MAILS_AT_ONCE}
-        there = api.post(queues, json=queue)
-    there.raise_for_status()
+@retry_transient
+def ensure_mail_queue(api: httpx.Client) -> None:
+    """Create the queue of the flow that sends mail; an existing one keeps its limit."""
+    answer = api.get(f"{QUEUES}/{Resource.MAIL_QUEUE}")
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        queue = {
+            "name": Resource.MAIL_QUEUE,
+            "description": "Mail about runs.",
+            "concurrency_limit": MAX_CONCURRENT_MAILS,
+        }
+        answer = api.post(QUEUES, json=queue)
+    answer.raise_for_status()
 
 
 def save_mail_automations(api: httpx.Client, settings: Settings) -> None:
-    """Save the automations that have mail sent about runs.
-
-    Raises:
-        DeployError: prefect.yaml has not the deployment that sends it.
-    """
-    found = find_deployments(api, MAIL_DEPLOYMENT)
-    if not found:
-        raise DeployError(f"{PROJECT_FILE} needs the deployment {MAIL_DEPLOYMENT}, which sends the mail about runs.")
-    for make in (mail_run_events, mail_alerts):
-        save_automation(api, make(found[0]["id"], settings.mail_events))
+    """Create or update the automations that send mail about runs."""
+    (send_mail,) = find_deployments(api, Resource.SEND_MAIL)
+    for automation in (mail_run_events, mail_alerts):
+        save_automation(api, automation(send_mail["id"], settings.mail_events))
 
 
 def save_results_block(settings: Settings) -> None:
-    """Save the block `s3-bucket/results`, through which runs keep their results in the object store."""
+    """Save the block through which runs keep their results in the object store."""
     from prefect_aws import AwsClientParameters, MinIOCredentials, S3Bucket
 
     credentials = MinIOCredentials(
@@ -165,45 +186,51 @@ def save_results_block(settings: Settings) -> None:
             endpoint_url=settings.minio_address, config={"s3": {"addressing_style": "path"}}
         ),
     )
-    S3Bucket(bucket_name=RESULTS_BUCKET, credentials=credentials).save(RESULTS_BLOCK, overwrite=True)
+    S3Bucket(bucket_name=Bucket.RESULTS, credentials=credentials).save(Resource.RESULTS_BLOCK, overwrite=True)
 
 
-def deploy() -> None:
-    """Register every deployment of prefect.yaml: what `prefect deploy --all` does, in this process.
+def deploy(file: Path) -> None:
+    """Register every deployment of a file: `prefect deploy --all`, without starting another interpreter.
 
     Raises:
-        DeployError: prefect.yaml or a flow is wrong; entries before it are registered.
+        DeployError: The file or a flow is wrong; the entries before it are registered.
     """
-    names = list(deployment_names())
-    arguments, output = sys.argv, io.StringIO()
-    sys.argv = ["prefect", "--no-prompt", "deploy", "--all"]
+    from prefect.cli.deploy import deploy_app
+
+    names, output = [entry["name"] for entry in read_entries(file)], io.StringIO()
+    if not names:
+        return
     try:
-        with contextlib.redirect_stdout(output):
-            runpy.run_module("prefect", run_name="__main__")
+        with contextlib.redirect_stdout(output):  # which also makes Prefect's console ask no questions
+            deploy_app(["--all", "--prefect-file", str(file)])
     except SystemExit as end:
         if end.code:
-            raise DeployError(f"{output.getvalue()}\nNot deployed: mend {PROJECT_FILE} or the flow.") from end
-    finally:
-        sys.argv = arguments
-    print(f"Deployed {', '.join(names)} on the work pool {WORK_POOL}.")
+            raise DeployError(f"{output.getvalue()}\nNot deployed: correct {file} or the flow.") from end
+    print(f"Deployed {', '.join(names)} on the work pool {Resource.WORK_POOL}.")
 
 
-def start_first_run(settings: Settings) -> str | None:
-    """Schedule the installation's first run; its idempotency key makes Prefect do so only once.
-
-    Returns:
-        The run's id, or None where the settings name none.
+def find_first_runs(api: httpx.Client, first_run: str) -> list[dict[str, Any]]:
+    """Return the deployments that the setting FIRST_RUN names: by their tag, or one by FLOW/DEPLOYMENT.
 
     Raises:
         httpx.HTTPError: Prefect refused or did not answer.
     """
-    if not settings.first_run:
-        return None
-    body: dict[str, Any] = {
-        "idempotency_key": "first-run",
-        "state": {"type": "SCHEDULED", "message": "The installation's first run"},
-    }
+    if "/" not in first_run:
+        return find_deployments(api, tag=first_run) if first_run else []
+    named = find_deployments(api, first_run.rpartition("/")[2])
+    return [deployment for deployment in named if deployment["full_name"] == first_run]
+
+
+def start_first_runs(settings: Settings) -> None:
+    """Schedule the installation's first runs; the idempotency key makes Prefect create each flow's only once.
+
+    Raises:
+        httpx.HTTPError: Prefect refused or did not answer.
+    """
     with prefect_api(settings) as api:
-        deployment = api.get(f"/deployments/name/{settings.first_run}").raise_for_status().json()
-        run = api.post(f"/deployments/{deployment['id']}/create_flow_run", json=body)
-        return str(run.raise_for_status().json()["id"])
+        deployments = find_first_runs(api, settings.first_run)
+        if "/" in settings.first_run and not deployments:
+            print(f"There is no deployment {settings.first_run}, which FIRST_RUN names: no first run was started.")
+        for deployment in deployments:
+            state = {"type": "SCHEDULED", "message": "The installation's first run"}
+            create_flow_run(api, deployment["id"], "first-run", state=state).raise_for_status()

@@ -1,18 +1,18 @@
-"""What provisioning must know of the installation; nothing else here reads the environment."""
+"""Settings of provisioning; nothing else in this package reads the environment."""
 
 from typing import Annotated
 
 from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-MAIL_EVENTS = ("Completed", "Failed", "Crashed")
+from trainyard.contract import MAIL_EVENTS
 
 
 class Settings(BaseSettings):
     """The installation's addresses and accounts, from the environment.
 
-    An installation without an object store or without accounts in MLflow, as `make demo` makes one, leaves those
-    fields empty, and the steps that need them are left out.
+    An installation without an object store or without accounts in MLflow, such as that of `make demo`, leaves those
+    fields empty; the steps that need them are skipped.
     """
 
     prefect_api_url: str
@@ -27,10 +27,9 @@ class Settings(BaseSettings):
     mlflow_dashboard_password: SecretStr = SecretStr("")
     mlflow_ui_url: str = "http://localhost:5001"
 
-    # The page of a service that answers with the champions; an installation without one leaves it empty.
+    # Empty where the installation has no such service.
     serving_ui_url: str = ""
-    # Where people find the dashboard; empty where there is none.
-    dashboard_url: str = ""
+    dashboard_ui_url: str = ""
 
     minio_address: str | None = None
     minio_root_user: str = ""
@@ -38,25 +37,25 @@ class Settings(BaseSettings):
     mlflow_s3_secret_key: SecretStr = SecretStr("")
     prefect_s3_secret_key: SecretStr = SecretStr("")
 
-    # Which ends of a run with the tag `mail` are told by mail; empty for none.
     mail_events: Annotated[tuple[str, ...], NoDecode] = ()
+    """The ends of a run with the tag `mail` about which a mail is sent; separated by commas in the variable."""
 
-    # Whether the schedules of prefect.yaml start runs.
     schedules_active: bool = True
+    """Whether the deployments' schedules start runs."""
 
-    # FLOW/DEPLOYMENT that runs once in an installation's life; empty for none.
     first_run: str = ""
+    """A tag of deployments, or one FLOW/DEPLOYMENT, to run once in an installation's life; empty for none."""
 
     @field_validator("mail_events", mode="before")
     @classmethod
-    def split(cls, given: object) -> object:
-        """Split the variable's text at its commas."""
-        return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+    def split_at_commas(cls, value: object) -> object:
+        """Split the variable's text."""
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @field_validator("mail_events")
     @classmethod
-    def know(cls, events: tuple[str, ...]) -> tuple[str, ...]:
-        """Refuse what is no end of a run."""
+    def validate_events(cls, events: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse events that are not ends of a run."""
         for event in events:
             if event not in MAIL_EVENTS:
                 raise ValueError(f"{event!r} is none of {', '.join(MAIL_EVENTS)}")

@@ -1,45 +1,55 @@
-"""The object store: a bucket each for MLflow's artifacts and Prefect's results, and a user each who sees no other."""
+"""The object store: a bucket each for MLflow's artifacts and Prefect's results, each with a user of its own."""
 
 from urllib.parse import urlsplit
 
 from minio import Minio
 from minio.credentials.providers import StaticProvider
+from minio.error import S3Error
 from minio.minioadmin import MinioAdmin
 
 from infra.provision.settings import Settings
+from trainyard.contract import Bucket
 
-MLFLOW_BUCKET = "mlflow"
-RESULTS_BUCKET = "prefect-results"
-RESULTS_USER = "prefect"
+MLFLOW_USER, RESULTS_USER = "mlflow", "prefect"
 
 
 def provision_storage(settings: Settings) -> None:
-    """Make buckets, users and policies.
+    """Create buckets, users and policies; the client retries each request, which are all idempotent.
 
     Raises:
-        minio.error.MinioException: The store refused a step.
+        minio.error.MinioException: The store refused a request.
         urllib3.exceptions.HTTPError: The store did not answer.
     """
     assert settings.minio_address is not None
     address = urlsplit(settings.minio_address)
     root = StaticProvider(settings.minio_root_user, settings.minio_root_password.get_secret_value())
     secure = address.scheme == "https"
-    buckets = Minio(endpoint=address.netloc, credentials=root, secure=secure)
+    store = Minio(endpoint=address.netloc, credentials=root, secure=secure)
     accounts = MinioAdmin(endpoint=address.netloc, credentials=root, secure=secure)
     for bucket, user, key in (
-        (MLFLOW_BUCKET, "mlflow", settings.mlflow_s3_secret_key),
-        (RESULTS_BUCKET, RESULTS_USER, settings.prefect_s3_secret_key),
+        (Bucket.MLFLOW, MLFLOW_USER, settings.mlflow_s3_secret_key),
+        (Bucket.RESULTS, RESULTS_USER, settings.prefect_s3_secret_key),
     ):
-        if not buckets.bucket_exists(bucket_name=bucket):
-            buckets.make_bucket(bucket_name=bucket)
+        ensure_bucket(store, bucket)
         accounts.user_add(user, key.get_secret_value())
         policy = f"only-{bucket}"
-        accounts.policy_add(policy, policy=only(bucket))
+        accounts.policy_add(policy, policy=bucket_policy(bucket))
         accounts.policy_set(policy, user=user)
 
 
-def only(bucket: str) -> dict[str, object]:
-    """Return a policy that allows what a client does in one bucket, and nothing in any other."""
+def ensure_bucket(store: Minio, bucket: str) -> None:
+    """Create a bucket where it is missing."""
+    if store.bucket_exists(bucket_name=bucket):
+        return
+    try:
+        store.make_bucket(bucket_name=bucket)
+    except S3Error as error:
+        if error.code != "BucketAlreadyOwnedByYou":  # the client repeated a request whose response was lost
+            raise
+
+
+def bucket_policy(bucket: str) -> dict[str, object]:
+    """Return a policy that allows reading and writing objects of one bucket, and nothing in any other."""
     statements = [
         {
             "Effect": "Allow",

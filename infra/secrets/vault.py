@@ -1,12 +1,12 @@
-"""Make the installation's secrets, and tell people theirs.
+"""Create the installation's secrets and print accounts.
 
-Runs in a container of its own that alone sees the whole volume. Each service mounts its own folder of it, read-only:
+Runs in a container of its own, the only one that sees the whole volume. Each service mounts its own folder, read-only:
 
-    vault/NAME        one file for each secret, written once: 32 random bytes, or the value given in .env
-    SERVICE/FILE      what one service needs, in the form it needs, derived from the vault at each start, together
-                      with the passwords of servers elsewhere, which are as .env has them and not kept
+    vault/NAME        a file for each secret, written once: 32 random bytes, or the value of .env
+    SERVICE/FILE      what one service needs, in the form it needs; written at each start from the vault, together with
+                      passwords of external servers, which come from .env and are not kept
 
-Standard library only: it runs on the bare Python image.
+Standard library only: it runs on the plain Python image.
 """
 
 import os
@@ -21,10 +21,10 @@ from urllib.parse import quote
 
 SETTINGS = Path("/given/settings")
 VOLUME = Path("/secrets")
-MINIMUM_LENGTH = 12
+MIN_LENGTH = 12
 
-# Those that people use or may have chosen elsewhere already, then those that only services use.
-PEOPLE = (
+# Secrets that people use or may have chosen in .env, then those that only services use.
+USER_SECRETS = (
     "PREFECT_PASSWORD",
     "MLFLOW_PASSWORD",
     "MAIL_PASSWORD",
@@ -33,7 +33,7 @@ PEOPLE = (
     "MINIO_ROOT_PASSWORD",
     "POSTGRES_PASSWORD",
 )
-SERVICES = (
+SERVICE_SECRETS = (
     "PREFECT_DATABASE_PASSWORD",
     "MLFLOW_DATABASE_PASSWORD",
     "MLFLOW_ACCOUNTS_DATABASE_PASSWORD",
@@ -47,12 +47,12 @@ SERVICES = (
     "MLFLOW_S3_SECRET_KEY",
     "PREFECT_S3_SECRET_KEY",
 )
-NAMES = PEOPLE + SERVICES
+NAMES = USER_SECRETS + SERVICE_SECRETS
 
-# Those of servers elsewhere: they cannot be made here, and what they look like is not ours to say.
-FOREIGN = ("SMTP_PASSWORD",)
+# Passwords of external servers: they cannot be generated here, nor held to the rules.
+EXTERNAL = ("SMTP_PASSWORD",)
 
-# What products ship or tutorials print, and people then keep; without the endings that people add to them.
+# Defaults of products and tutorials, without the digits and punctuation that people append.
 KNOWN_DEFAULTS = (
     "admin", "administrator", "changeme", "changethis", "default", "example", "letmein", "minio", "minioadmin",
     "mlflow", "pass", "passw0rd", "password", "postgres", "prefect", "qwerty", "qwertyuiop", "root", "secret",
@@ -62,7 +62,7 @@ FILLERS = string.digits + string.punctuation + " "
 
 
 def is_known_default(value: str) -> bool:
-    """Tell whether a value is made of known defaults, digits and punctuation alone."""
+    """Return whether a value consists of known defaults, digits and punctuation."""
     longest_first = sorted(KNOWN_DEFAULTS, key=len, reverse=True)
     rest = value.lower().strip(FILLERS)
     while rest:
@@ -73,25 +73,25 @@ def is_known_default(value: str) -> bool:
     return True
 
 
-def problems(given: Mapping[str, str]) -> Iterator[str]:
-    """Yield a sentence for each given secret that is not safe to use; the value itself is not repeated."""
-    for name, value in given.items():
-        if name in FOREIGN:
+def find_problems(values: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each secret that is not safe to use, without its value."""
+    for name, value in values.items():
+        if name in EXTERNAL:
             if not value.isascii() or not value.isprintable():
-                yield f"{name} has a control character or a letter beyond ASCII"
-        elif len(value) < MINIMUM_LENGTH:
-            yield f"{name} has {len(value)} characters and needs at least {MINIMUM_LENGTH}"
+                yield f"{name} has a control character or a non-ASCII letter"
+        elif len(value) < MIN_LENGTH:
+            yield f"{name} has {len(value)} characters and needs at least {MIN_LENGTH}"
         elif is_known_default(value):
             yield f"{name} is a known default"
         elif not value.isascii() or not value.isprintable() or " " in value:
-            yield f"{name} has a space, a control character or a letter beyond ASCII"
+            yield f"{name} has a space, a control character or a non-ASCII letter"
 
 
 def read_settings(path: Path = SETTINGS) -> dict[str, str]:
-    """Read the settings that compose passes on from .env and the shell: a NAME=value each line, empty where unset.
+    """Read the settings that Compose passes on from .env and the shell: a line NAME=value each, empty where unset.
 
     Raises:
-        SystemExit: A value has a line break, so that its rest stands on a line of its own.
+        SystemExit: A value has a line break.
     """
     settings, name = {}, "The file"
     for line in path.read_text().removesuffix("\n").split("\n"):
@@ -103,8 +103,8 @@ def read_settings(path: Path = SETTINGS) -> dict[str, str]:
     return settings
 
 
-def fill_vault(volume: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Write the secrets that are missing and those that were given anew.
+def fill_vault(volume: Path, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Write the secrets that are missing, and those that .env sets.
 
     Returns:
         The value of each of NAMES.
@@ -114,21 +114,21 @@ def fill_vault(volume: Path, given: Mapping[str, str]) -> dict[str, str]:
     values = {}
     for name in NAMES:
         file = vault / name
-        value = given.get(name) or (file.read_text() if file.exists() else secrets.token_urlsafe(32))
+        value = chosen.get(name) or (file.read_text() if file.exists() else secrets.token_urlsafe(32))
         write(file, value, mode=0o400)
         values[name] = value
     return values
 
 
-def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return what each service mounts: its files' names and texts.
+def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the files of each service's folder: their names and contents.
 
     A file in capitals becomes the variable of that name (services/with-secrets).
     """
     prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
     prefect_reading_login = f"dashboard:{values['PREFECT_READING_PASSWORD']}"
 
-    def database(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
+    def database_url(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
         return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
 
     return {
@@ -147,20 +147,20 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "PREFECT_SERVER_DATABASE_PASSWORD": values["PREFECT_DATABASE_PASSWORD"],
         },
         "mlflow": {
-            "MLFLOW_BACKEND_STORE_URI": database("mlflow", "MLFLOW_DATABASE_PASSWORD"),
+            "MLFLOW_BACKEND_STORE_URI": database_url("mlflow", "MLFLOW_DATABASE_PASSWORD"),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": values["MLFLOW_SESSION_KEY"],
             "MLFLOW_AUTH_ADMIN_USERNAME": settings["MLFLOW_USER"],
             "MLFLOW_AUTH_ADMIN_PASSWORD": values["MLFLOW_PASSWORD"],
             "AWS_ACCESS_KEY_ID": "mlflow",
             "AWS_SECRET_ACCESS_KEY": values["MLFLOW_S3_SECRET_KEY"],
-            "accounts.ini": accounts_ini(database("mlflow_accounts", "MLFLOW_ACCOUNTS_DATABASE_PASSWORD")),
+            "accounts.ini": accounts_ini(database_url("mlflow_accounts", "MLFLOW_ACCOUNTS_DATABASE_PASSWORD")),
         },
         "worker": {
             "PREFECT_API_AUTH_STRING": prefect_login,
             "MLFLOW_TRACKING_USERNAME": "worker",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
-            **{name: settings[name] for name in FOREIGN if name in settings},
+            **{name: settings[name] for name in EXTERNAL if name in settings},
         },
         "provision": {
             "PREFECT_API_AUTH_STRING": prefect_login,
@@ -178,7 +178,7 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
             "MLFLOW_TRACKING_USERNAME": "serving",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_SERVING_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
-            "SERVING_DATABASE_URL": database("serving", "SERVING_DATABASE_PASSWORD", "postgresql"),
+            "SERVING_DATABASE_URL": database_url("serving", "SERVING_DATABASE_PASSWORD", "postgresql"),
         },
         "dashboard": {
             "PREFECT_API_AUTH_STRING": prefect_reading_login,
@@ -192,44 +192,48 @@ def folders(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str,
 
 
 def accounts_ini(database: str) -> str:
-    """Return MLflow's settings for its accounts, which it takes from a file only."""
+    """Return the settings of MLflow's accounts, which it reads from a file only."""
     settings = {
         "database_uri": database.replace("%", "%%"),
         "default_permission": "READ",
-        "auth_cache_ttl_seconds": "60",  # else each request costs half a second of password hashing
+        "auth_cache_ttl_seconds": "60",  # else each request spends half a second on hashing the password
     }
     return "\n".join(["[mlflow]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n"
 
 
 def write(file: Path, text: str, *, mode: int) -> None:
-    """Write a file whole or not at all, and leave one that has the text already as it is."""
+    """Write a file atomically; leave one with the same text untouched."""
     if file.exists() and file.read_text() == text:
         return
-    fresh = file.with_name(f".{file.name}")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as opened:
+    temporary = file.with_name(f".{file.name}")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as opened:
         opened.write(text)
-    fresh.rename(file)
+    temporary.rename(file)
 
 
 def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
-    """Refuse what is unsafe; else fill the vault and each service's folder."""
+    """Fill the vault and each service's folder.
+
+    Raises:
+        SystemExit: A setting is unsafe; nothing was written.
+    """
     settings = read_settings(settings_file)
-    given = {name: settings[name] for name in NAMES + FOREIGN if name in settings}
-    found = list(problems(given))
-    if found:
+    chosen = {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
+    problems = list(find_problems(chosen))
+    if problems:
         sys.exit(
             "Nothing was started, because of a setting in .env:\n"
-            + "".join(f"  - {problem}.\n" for problem in found)
-            + "Leave it empty and a safe one is made for you, or choose one of at least 12 characters.\n"
-            + f"Only {', '.join(FOREIGN)} may be shorter: another server chose it."
+            + "".join(f"  - {problem}.\n" for problem in problems)
+            + "Leave it empty to have a safe one generated, or choose one of at least 12 characters.\n"
+            + f"Only {', '.join(EXTERNAL)} may be shorter: they belong to an external server."
         )
-    os.umask(0)  # each mode below is the one meant
-    for service, files in folders(fill_vault(volume, given), settings).items():
+    os.umask(0)  # the modes below apply as they are
+    for service, files in service_files(fill_vault(volume, chosen), settings).items():
         folder = volume / service
         folder.mkdir(mode=0o755, exist_ok=True)
         for name, text in files.items():
-            # Legible to the one service that mounts this folder, under whatever user its image runs.
+            # Readable by whatever user the image of the service runs as; no other service mounts this folder.
             write(folder / name, text, mode=0o444)
         for stale in {file.name for file in folder.iterdir()} - files.keys():
             (folder / stale).unlink()
@@ -237,30 +241,30 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
 
 def show_accounts(volume: Path = VOLUME) -> None:
     """Print the addresses and accounts of the installation."""
-    settings, values = read_settings(), read_vault(volume)
+    settings, values = {**os.environ, **read_settings()}, read_vault(volume)
     rows = [
-        ("Prefect", settings["PREFECT_ADDRESS"], settings["PREFECT_USER"], values["PREFECT_PASSWORD"]),
-        ("MLflow", settings["MLFLOW_ADDRESS"], settings["MLFLOW_USER"], values["MLFLOW_PASSWORD"]),
-        ("Mail", settings["MAIL_ADDRESS"], settings["MAIL_USER"], values["MAIL_PASSWORD"]),
-        ("Serving", settings["SERVING_ADDRESS"], "(API key)", values["SERVING_API_KEY"]),
-        ("Dashboard", settings["DASHBOARD_ADDRESS"], settings["DASHBOARD_USER"], values["DASHBOARD_PASSWORD"]),
+        ("Prefect", settings["PREFECT_UI_URL"], settings["PREFECT_USER"], values["PREFECT_PASSWORD"]),
+        ("MLflow", settings["MLFLOW_UI_URL"], settings["MLFLOW_USER"], values["MLFLOW_PASSWORD"]),
+        ("Mail", settings["MAIL_UI_URL"], settings["MAIL_USER"], values["MAIL_PASSWORD"]),
+        ("Serving", settings["SERVING_UI_URL"], "(API key)", values["SERVING_API_KEY"]),
+        ("Dashboard", settings["DASHBOARD_UI_URL"], settings["DASHBOARD_USER"], values["DASHBOARD_PASSWORD"]),
     ]
     print(f"{'':9}  {'address':28}  {'user':12}  password")
     for service, address, user, password in rows:
         print(f"{service:9}  {address:28}  {user:12}  {password}")
-    print("\nPrefect asks for user:password in one field, for example " + f"{settings['PREFECT_USER']}:<its password>")
+    print(f"\nPrefect asks for user:password in one field, such as {settings['PREFECT_USER']}:<password>")
 
 
 def show_environment(volume: Path = VOLUME) -> None:
-    """Print `export` lines that make the host's prefect and mlflow clients, and callers of serving, use the stack."""
-    settings, values = read_settings(), read_vault(volume)
+    """Print `export` lines by which the host's prefect and mlflow, and clients of serving, use the stack."""
+    settings, values = {**os.environ, **read_settings()}, read_vault(volume)
     variables = {
-        "PREFECT_API_URL": settings["PREFECT_ADDRESS"] + "/api",
+        "PREFECT_API_URL": settings["PREFECT_UI_URL"] + "/api",
         "PREFECT_API_AUTH_STRING": f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}",
-        "MLFLOW_TRACKING_URI": settings["MLFLOW_ADDRESS"],
+        "MLFLOW_TRACKING_URI": settings["MLFLOW_UI_URL"],
         "MLFLOW_TRACKING_USERNAME": settings["MLFLOW_USER"],
         "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_PASSWORD"],
-        "SERVING_URL": settings["SERVING_ADDRESS"],
+        "SERVING_URL": settings["SERVING_UI_URL"],
         "SERVING_API_KEY": values["SERVING_API_KEY"],
     }
     for name, value in variables.items():
@@ -268,10 +272,10 @@ def show_environment(volume: Path = VOLUME) -> None:
 
 
 def read_vault(volume: Path) -> dict[str, str]:
-    """Read the secrets there are.
+    """Read the secrets.
 
     Raises:
-        SystemExit: There are none yet.
+        SystemExit: The stack has never been started.
     """
     try:
         return {name: (volume / "vault" / name).read_text() for name in NAMES}

@@ -36,12 +36,12 @@ def settings_file(folder: Path, **given: str) -> Path:
     ],
 )
 def test_a_known_default_is_refused(value: str) -> None:
-    assert list(vault.problems({"MLFLOW_PASSWORD": value})) == ["MLFLOW_PASSWORD is a known default"]
+    assert list(vault.find_problems({"MLFLOW_PASSWORD": value})) == ["MLFLOW_PASSWORD is a known default"]
 
 
 @pytest.mark.parametrize("value", ["correct-horse-battery", "passwörter sind schwer", "tab\tbed-password", "short"])
 def test_what_is_wrong_is_said_without_the_value(value: str) -> None:
-    found = list(vault.problems({"MLFLOW_PASSWORD": value}))
+    found = list(vault.find_problems({"MLFLOW_PASSWORD": value}))
     assert bool(found) == (value != "correct-horse-battery")
     assert not any(value in problem for problem in found)
 
@@ -62,7 +62,7 @@ def test_a_given_secret_wins_and_stays(tmp_path: Path) -> None:
 
 def test_a_service_gets_what_it_needs_and_no_more(tmp_path: Path) -> None:
     values = {name: f"<{name}>" for name in vault.NAMES}
-    files = {service: "".join(texts.values()) for service, texts in vault.folders(values, SETTINGS).items()}
+    files = {service: "".join(texts.values()) for service, texts in vault.service_files(values, SETTINGS).items()}
     assert "<POSTGRES_PASSWORD>" in files.pop("postgres")
     assert not any("<POSTGRES_PASSWORD>" in text for text in files.values())
     assert "S3_SECRET_KEY" not in files["worker"]
@@ -80,7 +80,7 @@ def test_an_unsafe_setting_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
 def test_a_password_with_any_character_survives_an_address(tmp_path: Path) -> None:
     password = "p@ss/w:rd%41?#[x]"
     values = dict.fromkeys(vault.NAMES, password)
-    folders = vault.folders(values, SETTINGS)
+    folders = vault.service_files(values, SETTINGS)
     assert make_url(folders["mlflow"]["MLFLOW_BACKEND_STORE_URI"]).password == password
     ini = configparser.ConfigParser()
     ini.read_string(folders["mlflow"]["accounts.ini"])
@@ -107,8 +107,8 @@ def test_another_servers_password_goes_when_it_is_no_longer_given(tmp_path: Path
         ("hunter\ntwo", "SMTP_PASSWORD has a line break"),
         ("hunter2\n", "SMTP_PASSWORD has a line break"),
         ("hunter\rtwo", "SMTP_PASSWORD has a line break"),
-        ("hunter\ttwo", "SMTP_PASSWORD has a control character or a letter beyond ASCII"),
-        ("häuptling", "SMTP_PASSWORD has a control character or a letter beyond ASCII"),
+        ("hunter\ttwo", "SMTP_PASSWORD has a control character or a non-ASCII letter"),
+        ("häuptling", "SMTP_PASSWORD has a control character or a non-ASCII letter"),
     ],
 )
 def test_a_password_that_could_not_be_passed_on_is_refused(tmp_path: Path, password: str, problem: str) -> None:

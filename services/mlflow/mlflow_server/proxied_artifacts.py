@@ -1,9 +1,9 @@
-"""Keep every artifact's way through the MLflow server.
+"""Make clients of MLflow send and fetch every artifact through the server.
 
-Over S3, MLflow's server offers its clients presigned addresses: of any file they download and of large ones they
-upload. Those name the object store as the server sees it, which no client here can reach: a download would hang for two
-minutes and fail, unless each client knew a variable that turns this off. The offer is made for repositories that have
-MLflow's multipart mixins; this one stores in S3 and has none, so clients ask the server for the bytes.
+Over S3, MLflow's server offers its clients presigned URLs: for downloads, and for uploads of large files. They name the
+object store as the server sees it, which no client here can reach: a download would hang for two minutes and fail,
+unless each client set a variable that turns this off. MLflow makes the offer for repositories with its multipart mixins;
+this one stores in S3 without them. Remove it when the server can turn the offer off (MLflow 3.18).
 """
 
 from typing import Any

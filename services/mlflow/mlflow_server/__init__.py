@@ -1,0 +1,1 @@
+"""MLflow's server in one process, the migration of its databases, and a plugin that proxies artifacts."""

@@ -1,0 +1,1 @@
+"""Prefect's server with a reading account, and the migration of its database."""
