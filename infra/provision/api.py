@@ -20,7 +20,8 @@ from tenacity import (
 
 from infra.provision.settings import Settings
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 MAX_RETRY_SECONDS = 30.0
