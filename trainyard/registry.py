@@ -197,6 +197,19 @@ def _require_version(model: str, version: int) -> None:
         raise RegistryError(f"There is no {model} version {version}: {known}.") from error
 
 
+def only_model() -> str:
+    """Return the name of the registered model where there is exactly one.
+
+    Raises:
+        RegistryError: There is none, or there are several, which the message lists.
+    """
+    names: list[str] = sorted(model.name for model in MlflowClient().search_registered_models())
+    if len(names) != 1:
+        known = f"several models are registered: {', '.join(names)}. Name one" if names else "no model is registered yet"
+        raise RegistryError(f"MODEL is not set, and {known}{': MODEL=' + names[0] if names else ''}.")
+    return names[0]
+
+
 def main() -> None:
     """Promote or roll back from the command line."""
     parser = argparse.ArgumentParser(prog="registry", description="Change a registered model's champion.")
@@ -208,6 +221,7 @@ def main() -> None:
             command.add_argument("version", type=int)
     arguments = parser.parse_args()
     try:
+        arguments.model = arguments.model or only_model()
         if arguments.command == "promote":
             print(promote(arguments.model, arguments.version))
         else:

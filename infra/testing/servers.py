@@ -79,7 +79,7 @@ def prefect_server(folder: Path, port: int | None = None, admin: str = "", reade
     command = [str(SCRIPTS / "prefect"), "server", "start"]
     if reader:
         environment |= {"PREFECT_SERVER_API_AUTH_STRING": admin, "PREFECT_READING_AUTH_STRING": reader}
-        command = [sys.executable, str(SERVICES / "prefect" / "serve")]
+        command = [sys.executable, "-m", "prefect_server.serve"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with server(command, f"{address}/api/ready", folder, environment):
         yield f"{address}/api"

@@ -20,7 +20,7 @@ from infra.testing.waiting import wait_until
 CHECKOUT = Path(__file__).parents[2]
 RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "upstream"}
 PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
-ONE_SHOTS = {"secrets", "prefect-migrate", "mlflow-migrate", "provision"}
+ONE_SHOTS = {"secrets", "databases", "prefect-migrate", "mlflow-migrate", "provision"}
 
 PSS = """
 import os, re, sys
@@ -41,11 +41,20 @@ def copy_checkout(target: Path) -> None:
             shutil.copy2(CHECKOUT / name, target / name)
 
 
+# Variables of the example flows: the weather comes from the stand-in of tests/stack/compose.yml.
+FLOWS_ENV = """\
+WEATHER_ARCHIVE_URL=http://upstream:8080/v1/archive
+WEATHER_FORECAST_URL=http://upstream:8080/v1/forecast
+WEATHER_GEOCODING_URL=http://upstream:8080/v1/search
+"""
+
+
 class Stack:
     """A stack of its own: its commands see it through the variables that Compose itself reads."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
+        (home / "flows.env").write_text(FLOWS_ENV)
         self.project = f"trainyard-test-{uuid4().hex[:8]}"
         self.ports = {name: free_port() for name in PORTS}
         kept = {

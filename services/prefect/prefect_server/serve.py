@@ -23,7 +23,8 @@ def create_app(*arguments: Any, **options: Any) -> Any:
     """
     app = create_prefect_app(*arguments, **options)
     reader, admin = (os.environ.get(f"PREFECT_{name}_AUTH_STRING") for name in ("READING", "SERVER_API"))
-    if reader and admin and ReadingAccountMiddleware not in [middleware.cls for middleware in app.user_middleware]:
+    added: list[Any] = [middleware.cls for middleware in app.user_middleware]
+    if reader and admin and ReadingAccountMiddleware not in added:
         app.add_middleware(ReadingAccountMiddleware, reader=reader, admin=admin)
     return app
 
