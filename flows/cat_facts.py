@@ -10,8 +10,8 @@ from pydantic import Field
 @task(retries=4, retry_delay_seconds=0.3)
 def fetch_fact(url: str) -> str:
     """Return one fact. An error status raises, and Prefect retries the task."""
-    answer = httpx.get(url, timeout=10).raise_for_status()
-    return str(answer.json()["fact"])
+    response = httpx.get(url, timeout=10).raise_for_status()
+    return str(response.json()["fact"])
 
 
 @flow(name="collect-facts", log_prints=True)
@@ -25,7 +25,7 @@ def cat_facts(url: str = "https://catfact.ninja/fact", count: Annotated[int, Fie
     """Print facts about cats; `log_prints` makes each line a line of the run's log.
 
     Args:
-        url: Address that answers with JSON such as {"fact": "Cats purr."}.
+        url: Address that returns JSON such as {"fact": "Cats purr."}.
         count: How many facts to fetch.
     """
     facts = collect_facts(url, count)

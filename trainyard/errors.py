@@ -17,7 +17,7 @@ class SourceError(TrainyardError):
 
 
 class SourceUnreachableError(SourceError):
-    """The source gave no complete answer: no connection, a timeout, an answer cut off, or a status of 5xx."""
+    """The source gave no complete response: no connection, a timeout, a response cut off, or a status of 5xx."""
 
     transient = True
 
@@ -37,7 +37,7 @@ class RefusedError(SourceError):
 
 
 class BadAnswerError(SourceError):
-    """The answer is complete and unusable: it is not JSON, or too long."""
+    """The response is complete and unusable: it is not JSON, or too long."""
 
 
 class DataError(TrainyardError, ValueError):

@@ -1,7 +1,7 @@
 """GET requests for JSON, bounded in time and size, with errors that say whether a retry may help.
 
-Transient are: no connection, a timeout, an answer that is cut off, 429 and 5xx. Permanent are other 4xx, and complete
-answers that are not JSON. A task that fetches retries the transient ones with `@task(**trainyard.retries.RETRIES)`.
+Transient are: no connection, a timeout, a response that is cut off, 429 and 5xx. Permanent are other 4xx, and complete
+responses that are not JSON. A task that fetches retries the transient ones with `@task(**trainyard.retries.RETRIES)`.
 
 Retry-After of a 429 or 503 is respected by every task and thread of the process.
 """
@@ -22,7 +22,7 @@ MAX_WAIT_SECONDS = 120.0
 """The longest Retry-After that a request waits for; a longer one fails immediately."""
 
 MAX_BYTES = 32 * 1024 * 1024
-"""The longest answer that is read."""
+"""The longest response that is read."""
 
 
 class HostPauses:
@@ -65,38 +65,38 @@ def get_json(
     max_wait_seconds: float = MAX_WAIT_SECONDS,
     headers: Mapping[str, str] | None = None,
 ) -> Any:
-    """Send a GET request and return the JSON of the answer.
+    """Send a GET request and return the JSON of the response.
 
     Args:
         url: The address without a query.
         query: The query's parameters.
-        timeout_seconds: The deadline of the whole answer; the connection has a fifth of it.
-        max_bytes: The maximum length of the decompressed answer.
+        timeout_seconds: The deadline of the whole response; the connection has a fifth of it.
+        max_bytes: The maximum length of the decompressed response.
         max_wait_seconds: The longest Retry-After to wait for.
         headers: The request's headers.
 
     Raises:
-        SourceUnreachableError: No complete answer, or a status of 5xx. Transient.
+        SourceUnreachableError: No complete response, or a status of 5xx. Transient.
         RateLimitedError: Status 429. Transient.
         WaitTooLongError: The host asks for a pause of more than `max_wait_seconds`.
-        RefusedError: Another status of 4xx, or a refusal in an answer of status 200.
-        BadAnswerError: The answer is not JSON, or longer than `max_bytes`.
+        RefusedError: Another status of 4xx, or a refusal in a response of status 200.
+        BadAnswerError: The response is not JSON, or longer than `max_bytes`.
     """
     host = httpx.URL(url).netloc.decode()
     _pauses.wait(host, max_wait_seconds)
-    answer, body = _fetch(url, query, timeout_seconds, max_bytes, headers or {})
-    if answer.status_code in {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}:
-        _respect_retry_after(host, answer, max_wait_seconds)
-    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+    response, body = _fetch(url, query, timeout_seconds, max_bytes, headers or {})
+    if response.status_code in {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}:
+        _respect_retry_after(host, response, max_wait_seconds)
+    if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
         raise RateLimitedError(f"{url} asks for fewer requests (429). Run again in some minutes.")
-    if answer.is_server_error:
-        raise SourceUnreachableError(f"{url} answers with status {answer.status_code}.")
-    content = _parse(url, answer, body)
+    if response.is_server_error:
+        raise SourceUnreachableError(f"{url} answers with status {response.status_code}.")
+    content = _parse(url, response, body)
     # Some services refuse a request with status 200 and `"error": true`.
-    if not answer.is_success or (isinstance(content, dict) and content.get("error") is True):
+    if not response.is_success or (isinstance(content, dict) and content.get("error") is True):
         reason = content.get("reason", content) if isinstance(content, dict) else content
         raise RefusedError(
-            f"{url} refused the request (status {answer.status_code}): {str(reason)[:500]} Check the run's parameters."
+            f"{url} refused the request (status {response.status_code}): {str(reason)[:500]} Check the run's parameters."
         )
     return content
 
@@ -104,7 +104,7 @@ def get_json(
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of Retry-After (RFC 9110, 10.2.3), or None if it is missing or malformed.
 
-    A date is compared with the answer's own Date header, so that a clock that differs from ours does no harm.
+    A date is compared with the response's own Date header, so that a clock that differs from ours does no harm.
     """
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
@@ -140,8 +140,8 @@ def _http_date(value: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _respect_retry_after(host: str, answer: httpx.Response, max_wait_seconds: float) -> None:
-    seconds = retry_after_seconds(answer.headers)
+def _respect_retry_after(host: str, response: httpx.Response, max_wait_seconds: float) -> None:
+    seconds = retry_after_seconds(response.headers)
     if seconds is not None:
         _pauses.postpone(host, seconds)
         check_wait(host, seconds, max_wait_seconds)
@@ -153,37 +153,37 @@ def _fetch(
     timeout = httpx.Timeout(timeout_seconds, connect=timeout_seconds / 5)
     deadline, body = monotonic() + timeout_seconds, bytearray()
     try:
-        with httpx.stream("GET", url, params=dict(query), headers=headers, timeout=timeout) as answer:
-            for chunk in answer.iter_bytes():
+        with httpx.stream("GET", url, params=dict(query), headers=headers, timeout=timeout) as response:
+            for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > max_bytes:
                     raise BadAnswerError(f"{url} sent more than {max_bytes} bytes. Check the address.")
                 # httpx's own timeout is for each chunk: a server that trickles would never exceed it.
                 if monotonic() > deadline:
                     raise SourceUnreachableError(
-                        f"{url} sent {len(body)} bytes and no complete answer in {timeout_seconds:g} s."
+                        f"{url} sent {len(body)} bytes and no complete response in {timeout_seconds:g} s."
                     )
     except httpx.DecodingError as error:
-        raise BadAnswerError(f"{url} sent a damaged answer ({error}). Run again later.") from error
+        raise BadAnswerError(f"{url} sent a damaged response ({error}). Run again later.") from error
     except httpx.TransportError as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise SourceUnreachableError(f"{url} cannot be reached ({reason}).") from error
-    return answer, body
+    return response, body
 
 
-def _parse(url: str, answer: httpx.Response, body: bytearray) -> Any:
+def _parse(url: str, response: httpx.Response, body: bytearray) -> Any:
     try:
         return json.loads(body)
     except ValueError as error:
-        # Without Content-Length or chunks, an answer that was cut off looks complete.
-        if answer.is_success and not {"content-length", "transfer-encoding"} & answer.headers.keys():
-            raise SourceUnreachableError(f"{url} cannot be reached (the answer is cut off: {error}).") from error
-        if not answer.is_success:
+        # Without Content-Length or chunks, a response that was cut off looks complete.
+        if response.is_success and not {"content-length", "transfer-encoding"} & response.headers.keys():
+            raise SourceUnreachableError(f"{url} cannot be reached (the response is cut off: {error}).") from error
+        if not response.is_success:
             text = " ".join(body[:200].decode(errors="replace").split())
             raise RefusedError(
-                f"{url} refused the request (status {answer.status_code}): {text} Check the run's parameters."
+                f"{url} refused the request (status {response.status_code}): {text} Check the run's parameters."
             ) from error
         raise BadAnswerError(
-            f"{url} sent no valid JSON ({error}; status {answer.status_code}, {len(body)} bytes). "
+            f"{url} sent no valid JSON ({error}; status {response.status_code}, {len(body)} bytes). "
             "Run again later; if that does not help, check the address."
         ) from error

@@ -161,7 +161,7 @@ def _set_champion(model: str, version: int, current: ModelVersion | None, reason
 
 
 def _decision_context(current: ModelVersion | None, thresholds: Thresholds | None) -> dict[str, str]:
-    """Return tags with what a decision depends on beside the candidate."""
+    """Return tags with what a decision depends on besides the candidate."""
     return {
         Tag.GATE_COMPARED_WITH: str(current.version) if current else NO_CHAMPION,
         Tag.GATE_THRESHOLDS: thresholds.model_dump_json() if thresholds else "",

@@ -59,9 +59,8 @@ def search_once(task: Task[..., SearchResult], *arguments: Any) -> SearchResult:
     return result
 
 
-def _evaluate_all(
-    evaluate: Task[..., Score], candidates: Sequence[Candidate], shared: dict[str, Any]
-) -> list[Score | BaseException]:
+def _evaluate_all(evaluate: Task[..., Any], candidates: Sequence[Candidate], shared: dict[str, Any]) -> list[Any]:
+    """Return the score of each candidate, or the exception with which it failed."""
     with _task_runner() as runner:
         arguments = {name: unmapped(value) for name, value in shared.items()}
         futures = runner.map(evaluate, {"candidate": candidates, **arguments})

@@ -38,7 +38,7 @@ def blocks() -> Iterator[Block]:
 
 
 def follow(stack: Stack) -> None:
-    """Write the page's files, run its commands, and look for what it shows in what they print."""
+    """Write the page's files, run its commands, and compare their output with the page's."""
     output = ""
     for block in blocks():
         match block.language:
@@ -50,7 +50,7 @@ def follow(stack: Stack) -> None:
                     assert appears(line, output), f"{line!r} is not in:\n{output}"
             case _:
                 place = PLACE.search(block.above)
-                assert place, f"the page does not say where this goes: {block.text[:80]!r}"
+                assert place, f"the page does not name the file of this block: {block.text[:80]!r}"
                 write(stack.home / place["file"], block.text, whole=place[1].lower() == "the whole")
 
 
@@ -64,11 +64,11 @@ def write(file: Path, text: str, *, whole: bool) -> None:
 
 @pytest.fixture(scope="module")
 def followed(stack: Stack) -> Iterator[Stack]:
-    """The stack after all that the page says."""
+    """The stack, after following the page."""
     project = stack.home / "prefect.yaml"
     before = project.read_text()
     if not (stack.home / ".venv").exists():
-        (stack.home / ".venv").symlink_to(sys.prefix)  # what `make test` or `make demo` would have made
+        (stack.home / ".venv").symlink_to(sys.prefix)  # as `make test` or `make demo` creates it
     try:
         follow(stack)
         yield stack
@@ -81,13 +81,14 @@ def followed(stack: Stack) -> Iterator[Stack]:
 
 
 def pipeline_runs(stack: Stack) -> list[dict[str, Any]]:
-    """Return the runs that the page started, in their order; the schedule's lie ahead and have no start."""
+    """Return the runs that the page started, in order; scheduled runs have no start time."""
     runs = [run for run in reversed(stack.flow_runs("orders-pipeline")) if run["start_time"]]
     return runs[:6]
 
 
 def test_every_run_completed(followed: Stack) -> None:
     runs = pipeline_runs(followed)
+
     assert [run["state"]["name"] for run in runs] == ["Completed"] * 6
     assert all(run["tags"] == ["mail"] for run in runs if run["deployment_id"])
 
@@ -96,22 +97,24 @@ def test_the_versions_are_registered_with_the_gates_reasons(followed: Stack) -> 
     with followed.mlflow() as api:
         model = api.get("/registered-models/get", params={"name": MODEL}).raise_for_status().json()["registered_model"]
         found = api.get("/model-versions/search", params={"filter": f"name = '{MODEL}'"}).raise_for_status().json()
-    assert {alias["alias"]: alias["version"] for alias in model["aliases"]} == {"champion": "1", "challenger": "5"}
     reasons = {
         version["version"]: {tag["key"]: tag["value"] for tag in version["tags"]}["gate.reason"]
         for version in found["model_versions"]
     }
+
+    assert {alias["alias"]: alias["version"] for alias in model["aliases"]} == {"champion": "1", "challenger": "5"}
     assert sorted(reasons) == ["1", "2", "3", "4", "5"]
     assert "there was no champion" in reasons["1"]
     assert all("it must be better by 0.001" in reasons[version] for version in "2345")
 
 
-def test_the_second_run_took_everything_from_the_cache(followed: Stack) -> None:
+def test_the_second_run_is_taken_from_the_cache(followed: Stack) -> None:
     second = pipeline_runs(followed)[1]
     with followed.prefect() as api:
         query = {"flow_runs": {"id": {"any_": [second["id"]]}}}
         tasks = api.post("/task_runs/filter", json=query).raise_for_status().json()
     states = {task["task_key"].rpartition("-")[0]: task["state"]["name"] for task in tasks}
+
     assert {name: states[name] for name in ("fit", "log_run", "promote")} == {
         "fit": "Cached",
         "log_run": "Cached",
@@ -119,18 +122,18 @@ def test_the_second_run_took_everything_from_the_cache(followed: Stack) -> None:
     }
 
 
-def test_the_first_run_and_its_component_are_mailed(followed: Stack) -> None:
+def test_the_first_run_and_its_subflow_are_mailed(followed: Stack) -> None:
     first = pipeline_runs(followed)[0]
     with followed.prefect() as api:
         query = {"flow_runs": {"parent_flow_run_id": {"any_": [first["id"]]}}}
-        (component,) = api.post("/flow_runs/filter", json=query).raise_for_status().json()
+        (subflow,) = api.post("/flow_runs/filter", json=query).raise_for_status().json()
     user, password = followed.exec("mail", "cat", "/run/secrets/login").stdout.strip().split(":", 1)
     address = f"http://localhost:{followed.ports['MAIL_PORT']}/api/v1/messages?limit=200"
 
     def mailed() -> bool:
         found = httpx.get(address, auth=(user, password), timeout=10).raise_for_status().json()["messages"]
         subjects = [mail["Subject"] for mail in found]
-        return all(any(subject.endswith(f": {run['name']}") for subject in subjects) for run in (first, component))
+        return all(any(subject.endswith(f": {run['name']}") for subject in subjects) for run in (first, subflow))
 
     wait_until(mailed, 60, "the two mails", every=0.5)
 
@@ -139,13 +142,14 @@ def test_the_schedule_and_the_parameters_are_deployed(followed: Stack) -> None:
     with followed.prefect() as api:
         deployment = api.get("/deployments/name/orders-pipeline/orders-pipeline").raise_for_status().json()
     (schedule,) = deployment["schedules"]
+
     assert schedule["schedule"]["cron"] == "30 2 * * *"
     assert schedule["schedule"]["timezone"] == "Europe/Paris"
     assert schedule["active"]
     assert deployment["parameters"] == {"strength": 0.5}
 
 
-def test_the_bucket_s_key_stands_in_no_deployment_and_opens_no_other_bucket(followed: Stack) -> None:
+def test_the_buckets_key_is_in_no_deployment_and_opens_no_other_bucket(followed: Stack) -> None:
     program = (
         "from prefect_aws import MinIOCredentials as C; block = C.load('orders'); s3 = block.get_s3_client()\n"
         "print(block.minio_root_password.get_secret_value())\n"
@@ -153,22 +157,24 @@ def test_the_bucket_s_key_stands_in_no_deployment_and_opens_no_other_bucket(foll
         "except s3.exceptions.ClientError as error: print(error.response['Error']['Code'])"
     )
     key, code = followed.python("worker", program).stdout.split()[-2:]
-    assert code == "AccessDenied"
     with followed.prefect() as api:
         deployments = api.post("/deployments/filter", json={}).raise_for_status().text
+
+    assert code == "AccessDenied"
     assert key not in deployments
 
 
-def test_data_that_cannot_be_used_ends_the_run_with_its_reason(followed: Stack) -> None:
+def test_unusable_data_fails_the_run_with_its_reason(followed: Stack) -> None:
     orders = (followed.home / "flows/orders/orders.csv").read_text().splitlines()
     (followed.home / "flows/orders/free.csv").write_text("\n".join([orders[0], "1,hats,-1,1,1,True", *orders[2:]]))
     for location, reason in {
         "flows/orders/free.csv": "price: in_range(0, 10000) (row 0: -1.0)",
         "flows/orders/gone.csv": "flows/orders/gone.csv cannot be read in /trainyard: No such file or directory.",
         "s3://orders/gone.csv": "s3://orders/gone.csv cannot be read: there is no such object in the bucket.",
-        "s3://prefect-results/a": "the store does not let these keys read it",
+        "s3://prefect-results/a": "these keys may not read it",
     }.items():
         parameters = f"""PARAMETERS='{{"location": "{location}"}}'"""
         failed = followed.shell(f"make run DEPLOYMENT=orders-pipeline {parameters}", check=False)
+
         assert failed.returncode != 0
         assert reason in failed.stdout.splitlines()[-1]
