@@ -327,3 +327,4 @@ def test_responses_to_any_query_conform_to_the_documentation(served: Served, pat
     address = str(served.api.base_url).rstrip("/")
 
     fuzz(address, path, GenerationMode.POSITIVE, lambda status: status in (200, 404, 422))
+    fuzz(address, path, GenerationMode.NEGATIVE, lambda status: status < 500)
