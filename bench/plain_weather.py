@@ -1,10 +1,10 @@
-"""What `weather_pipeline` does, as a plain script: the same functions, without Prefect. Prints its seconds as JSON."""
+"""Run the steps of `weather_pipeline` as a plain script, without Prefect, and print their seconds as JSON."""
 
 import time
 
 start = time.perf_counter()
 
-import json  # noqa: E402 - the imports are what is measured first
+import json  # noqa: E402 - the imports are measured too
 import os  # noqa: E402
 from concurrent.futures import ThreadPoolExecutor  # noqa: E402
 from datetime import UTC, datetime, timedelta  # noqa: E402
@@ -16,14 +16,15 @@ from mlflow import MlflowClient  # noqa: E402
 from flows.weather import features, model, open_meteo, plots, promotion  # noqa: E402
 from flows.weather.features import TARGET  # noqa: E402
 from flows.weather.observations import Place  # noqa: E402
-from flows.weather.settings import WeatherSettings as Settings  # noqa: E402
+from flows.weather.settings import WeatherSettings  # noqa: E402
 from trainyard import tracking  # noqa: E402
+from trainyard.contract import Alias  # noqa: E402
 from trainyard.gate import Thresholds  # noqa: E402
 
 MODEL = "plain-rain-tomorrow"
 
-imported = time.perf_counter()
-settings, seattle = Settings(), Place(name="Seattle", latitude=47.60621, longitude=-122.33207)
+imports_end = time.perf_counter()
+settings, seattle = WeatherSettings(), Place(name="Seattle", latitude=47.60621, longitude=-122.33207)
 last = datetime.now(UTC).date() - timedelta(days=2)
 first = (pd.Timestamp(last) - pd.DateOffset(years=5)).date()
 observations = open_meteo.observe(settings.weather_archive_url, seattle, first, last, settings.weather_timeout_seconds)
@@ -32,33 +33,43 @@ train, holdout = model.split_by_time(examples.frame, 0.2)
 candidates = model.make_candidates()
 with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     scores = list(pool.map(lambda candidate: model.cross_validate(train, candidate, 5), candidates))
-training = model.fit_and_score(train, holdout, model.choose(scores).candidate)
-figures = plots.draw(training)
-fitted = time.perf_counter()
+fitted_model = model.fit_and_score(train, holdout, model.choose_best(scores))
+figures = plots.draw(fitted_model)
+work_end = time.perf_counter()
 
-question = promotion.describe_question(examples, training)
+tags = promotion.describe_model(examples, fitted_model)
 trials = [tracking.Trial(score.candidate.name, dict(score.candidate.params), score.metrics) for score in scores]
 dataset = tracking.Dataset("open-meteo", observations.origin.url, examples.frame, TARGET)
 logged = tracking.log_training(
     tracking.TrainingRecord(
         experiment="plain",
         model=MODEL,
-        estimator=training.estimator,
+        estimator=fitted_model.estimator,
         inputs=holdout.drop(columns=TARGET).head(5),
         dataset=dataset,
         params={"holdout_fraction": 0.2, "folds": 5},
-        metrics=training.metrics,
+        metrics=fitted_model.metrics,
         figures=figures,
         trials=trials,
-        tags=question,
+        tags=tags,
         trusted_types=model.TRUSTED_TYPES,
     )
 )
 client = MlflowClient()
-reigning = client.get_registered_model(MODEL).aliases.get("champion")
-champion = mlflow.sklearn.load_model(f"models:/{MODEL}/{reigning}") if reigning else None
-tags = client.get_model_version(MODEL, reigning).tags if reigning else None
-decision = promotion.compare_with_champion(question, training, tags, champion, Thresholds())
-client.set_registered_model_alias(MODEL, "champion" if decision.promote else "challenger", str(logged.version))
+current = client.get_registered_model(MODEL).aliases.get(Alias.CHAMPION)
+champion = mlflow.sklearn.load_model(f"models:/{MODEL}/{current}") if current else None
+champion_tags = client.get_model_version(MODEL, current).tags if current else None
+decision = promotion.compare_with_champion(tags, fitted_model, champion_tags, champion, Thresholds())
+alias = Alias.CHAMPION if decision.promote else Alias.CHALLENGER
+client.set_registered_model_alias(MODEL, alias, str(logged.version))
 end = time.perf_counter()
-print(json.dumps({"imports": imported - start, "work": fitted - imported, "mlflow": end - fitted, "all": end - start}))
+print(
+    json.dumps(
+        {
+            "imports": imports_end - start,
+            "work": work_end - imports_end,
+            "mlflow": end - work_end,
+            "all": end - start,
+        }
+    )
+)

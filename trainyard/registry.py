@@ -205,7 +205,9 @@ def only_model() -> str:
     """
     names: list[str] = sorted(model.name for model in MlflowClient().search_registered_models())
     if len(names) != 1:
-        known = f"several models are registered: {', '.join(names)}. Name one" if names else "no model is registered yet"
+        known = (
+            f"several models are registered: {', '.join(names)}. Name one" if names else "no model is registered yet"
+        )
         raise RegistryError(f"MODEL is not set, and {known}{': MODEL=' + names[0] if names else ''}.")
     return names[0]
 

@@ -1,9 +1,9 @@
 """A loopback stand-in for Open-Meteo's archive, forecast and geocoding, and for catfact.ninja.
 
-It answers with the fields and status codes of the real services, but THE WEATHER IS SYNTHETIC: seasons,
-spells of rain, wind that rises before it, and noise from a fixed seed: the same days and place give the
-same answer. Switches make it misbehave, and some places always do (SPOILT). Standard library only, so
-that it also runs by itself: `python open_meteo_server.py --port 8080`.
+It answers with the fields and status codes of the real services, but THE WEATHER IS SYNTHETIC: seasons, rain that
+depends on the day before and its wind, and noise with a seed of period and place, so that equal requests have equal
+answers. Switches make the server fail, and some places always have invalid data (SPOILT). It needs the standard library
+only and also runs alone: `python open_meteo_server.py --port 8080`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ UNITS = {
     "temperature_2m_min": "°C",
     "wind_speed_10m_max": "km/h",
 }
-# Arica, for the tests of a place where it never rains.
+# It never rains in Arica.
 PLACES = [
     {
         "id": 5809844,
@@ -100,8 +100,8 @@ def _negative_rain(daily: dict[str, list[Any]]) -> None:
     daily["precipitation_sum"][30:33] = [-1.0, -2.0, -3.0]
 
 
-# Places whose data is always bad, by name and by coordinates, and what is done to it. The archive
-# refuses those without anything to do: status 400. Only the data of Patchville can be mended.
+# Places with invalid data: coordinates, and the function that spoils the data. Without a function the archive refuses
+# the place with status 400. Only the gaps of Patchville are small enough to be interpolated.
 SPOILT: dict[str, tuple[float, float, Callable[[dict[str, list[Any]]], None] | None]] = {
     "Gapville": (47.01, -30.0, _gap),
     "Patchville": (47.02, -30.0, _small_gaps),
@@ -129,7 +129,7 @@ PLACES += [
 
 
 def geocode(query: dict[str, str]) -> dict[str, Any]:
-    """Answer as /v1/search does; without a match there is no `results`."""
+    """Return the answer of /v1/search; without a match it has no `results`."""
     name = query.get("name", "").split(",")[0].strip().casefold()
     found = [place for place in PLACES if str(place["name"]).casefold() == name]
     answer: dict[str, Any] = {"results": found} if found else {}
@@ -139,7 +139,7 @@ def geocode(query: dict[str, str]) -> dict[str, Any]:
 def synthetic_day(
     day: date, latitude: float, chance: random.Random, wet_before: bool, wind_before: float
 ) -> dict[str, float]:
-    """Return one day's values in Open-Meteo's default units; rain is likelier after rain and after wind."""
+    """Return one day's values in Open-Meteo's default units; rain is more likely after rain and after wind."""
     season = math.cos(2 * math.pi * (day.timetuple().tm_yday - 15) / 365.25) * (1 if latitude >= 0 else -1)
     wet = chance.random() < (0.6 if wet_before else 0.2) + 0.15 * season + 0.02 * (wind_before - 20)
     warm = 25 - abs(latitude) / 4 - 9 * season + chance.gauss(0, 3)
@@ -152,7 +152,7 @@ def synthetic_day(
 
 
 def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
-    """Answer as /v1/archive does, in status and JSON."""
+    """Return status and JSON of /v1/archive."""
     try:
         first, last = date.fromisoformat(query["start_date"]), date.fromisoformat(query["end_date"])
     except (KeyError, ValueError) as error:
@@ -166,7 +166,7 @@ def archive(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
 
 
 def forecast(query: dict[str, str]) -> tuple[int, dict[str, Any]]:
-    """Answer as /v1/forecast does, in status and JSON: past days, today and days ahead."""
+    """Return status and JSON of /v1/forecast: past days, today and the days ahead."""
     today, days = datetime.now(UTC).date(), []
     for name, usual, least, most in (("past_days", "0", 0, 92), ("forecast_days", "7", 1, 16)):
         text = query.get(name, usual)
@@ -226,17 +226,17 @@ def daily_answer(query: dict[str, str], first: date, last: date, newest: date) -
 
 
 class OpenMeteoServer:
-    """The server, on a free port of the loopback; `with` starts and ends it.
+    """The server, on a free port of the loopback interface; a context manager that starts and stops it.
 
-    Switches, which may also be set while it runs:
-    fail_first: how many requests of each path get `fail_status` before answers are given.
+    Switches, which may be set while it runs:
+    fail_first: the number of requests of each path that are answered with `fail_status`.
     retry_after: the header Retry-After of those failures, a number of seconds or an HTTP date.
-    truncate: bodies end in the middle of the JSON, and the length says so.
+    truncate: bodies are cut in the middle of the JSON, with a matching Content-Length.
     cut: the connection is closed in the middle of the body.
-    lengthless: answers have no length; their end is that of the connection.
+    lengthless: answers have no Content-Length; the end of the connection ends them.
     trickle: seconds between the bytes of a body.
-    stalled: requests are taken and never answered.
-    change: a function that alters the archive's or the forecast's answer before it is sent.
+    stalled: requests are accepted and never answered.
+    change: a function that modifies the archive's or the forecast's answer before it is sent.
     """
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1", fail_first: int = 0, fail_status: int = 503) -> None:
@@ -268,7 +268,7 @@ class OpenMeteoServer:
         self._http.serve_forever()
 
     def answer(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
-        """Return status and JSON for a request, and count it."""
+        """Return status and JSON of a request, and count it."""
         if path == "/requests":
             return 200, dict(self.counts)
         if path == "/health":
@@ -289,7 +289,7 @@ class OpenMeteoServer:
             if status == 200 and self.change:
                 self.change(content)
             return status, content
-        return 404, {"error": True, "reason": "Not SearchResult"}
+        return 404, {"error": True, "reason": "Not Found"}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
@@ -317,7 +317,7 @@ class OpenMeteoServer:
                 for piece in [body[at : at + 1] for at in range(len(body))] if server.trickle else [body]:
                     try:
                         self.wfile.write(piece)
-                    except ConnectionError:  # nobody waits for the rest
+                    except ConnectionError:  # the client has closed the connection
                         return
                     if server._ended.wait(server.trickle):
                         return
@@ -332,7 +332,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--fail-first", type=int, default=0, help="failures of each path before it answers")
+    parser.add_argument("--fail-first", type=int, default=0, help="number of failures of each path before it answers")
     parser.add_argument("--fail-status", type=int, default=503)
     options = parser.parse_args()
     server = OpenMeteoServer(options.port, options.host, options.fail_first, options.fail_status)

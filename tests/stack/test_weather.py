@@ -1,4 +1,4 @@
-"""The weather pipeline as a team runs it: cached, gated, several places, two runs at once, on a schedule."""
+"""The weather pipeline on the stack: cache, gate, several places, concurrent runs and the schedule."""
 
 import json
 import shlex
@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.provision.follow import FINAL, find_deployment
+from infra.provision.follow import find_deployment
 from infra.testing.stack import Stack
 from infra.testing.waiting import wait_until
+from trainyard.contract import Alias, Bucket, GateDecision, State, Tag
 
 MODEL = "rain-tomorrow"
 UNCHANGED = "Nothing has changed since it was trained."
+RERUN_STEPS = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit", "log_run"}
 STORE = (
     "import io; from minio import Minio; from infra.provision.settings import Settings; s = Settings();"
     "store = Minio(endpoint='minio:9000', access_key=s.minio_root_user,"
@@ -24,14 +26,14 @@ STORE = (
 
 @pytest.fixture
 def api(stack: Stack) -> Iterator[httpx.Client]:
-    """Prefect's API, once the first run has ended."""
+    """Prefect's API, after the first run has ended."""
     stack.wait_for_first_run()
     with stack.prefect() as api:
         yield api
 
 
 def make_run(stack: Stack, **parameters: Any) -> str:
-    """Run the pipeline as a person does; its log."""
+    """Run the pipeline with `make run`; return its output."""
     arguments = shlex.quote(json.dumps(parameters))
     return stack.shell(f"make run DEPLOYMENT=weather-pipeline PARAMETERS={arguments}", check=False).stdout
 
@@ -49,108 +51,137 @@ def version_tags(stack: Stack, version: int) -> dict[str, str]:
 
 
 def states_below(api: httpx.Client, flow_run_id: str) -> dict[str, Counter[str]]:
-    """Count the states of all task runs below a flow run, by the task's name."""
+    """Count the states of the task runs of a flow run and its subflow runs, by the task's name."""
     found: dict[str, Counter[str]] = {}
-    waiting = [flow_run_id]
-    while waiting:
-        parent = waiting.pop()
+    remaining = [flow_run_id]
+    while remaining:
+        parent = remaining.pop()
         query: dict[str, Any] = {"task_runs": {"flow_run_id": {"any_": [parent]}}, "limit": 200}
         for task in api.post("/task_runs/filter", json=query).raise_for_status().json():
             name = task["task_key"].split("-")[0]
             found.setdefault(name, Counter())[task["state_name"]] += 1
         below = {"flow_runs": {"parent_flow_run_id": {"any_": [parent]}}}
-        waiting += [run["id"] for run in api.post("/flow_runs/filter", json=below).raise_for_status().json()]
+        remaining += [run["id"] for run in api.post("/flow_runs/filter", json=below).raise_for_status().json()]
     return found
 
 
-def test_a_re_run_is_taken_from_the_cache_in_the_bucket(stack: Stack, api: httpx.Client) -> None:
+def test_a_rerun_takes_every_step_from_the_cache_in_the_bucket(stack: Stack, api: httpx.Client) -> None:
     make_run(stack)
     before = len(stack.model_versions())
+
     output = make_run(stack)
-    assert UNCHANGED in output
-    assert len(stack.model_versions()) == before
 
     newest = stack.flow_runs("weather-pipeline")[0]
-    cached = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit", "log_run"}
 
-    def recorded() -> dict[str, Counter[str]] | None:
+    def recorded_states() -> dict[str, Counter[str]] | None:
         states = states_below(api, newest["id"])
-        return states if cached <= states.keys() else None
+        return states if states.keys() >= RERUN_STEPS else None
 
-    states = wait_until(recorded, 20, "the task runs", every=0.5)
-    assert {name: list(states[name]) for name in cached} == {name: ["Cached"] for name in cached}
-
+    states = wait_until(recorded_states, 20, "the task runs", every=0.5)
     objects = stack.provisioner(
-        STORE + "print(*(o.object_name for o in store.list_objects('prefect-results', 'cache/', recursive=True)))"
+        STORE + f"print(*(o.object_name for o in store.list_objects('{Bucket.RESULTS}', 'cache/', recursive=True)))"
     )
+    assert UNCHANGED in output
+    assert len(stack.model_versions()) == before
+    assert {name: list(states[name]) for name in RERUN_STEPS} == {name: [State.CACHED] for name in RERUN_STEPS}
     assert "cache/fetch-archive/" in objects
 
 
-def test_an_entry_that_cannot_be_read_is_computed_anew_with_a_warning(stack: Stack, api: httpx.Client) -> None:
+def test_a_damaged_cache_entry_is_recomputed_with_a_warning(stack: Stack, api: httpx.Client) -> None:
     make_run(stack)
     stack.provisioner(
         STORE
-        + "[store.put_object(bucket_name='prefect-results', object_name=o.object_name, data=io.BytesIO(b'broken'), length=6)"
-        " for o in store.list_objects('prefect-results', 'cache/fit/', recursive=True)]"
+        + f"[store.put_object(bucket_name='{Bucket.RESULTS}', object_name=o.object_name, data=io.BytesIO(b'broken'),"
+        f" length=6) for o in store.list_objects('{Bucket.RESULTS}', 'cache/fit/', recursive=True)]"
     )
+
     output = make_run(stack)
-    warnings = [line for line in output.splitlines() if "cannot be read" in line]
-    assert len(warnings) == 1
-    assert "WARNING" in warnings[0]
-    assert "cache/fit/" in warnings[0]
-    assert UNCHANGED in output, "what was computed anew is the same"
+
+    (warning,) = [line for line in output.splitlines() if "cannot be read" in line]
+    assert "WARNING" in warning
+    assert "cache/fit/" in warning
+    assert UNCHANGED in output, "the recomputed result is the same"
 
 
-def test_a_changed_parameter_and_changed_code_are_computed(stack: Stack, api: httpx.Client) -> None:
+def test_a_changed_parameter_is_computed_once(stack: Stack, api: httpx.Client) -> None:
     before = len(stack.model_versions())
-    assert UNCHANGED not in make_run(stack, holdout_fraction=0.25)
-    assert len(stack.model_versions()) == before + 1
-    assert UNCHANGED in make_run(stack, holdout_fraction=0.25)
 
+    outputs = [make_run(stack, holdout_fraction=0.25) for _ in range(2)]
+
+    assert [UNCHANGED in output for output in outputs] == [False, True]
+    assert len(stack.model_versions()) == before + 1
+
+
+def test_changed_code_is_computed(stack: Stack, api: httpx.Client) -> None:
+    before = len(stack.model_versions())
     code = stack.home / "flows/weather/model.py"
     code.write_text(code.read_text() + "\n# An edit\n")
-    assert UNCHANGED not in make_run(stack)
-    assert len(stack.model_versions()) == before + 2
+
+    output = make_run(stack)
+
+    assert UNCHANGED not in output
+    assert len(stack.model_versions()) == before + 1
 
 
-def test_refresh_computes_all_and_does_not_promote_what_is_only_as_good(stack: Stack, api: httpx.Client) -> None:
-    champion = aliases(stack)["champion"]
+def test_a_refresh_recomputes_everything_and_does_not_promote_an_equal_model(stack: Stack, api: httpx.Client) -> None:
+    champion = aliases(stack)[Alias.CHAMPION]
+
     output = make_run(stack, refresh=True)
+
+    found = aliases(stack)
+    tags = version_tags(stack, found[Alias.CHALLENGER])
     assert UNCHANGED not in output
     assert "on the same holdout; it must be better by 0.001" in output
-    found = aliases(stack)
-    assert found["champion"] == champion
-    tags = version_tags(stack, found["challenger"])
-    assert tags["gate.decision"] == "challenger"
-    assert "on the same holdout" in tags["gate.reason"]
+    assert found[Alias.CHAMPION] == champion
+    assert tags[Tag.GATE_DECISION] == GateDecision.CHALLENGER
+    assert "on the same holdout" in tags[Tag.GATE_REASON]
 
 
-def test_a_worse_candidate_is_refused(stack: Stack, api: httpx.Client) -> None:
-    champion = aliases(stack)["champion"]
-    assert "does not reach" in make_run(stack, refresh=True, gate={"min_skill": 0.9})
-    assert aliases(stack)["champion"] == champion
+def test_a_candidate_below_the_thresholds_is_not_promoted(stack: Stack, api: httpx.Client) -> None:
+    champion = aliases(stack)[Alias.CHAMPION]
+
+    output = make_run(stack, refresh=True, gate={"min_skill": 0.9})
+
+    assert "does not reach" in output
+    assert aliases(stack)[Alias.CHAMPION] == champion
 
 
-def test_people_promote_and_roll_back(stack: Stack, api: httpx.Client) -> None:
+def test_make_promote_and_make_rollback_swap_champion_and_challenger(stack: Stack, api: httpx.Client) -> None:
     make_run(stack, refresh=True)
     before = aliases(stack)
-    challenger = before["challenger"]
-    assert f"version {challenger} is the champion" in stack.shell(f"make promote VERSION={challenger}").stdout
-    assert aliases(stack) == {"champion": challenger, "previous": before["champion"]}
-    assert f"version {before['champion']} is the champion again" in stack.shell("make rollback").stdout
-    assert aliases(stack) == {"champion": before["champion"], "previous": challenger}
+    champion, challenger = before[Alias.CHAMPION], before[Alias.CHALLENGER]
 
+    promoted = stack.shell(f"make promote VERSION={challenger}").stdout
+    after_promote = aliases(stack)
+    rolled_back = stack.shell("make rollback").stdout
+    after_rollback = aliases(stack)
+
+    assert f"version {challenger} is the champion" in promoted
+    assert after_promote == {Alias.CHAMPION: challenger, Alias.PREVIOUS: champion}
+    assert f"version {champion} is the champion again" in rolled_back
+    assert after_rollback == {Alias.CHAMPION: champion, Alias.PREVIOUS: challenger}
+
+
+def test_make_promote_refuses_an_unknown_version(stack: Stack, api: httpx.Client) -> None:
     refused = stack.shell("make promote VERSION=999", check=False)
+
     assert refused.returncode != 0
     assert f"There is no {MODEL} version 999" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert "make promote VERSION=3" in stack.shell("make promote", check=False).stderr
-    assert (
-        "There is no registered model unheard-of" in stack.shell("make rollback MODEL=unheard-of", check=False).stderr
-    )
 
 
-def test_two_runs_at_once_leave_one_champion(stack: Stack, api: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("make promote", "make promote VERSION=3"),
+        ("make rollback MODEL=unheard-of", "There is no registered model unheard-of"),
+    ],
+)
+def test_promotion_commands_say_what_is_wrong(stack: Stack, api: httpx.Client, command: str, message: str) -> None:
+    assert message in stack.shell(command, check=False).stderr
+
+
+def test_two_concurrent_runs_leave_one_champion(stack: Stack, api: httpx.Client) -> None:
     deployment = find_deployment(api, "weather-pipeline")["id"]
     body = {"parameters": {"refresh": True, "families": ["logistic-regression"], "gate": {"min_improvement": 0}}}
     runs = [
@@ -158,41 +189,50 @@ def test_two_runs_at_once_leave_one_champion(stack: Stack, api: httpx.Client) ->
         for _ in range(2)
     ]
 
-    def ended() -> list[str] | None:
-        found = [api.get(f"/flow_runs/{run}").raise_for_status().json() for run in runs]
-        return [run["state_type"] for run in found] if all(run["state_type"] in FINAL for run in found) else None
+    def final_states() -> list[str] | None:
+        states = [api.get(f"/flow_runs/{run}").raise_for_status().json()["state_type"] for run in runs]
+        return states if State.FINAL_TYPES.issuperset(states) else None
 
-    assert wait_until(ended, 120, "both runs' end", every=0.5) == ["COMPLETED", "COMPLETED"]
+    states = wait_until(final_states, 120, "the end of both runs", every=0.5)
+
     found = aliases(stack)
-    assert found["champion"] != found.get("challenger")
-    assert set(found) <= {"champion", "previous", "challenger"}
+    assert states == ["COMPLETED", "COMPLETED"]
+    assert found[Alias.CHAMPION] != found.get(Alias.CHALLENGER)
+    assert set(found) <= {Alias.CHAMPION, Alias.PREVIOUS, Alias.CHALLENGER}
 
 
-def test_one_bad_place_fails_alone_with_a_table(stack: Stack, api: httpx.Client) -> None:
+def test_a_place_with_invalid_data_fails_alone_with_a_table(stack: Stack, api: httpx.Client) -> None:
     output = make_run(stack, places=["Oslo", "Gapville"], families=["logistic-regression"])
-    assert "1 of 2 places failed, the others are done. Gapville" in output
-    assert aliases(stack, "rain-tomorrow-oslo-oslo-county-norway") == {"champion": 1}
+
     tables = api.post("/artifacts/filter", json={"artifacts": {"key": {"any_": ["data-problems"]}}})
     (row,) = json.loads(tables.raise_for_status().json()[0]["data"])
+    assert "1 of 2 places failed, the others are done. Gapville" in output
+    assert aliases(stack, "rain-tomorrow-oslo-oslo-county-norway") == {Alias.CHAMPION: 1}
     assert "not consecutive" in row["check"]
     assert row["count"] == 12
 
 
-def test_the_form_refuses_nonsense_before_a_run_starts(stack: Stack, api: httpx.Client) -> None:
+@pytest.mark.parametrize("parameters", [{"years": 0}, {"places": []}, {"overlap": "maybe"}, {"gate": {"min_skill": 2}}])
+def test_invalid_parameters_are_refused_before_a_run_is_created(
+    stack: Stack, api: httpx.Client, parameters: dict[str, Any]
+) -> None:
     before = len(stack.flow_runs("weather-pipeline"))
-    nonsense: list[dict[str, Any]] = [{"years": 0}, {"places": []}, {"overlap": "maybe"}, {"gate": {"min_skill": 2}}]
-    for parameters in nonsense:
-        refused = stack.shell(
-            f"make run DEPLOYMENT=weather-pipeline PARAMETERS={shlex.quote(json.dumps(parameters))}", check=False
-        )
-        assert refused.returncode != 0
-        assert "Prefect refused the parameters" in refused.stdout + refused.stderr
+    arguments = shlex.quote(json.dumps(parameters))
+
+    refused = stack.shell(f"make run DEPLOYMENT=weather-pipeline PARAMETERS={arguments}", check=False)
+
+    assert refused.returncode != 0
+    assert "Prefect refused the parameters" in refused.stdout + refused.stderr
     assert len(stack.flow_runs("weather-pipeline")) == before
 
 
-def test_it_runs_daily_by_the_clock_of_its_place(api: httpx.Client) -> None:
+def test_it_is_scheduled_daily_in_the_time_zone_of_its_place(api: httpx.Client) -> None:
     (schedule,) = find_deployment(api, "weather-pipeline")["schedules"]
+    auto_scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "tags": {"all_": ["auto-scheduled"]}}}
+
+    wait_until(
+        lambda: api.post("/flow_runs/filter", json=auto_scheduled).raise_for_status().json(), 60, "a scheduled run"
+    )
+
     assert schedule["active"]
     assert schedule["schedule"]["timezone"] == "America/Los_Angeles"
-    query = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "tags": {"all_": ["auto-scheduled"]}}}
-    wait_until(lambda: api.post("/flow_runs/filter", json=query).raise_for_status().json(), 60, "a scheduled run")
