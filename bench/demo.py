@@ -1,4 +1,4 @@
-"""Time `make demo` without Docker: the first, which installs nothing here but makes its databases, and two more."""
+"""Measure `make demo` without Docker: the first run, which creates the databases, and two more; nothing is installed."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from infra.testing.stack import CHECKOUT, copy_checkout
 
 
 def main() -> None:
-    """Run it from a copy of the checkout that borrows this checkout's .venv; measure and save."""
+    """Run it in a copy of the checkout that uses this checkout's .venv; save the times."""
     with tempfile.TemporaryDirectory() as home:
         copy_checkout(Path(home))
         (Path(home) / ".venv").symlink_to(CHECKOUT / ".venv")

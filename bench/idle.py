@@ -1,4 +1,4 @@
-"""What the platform costs while it does nothing: memory and CPU by service, with our worker and with Prefect's own."""
+"""Measure memory and CPU of each service while idle, with the warm worker and with Prefect's process worker."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ SECONDS = 60
 UNITS = {"KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0, "B": 2**-20}
 
 
-def memory(stack: Stack) -> dict[str, float]:
-    """Return each running service's memory in MiB as `docker stats` counts it: without the page cache."""
+def memory_mib(stack: Stack) -> dict[str, float]:
+    """Return each running service's memory in MiB according to `docker stats`, which leaves out the page cache."""
     rows = map(json.loads, stack.shell("docker compose stats --no-stream --format json").stdout.splitlines())
     used = {}
     for row in rows:
@@ -29,7 +29,7 @@ def memory(stack: Stack) -> dict[str, float]:
 
 
 def cpu_seconds(stack: Stack) -> dict[str, float]:
-    """Return the CPU seconds that each running service has used so far, from its control group (v1 or v2)."""
+    """Return the CPU seconds used so far by each running service, from its control group (v1 or v2)."""
     used = {}
     for service, container in stack.containers().items():
         if service not in SERVICES or not container["State"]["Running"]:
@@ -48,13 +48,13 @@ def cpu_seconds(stack: Stack) -> dict[str, float]:
 
 
 def observe(stack: Stack) -> dict[str, Any]:
-    """Leave the stack alone, and return what it used meanwhile."""
-    Event().wait(SECONDS / 2)  # what was stopped or started has settled
+    """Return memory, and CPU seconds per minute, of an idle period."""
+    Event().wait(SECONDS / 2)  # let starts and stops settle
     before = cpu_seconds(stack)
     Event().wait(SECONDS)
     after = cpu_seconds(stack)
     cpu = {service: round((after[service] - before[service]) * 60 / SECONDS, 2) for service in after}
-    used = memory(stack)
+    used = memory_mib(stack)
     return {
         "memory_mib": used | {"all": round(sum(used.values()), 1)},
         "cpu_seconds_a_minute": cpu | {"all": round(sum(cpu.values()), 2)},
@@ -62,7 +62,7 @@ def observe(stack: Stack) -> dict[str, Any]:
 
 
 def measure(stack: Stack, api: httpx.Client) -> None:  # noqa: ARG001 - as the other measurements
-    """Measure and save."""
+    """Run the measurements and save the results."""
     results = {}
     for name, worker in (("warm", "worker"), ("stock", "stock"), ("stock, 1 s poll", "stock-1s")):
         stack.shell("docker compose stop worker stock stock-1s plain")

@@ -1,7 +1,7 @@
-"""Time a run's start: from the trigger to Running and to Completed.
+"""Measure a run's latency from the trigger to Running and to Completed.
 
-Prefect's own worker at its defaults, the same with a poll of one second, and the warm worker take turns, on one server,
-for a flow that imports nothing and one that imports pandas, scikit-learn and mlflow.
+Prefect's process worker with its default poll interval and with one second, and the warm worker, take turns on one
+server. One flow imports nothing; the other imports pandas, scikit-learn and mlflow.
 """
 
 import random
@@ -18,7 +18,7 @@ RUNS = 20
 
 
 def measure(stack: Stack, api: httpx.Client) -> None:  # noqa: ARG001 - as the other measurements
-    """Measure and save."""
+    """Run the measurements and save the results."""
     order = random.Random(0)
     cases = [(flow, worker) for flow in FLOWS for worker in POOLS]
     deployments = {(f, w): find_deployment(api, f"{f}-{POOLS[w]}")["id"] for f, w in cases}
@@ -26,9 +26,9 @@ def measure(stack: Stack, api: httpx.Client) -> None:  # noqa: ARG001 - as the o
     for turn in range(RUNS + 1):
         order.shuffle(cases)
         for case in cases:
-            Event().wait(order.uniform(0.2, 1.2))  # at any moment of a poll's interval
+            Event().wait(order.uniform(0.2, 1.2))  # at a random phase of the poll interval
             result = run_once(api, deployments[case])
-            if turn:  # the first fills caches
+            if turn:  # the first warms the caches
                 times[case].append(result)
     save(
         "latency",

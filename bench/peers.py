@@ -1,4 +1,4 @@
-"""Every comparison with Prefect's own worker, one after the other on one stack."""
+"""Run all comparisons with Prefect's process worker on one stack."""
 
 from bench import idle, latency, pipeline, throughput
 from bench.stack import stack_with_peers

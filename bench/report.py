@@ -1,4 +1,4 @@
-"""What every benchmark shares: statistics, the machine's description, and results as JSON and as a page."""
+"""Statistics, a description of the machine, and JSON results for all benchmarks."""
 
 import json
 import math
@@ -16,7 +16,7 @@ PACKAGES = ("prefect", "mlflow-skinny", "scikit-learn", "pandas")
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Return median, 95th percentile (nearest rank), least, greatest and number of some measurements."""
+    """Return median, 95th percentile (nearest rank), minimum, maximum and number of measurements."""
     ordered = sorted(values)
     return {
         "median": round(statistics.median(ordered), 3),
@@ -27,8 +27,8 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine and the versions that a result depends on."""
+def describe_machine() -> dict[str, Any]:
+    """Return the machine's properties and the package versions that a result depends on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cores": os.cpu_count(),
@@ -42,7 +42,12 @@ def machine() -> dict[str, Any]:
 def save(name: str, results: dict[str, Any]) -> None:
     """Write a benchmark's results to results/NAME.json and print them."""
     RESULTS.mkdir(exist_ok=True)
-    document = {"benchmark": name, "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "results": results}
+    document = {
+        "benchmark": name,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": describe_machine(),
+        "results": results,
+    }
     text = json.dumps(document, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)

@@ -1,4 +1,4 @@
-"""A stack of the benchmarks' own, with Prefect's stock worker beside ours and flows that do nothing."""
+"""The composed stack for benchmarks: with Prefect's own process worker as a peer, and flows that do nothing."""
 
 import shutil
 import tempfile
@@ -22,7 +22,7 @@ FLOWS = ("trivial", "heavy")
 
 @contextmanager
 def plain_stack() -> Iterator[Stack]:
-    """The default stack under a name and ports of its own, built and not yet started."""
+    """Build the default stack under its own project name and ports, without starting it; remove it at the end."""
     with tempfile.TemporaryDirectory() as home:
         copy_checkout(Path(home))
         stack = Stack(Path(home))
@@ -35,7 +35,7 @@ def plain_stack() -> Iterator[Stack]:
 
 @contextmanager
 def stack_with_peers() -> Iterator[Stack]:
-    """A running stack with the peers' workers and a deployment of each flow on each pool."""
+    """Start a stack with the peers' workers, and a deployment of each flow on each pool."""
     with plain_stack() as stack:
         stack.environment["COMPOSE_FILE"] += ":bench/compose.yml"
         entries = ""
@@ -48,19 +48,19 @@ def stack_with_peers() -> Iterator[Stack]:
         before = project.read_text()
         stack.shell("docker compose up -d --wait", timeout=600)
         stack.wait_for_first_run()
-        project.write_text(before + entries)  # only now: the stock workers have made their pools
+        project.write_text(before + entries)  # after the start: the stock workers create their pools
         stack.shell("make deploy")
         yield stack
 
 
 def trigger(api: httpx.Client, deployment_id: str, **parameters: Any) -> str:
-    """Ask for a run; return its id."""
+    """Create a flow run; return its id."""
     answer = api.post(f"/deployments/{deployment_id}/create_flow_run", json={"parameters": parameters})
     return str(answer.raise_for_status().json()["id"])
 
 
 def run_once(api: httpx.Client, deployment_id: str, timeout: float = 120, **parameters: Any) -> tuple[float, float]:
-    """Trigger a run; return the seconds until Running and until Completed, by the server's clock."""
+    """Trigger a run; return the seconds until Running and until Completed, on the server's clock."""
     triggered = time.time()
     run_id = trigger(api, deployment_id, **parameters)
     (run,) = wait_for_all(api, [run_id], timeout)
@@ -70,7 +70,7 @@ def run_once(api: httpx.Client, deployment_id: str, timeout: float = 120, **para
     return times["RUNNING"] - triggered, times["COMPLETED"] - triggered
 
 
-def burst(api: httpx.Client, deployment_id: str, number: int, timeout: float = 900) -> float:
+def run_burst(api: httpx.Client, deployment_id: str, number: int, timeout: float = 900) -> float:
     """Trigger many runs at once; return the seconds from the first trigger to the last run's end."""
     start = time.time()
     with ThreadPoolExecutor(8) as callers:
@@ -81,17 +81,17 @@ def burst(api: httpx.Client, deployment_id: str, number: int, timeout: float = 9
 
 
 def wait_until_idle(api: httpx.Client, seconds: float = 2, timeout: float = 300) -> None:
-    """Return once no run has been due or under way for some seconds."""
+    """Wait until no run has been due or active for some seconds."""
     deadline = time.monotonic() + timeout
     idle_since = None
     while idle_since is None or time.monotonic() < idle_since + seconds:
         assert time.monotonic() < deadline, "the stack is not idle"
-        under_way = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+        active = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
         due = {
             "state": {"type": {"any_": ["SCHEDULED"]}},
             "expected_start_time": {"before_": datetime.now(UTC).isoformat()},
         }
-        queries = [{"flow_runs": selected} for selected in (under_way, due)]
+        queries = [{"flow_runs": selected} for selected in (active, due)]
         if any(api.post("/flow_runs/count", json=query).raise_for_status().json() for query in queries):
             idle_since = None
         elif idle_since is None:
@@ -100,7 +100,7 @@ def wait_until_idle(api: httpx.Client, seconds: float = 2, timeout: float = 300)
 
 
 def wait_for_all(api: httpx.Client, run_ids: Sequence[str], timeout: float, every: float = 0.1) -> list[dict[str, Any]]:
-    """Return the runs once all have ended."""
+    """Wait until all runs have ended; return them."""
     deadline = time.monotonic() + timeout
     query = {"flow_runs": {"id": {"any_": list(run_ids)}}, "limit": 200}
     while True:

@@ -1,7 +1,7 @@
-"""Time the stack's start, from `docker compose up -d --wait` to its return, with the images built before.
+"""Measure how long `docker compose up -d --wait` takes with built images.
 
-- first: on empty volumes
-- second: after `docker compose down`, on the volumes of the first
+- first: with empty volumes
+- second: after `docker compose down`, with the volumes of the first
 - again: with everything running
 """
 
@@ -15,7 +15,7 @@ ROUNDS = 3
 
 
 def timed_up(stack: Stack) -> float:
-    """Return how long the command took, in seconds."""
+    """Run it; return the duration in seconds."""
     start = time.monotonic()
     stack.shell("docker compose up -d --wait")
     return time.monotonic() - start

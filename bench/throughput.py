@@ -1,7 +1,7 @@
-"""Time many trivial runs triggered at once, by Prefect's own worker and by the warm one, at several limits of the pool.
+"""Measure the throughput of Prefect's process worker and of the warm worker, at several concurrency limits of the pool.
 
-The stock worker polls each second here: its best. A hundred runs are given to it at the highest limit alone, since it
-needs minutes for them at the others.
+The stock worker polls every second, its fastest setting. It gets a hundred runs at the highest limit only, because it
+needs minutes at the others.
 """
 
 from itertools import product
@@ -9,7 +9,7 @@ from itertools import product
 import httpx
 
 from bench.report import save, summary
-from bench.stack import POOLS, burst, stack_with_peers
+from bench.stack import POOLS, run_burst, stack_with_peers
 from infra.provision.follow import find_deployment
 from infra.testing.stack import Stack
 
@@ -18,7 +18,7 @@ ROUNDS = 3
 
 
 def measure(stack: Stack, api: httpx.Client) -> None:
-    """Measure and save."""
+    """Run the measurements and save the results."""
     results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     stack.shell("docker compose stop stock")
     for number, limit, worker in product((30, 100), LIMITS, ("stock, 1 s poll", "warm")):
@@ -28,7 +28,7 @@ def measure(stack: Stack, api: httpx.Client) -> None:
         pool = POOLS[worker]
         api.patch(f"/work_pools/{pool}", json={"concurrency_limit": limit}).raise_for_status()
         deployment = find_deployment(api, f"trivial-{pool}")["id"]
-        seconds = [burst(api, deployment, number) for _ in range(1 if stock or number == 100 else ROUNDS)]
+        seconds = [run_burst(api, deployment, number) for _ in range(1 if stock or number == 100 else ROUNDS)]
         results.setdefault(f"{number} runs", {}).setdefault(f"limit {limit}", {})[worker] = summary(seconds)
         save("throughput", results)
 

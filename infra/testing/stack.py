@@ -160,11 +160,11 @@ class Stack:
             runs: list[dict[str, Any]] = api.post("/flow_runs/filter", json=query).raise_for_status().json()
         return [run for run in runs if not run["auto_scheduled"]]
 
-    def wait_for_first_run(self) -> dict[str, Any]:
-        """Return the installation's first run once it has ended."""
+    def wait_for_first_run(self, flow: str = "weather-pipeline") -> dict[str, Any]:
+        """Return a flow's first run once it has ended."""
 
         def ended() -> dict[str, Any] | None:
-            runs = self.flow_runs("weather-pipeline")
+            runs = self.flow_runs(flow)
             return next(
                 (run for run in reversed(runs) if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")), None
             )

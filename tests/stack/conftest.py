@@ -3,7 +3,8 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -56,22 +57,35 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+Boot = Callable[[Stack], AbstractContextManager[Stack]]
+
+
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """Boot the stack from a copy of the checkout and remove what it made, also when it fails."""
+def boot(request: pytest.FixtureRequest) -> Boot:
+    """Start a stack for a block; print its logs if a test fails meanwhile, and remove in any case what it made."""
+
+    @contextmanager
+    def booted(stack: Stack) -> Iterator[Stack]:
+        failed_before, has_failed = request.session.testsfailed, True
+        try:
+            stack.up()
+            yield stack
+            has_failed = request.session.testsfailed > failed_before
+        finally:
+            if has_failed:
+                print(stack.logs("60"))
+            stack.remove()
+
+    return booted
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Iterator[Stack]:
+    """The stack that tests share, from a copy of the checkout."""
     home = tmp_path_factory.mktemp("checkout")
     copy_checkout(home)
-    stack = Stack(home, WORKER_MEMORY="1g")  # little, so that a run can be driven out of it
-    try:
-        stack.up()
+    with boot(Stack(home, WORKER_MEMORY="1g")) as stack:  # little, so that a run can be driven out of it
         yield stack
-    except BaseException:
-        print(stack.logs("60"))
-        raise
-    finally:
-        if request.session.testsfailed:
-            print(stack.logs("60"))
-        stack.remove()
 
 
 @pytest.fixture(scope="session")
