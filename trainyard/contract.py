@@ -117,6 +117,8 @@ class Column:
     ISSUED_AT: Final = "issued_at"
     VERSION: Final = "version"
     PROBABILITY: Final = "probability"
+    TRAINING_MEAN: Final = "training_mean"
+    RECENT_MEAN: Final = "recent_mean"
 
 
 FORECAST_COLUMNS: Final = (
@@ -127,7 +129,15 @@ FORECAST_COLUMNS: Final = (
     Column.PROBABILITY,
     Column.OBSERVED,
 )
-DRIFT_COLUMNS: Final = ("column", "psi", "statistic", "p_value", "training_mean", "recent_mean", "drifted")
+DRIFT_COLUMNS: Final = (
+    "column",
+    "psi",
+    "statistic",
+    "p_value",
+    Column.TRAINING_MEAN,
+    Column.RECENT_MEAN,
+    "drifted",
+)
 FORMER_COLUMNS: Final = {
     Artifact.FORECASTS: {"place": Column.SUBJECT, "day": Column.TIME},
     Artifact.DRIFT: {"ks_statistic": "statistic", "ks_p_value": "p_value"},

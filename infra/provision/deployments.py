@@ -233,4 +233,4 @@ def start_first_runs(settings: Settings) -> None:
             print(f"There is no deployment {settings.first_run}, which FIRST_RUN names: no first run was started.")
         for deployment in deployments:
             state = {"type": "SCHEDULED", "message": "The installation's first run"}
-            create_flow_run(api, deployment["id"], "first-run", state=state).raise_for_status()
+            create_flow_run(api, deployment["id"], RunTag.FIRST_RUN, state=state).raise_for_status()

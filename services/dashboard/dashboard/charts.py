@@ -12,6 +12,7 @@ from dashboard.calibration import Calibration
 from dashboard.checks import OUTCOMES
 from dashboard.metrics import describe_metric, sort_predictors
 from dashboard.runs import UNATTRIBUTED
+from trainyard.contract import Column
 
 Rows = Sequence[Mapping[str, Any]]
 Spec = dict[str, Any]
@@ -108,7 +109,7 @@ def prediction_chart(rows: Rows, is_binary: bool) -> Spec:
         quantity("value", "prediction", format=".0%" if is_binary else ".4~g"),
         category("outcome", "ground truth"),
         category("version", "version"),
-        category("issued_at", "issued at"),
+        category(Column.ISSUED_AT, "issued at"),
     ]
     if not is_binary:
         points = [{**row, "series": "prediction"} for row in rows]
@@ -138,8 +139,8 @@ def drift_chart(rows: Rows) -> Spec:
         "tooltip": [
             category("column", "column"),
             quantity("psi", "PSI", format=".3f"),
-            quantity("training_mean", "mean in training", format=".3~f"),
-            quantity("recent_mean", "recent mean", format=".3~f"),
+            quantity(Column.TRAINING_MEAN, "mean in training", format=".3~f"),
+            quantity(Column.RECENT_MEAN, "recent mean", format=".3~f"),
             category("verdict", "verdict"),
         ],
     }

@@ -87,7 +87,7 @@ def drift_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
     for row in drift:
         # Only numeric columns have means; the monitor tests the others with chi-squared.
-        is_numeric = row["training_mean"] is not None
+        is_numeric = row[Column.TRAINING_MEAN] is not None
         row["test"] = "" if row["statistic"] is None else "Kolmogorov-Smirnov" if is_numeric else "chi-squared"
     return sorted(drift, key=lambda row: -(row["psi"] or 0.0))
 
@@ -109,13 +109,13 @@ def predictions_by_subject(rows: Iterable[Mapping[str, Any]], now: float) -> lis
             continue
         key = (str(row.get(Column.SUBJECT) or "unnamed subject"), str(row.get(Column.TIME) or ""))
         issued_at = str(row.get(Column.ISSUED_AT) or "")
-        if key not in newest or issued_at >= newest[key]["issued_at"]:
+        if key not in newest or issued_at >= newest[key][Column.ISSUED_AT]:
             newest[key] = {
                 "time": key[1],
                 "prediction": row[Column.PROBABILITY],
                 "value": to_number(row[Column.PROBABILITY]),
                 "observed": row.get(Column.OBSERVED),
-                "issued_at": issued_at,
+                Column.ISSUED_AT: issued_at,
                 "version": row.get(Column.VERSION),
             }
     subjects: dict[str, list[dict[str, Any]]] = {}

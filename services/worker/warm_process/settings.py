@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from trainyard.contract import Resource
+
 # What flows of tabular training import. Modules of the image only: a preloaded module is not read again, so flow code
 # must never be listed. Packages that are not installed are skipped.
 DEFAULT_PRELOAD = (
@@ -42,7 +44,7 @@ DEFAULT_PRELOAD = (
 
 
 def _default_state_dir() -> Path:
-    return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / "warm-process"
+    return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / Resource.WORK_POOL_TYPE
 
 
 class WarmProcessSettings(BaseSettings):

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from serving.model import Model
 from serving.problems import document_problems
 from serving.service import API_KEY, get_service, json_response
+from trainyard.contract import ServingPath
 
 
 class ServedModel(TypedDict):
@@ -43,7 +44,7 @@ router = APIRouter(tags=["status"])
 
 
 @router.get(
-    "/models",
+    ServingPath.MODELS,
     summary="List the served models, and those that are not served",
     response_model=ModelsResponse,
     responses=document_problems("no-key"),
