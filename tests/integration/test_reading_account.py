@@ -39,6 +39,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 )
 def test_it_reads_as_the_admin_does(api: str, path: str) -> None:
     ours, theirs = (httpx.post(f"{api}{path}", json={}, auth=account) for account in (READER, ADMIN))
+
     assert (ours.status_code, theirs.status_code) == (200, 200), ours.text
     assert ours.json() == theirs.json()
 
@@ -73,6 +74,7 @@ def test_it_reads_as_the_admin_does(api: str, path: str) -> None:
 )
 def test_it_changes_nothing(api: str, method: str, path: str, body: dict[str, object] | None) -> None:
     answer = httpx.request(method, f"{api}{path}", json=body, auth=READER)
+
     assert answer.status_code == 403, answer.text
     pools = httpx.post(f"{api}/work_pools/filter", json={}, auth=ADMIN).json()
     assert [(pool["name"], pool["is_paused"]) for pool in pools] == [("training", False)]
@@ -80,6 +82,7 @@ def test_it_changes_nothing(api: str, method: str, path: str, body: dict[str, ob
 
 def test_the_admin_does_as_before(api: str) -> None:
     made = httpx.post(f"{api}/flows/", json={"name": "greet"}, auth=ADMIN)
+
     assert made.status_code == 201
     assert httpx.delete(f"{api}/flows/{made.json()['id']}", auth=ADMIN).status_code == 204
     assert httpx.get(f"{api}/admin/version", auth=ADMIN).status_code == 200
@@ -95,6 +98,7 @@ def test_two_credentials_at_once_give_no_more(api: str) -> None:
         return "Authorization", httpx.BasicAuth(*account)._auth_header
 
     both = [basic(ADMIN), basic(READER)]
+
     assert httpx.post(f"{api}/flows/", json={"name": "intruder"}, headers=both).status_code == 403
 
 
