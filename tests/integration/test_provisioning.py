@@ -7,6 +7,7 @@ import sys
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -147,32 +148,49 @@ def runs_of(api: httpx.Client, flow: str) -> list[dict[str, Any]]:
     return runs
 
 
-def test_provisioning_creates_everything_once_although_every_request_fails_twice(
-    project: Path, api: httpx.Client, accounts: Accounts
-) -> None:
+@dataclass(frozen=True)
+class Provisioned:
+    """An installation that was provisioned through flaky proxies."""
+
+    api: httpx.Client
+    server: str
+    ended: subprocess.CompletedProcess[str]
+    prefect_failures: Counter[str]
+    mlflow_failures: Counter[str]
+
+
+@pytest.fixture(scope="module")
+def provisioned(project: Path, api: httpx.Client, accounts: Accounts) -> Provisioned:
+    """Run `up` while each of its requests fails before it succeeds."""
     server = str(api.base_url).removesuffix("/api/")
     with FlakyProxy(server) as prefect, FlakyProxy(accounts.url) as mlflow:
         ended = provision(project, prefect.url, mlflow.url, "up")
+    return Provisioned(api, server, ended, prefect.failures, mlflow.failures)
 
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert prefect.failures["refused"] > 20
-    assert prefect.failures["dropped"] > 10
-    deployments = api.post("/deployments/filter", json={}).raise_for_status().json()
+
+def test_provisioning_creates_everything_once_although_every_request_fails_twice(
+    provisioned: Provisioned, accounts: Accounts
+) -> None:
+    deployments = provisioned.api.post("/deployments/filter", json={}).raise_for_status().json()
+    automations = provisioned.api.post("/automations/filter", json={}).raise_for_status().json()
+
+    assert provisioned.ended.returncode == 0, provisioned.ended.stdout + provisioned.ended.stderr
+    assert provisioned.prefect_failures["refused"] > 20
+    assert provisioned.prefect_failures["dropped"] > 10
+    assert provisioned.mlflow_failures["dropped"] > 3
     assert sorted(deployment["name"] for deployment in deployments) == ["greet", Resource.MONITOR, Resource.SEND_MAIL]
-    automations = api.post("/automations/filter", json={}).raise_for_status().json()
     assert sorted(automation["name"] for automation in automations) == sorted(
         [Resource.CRASH_LOST_RUNS, Resource.MAIL_ALERTS, Resource.MAIL_RUN_EVENTS]
     )
-    assert [run["state_type"] for run in runs_of(api, "greet")] == ["SCHEDULED"]
-    assert mlflow.failures["dropped"] > 3
+    assert [run["state_type"] for run in runs_of(provisioned.api, "greet")] == ["SCHEDULED"]
     assert accounts.created == {Account.WORKER: 1, Account.SERVING: 1, Account.DASHBOARD: 1}
 
 
-def test_provisioning_again_changes_nothing(project: Path, api: httpx.Client, accounts: Accounts) -> None:
-    server = str(api.base_url).removesuffix("/api/")
+def test_provisioning_again_changes_nothing(project: Path, provisioned: Provisioned, accounts: Accounts) -> None:
+    api = provisioned.api
     before = api.post("/deployments/filter", json={}).raise_for_status().json()
 
-    ended = provision(project, server, accounts.url, "up")
+    ended = provision(project, provisioned.server, accounts.url, "up")
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Deployed" not in ended.stdout
@@ -181,8 +199,9 @@ def test_provisioning_again_changes_nothing(project: Path, api: httpx.Client, ac
 
 
 def test_make_run_starts_one_run_and_follows_it_although_every_request_fails_twice(
-    project: Path, api: httpx.Client, accounts: Accounts
+    project: Path, provisioned: Provisioned, accounts: Accounts
 ) -> None:
+    api = provisioned.api
     before = {run["id"] for run in runs_of(api, "greet")}
 
     def new_runs() -> list[dict[str, Any]]:
@@ -199,7 +218,7 @@ def test_make_run_starts_one_run_and_follows_it_although_every_request_fails_twi
 
     worker = Thread(target=complete_the_run)
     worker.start()
-    with FlakyProxy(str(api.base_url).removesuffix("/api/")) as prefect:
+    with FlakyProxy(provisioned.server) as prefect:
         ended = provision(project, prefect.url, accounts.url, "run", "greet", '{"name": "Ada"}')
     worker.join()
 
@@ -210,7 +229,7 @@ def test_make_run_starts_one_run_and_follows_it_although_every_request_fails_twi
     assert prefect.failures["dropped"] > 3
 
 
-def test_a_lost_response_of_a_request_that_creates_is_no_reason_to_repeat_it(api: httpx.Client) -> None:
+def test_a_request_that_is_not_idempotent_is_sent_once(api: httpx.Client) -> None:
     variable = {"name": "created_once", "value": "1"}
     with FlakyProxy(str(api.base_url).removesuffix("/api/")) as proxy, http_client(f"{proxy.url}/api") as client:
         refused = client.post("/variables/", json=variable)
@@ -221,11 +240,11 @@ def test_a_lost_response_of_a_request_that_creates_is_no_reason_to_repeat_it(api
     assert proxy.failures == {"refused": 1, "dropped": 1}
 
 
-def test_an_entry_whose_file_is_missing_is_named(project: Path, api: httpx.Client, accounts: Accounts) -> None:
-    server, file = str(api.base_url).removesuffix("/api/"), project / "prefect.yaml"
+def test_an_entry_whose_file_is_missing_is_named(project: Path, provisioned: Provisioned, accounts: Accounts) -> None:
+    file = project / "prefect.yaml"
     file.write_text(PROJECT.replace("greet.py", "missing.py"))
 
-    ended = provision(project, server, accounts.url, "deploy")
+    ended = provision(project, provisioned.server, accounts.url, "deploy")
     file.write_text(PROJECT)
 
     assert ended.returncode == 1
@@ -240,12 +259,13 @@ def test_an_entry_whose_file_is_missing_is_named(project: Path, api: httpx.Clien
     [("", 0, ""), ("greet/greet", 1, ""), ("greet/unknown", 0, "There is no deployment greet/unknown")],
 )
 def test_the_setting_names_the_first_run(
-    project: Path, api: httpx.Client, accounts: Accounts, first_run: str, runs: int, message: str
+    project: Path, provisioned: Provisioned, accounts: Accounts, first_run: str, runs: int, message: str
 ) -> None:
+    api = provisioned.api
     for run in runs_of(api, "greet"):
         api.delete(f"/flow_runs/{run['id']}").raise_for_status()
 
-    ended = provision(project, str(api.base_url).removesuffix("/api/"), accounts.url, "up", FIRST_RUN=first_run)
+    ended = provision(project, provisioned.server, accounts.url, "up", FIRST_RUN=first_run)
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(runs_of(api, "greet")) == runs
