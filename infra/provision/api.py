@@ -39,7 +39,7 @@ def backoff(state: RetryCallState) -> float:
         seconds = response.headers.get("retry-after", "")
         if seconds.isascii() and seconds.isdigit():
             return min(float(seconds), MAX_RETRY_SECONDS)
-    return wait_exponential_jitter(initial=0.2, max=5, jitter=0.2)(state)
+    return wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.2)(state)
 
 
 def is_transient(error: BaseException) -> bool:

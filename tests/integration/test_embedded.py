@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(home: Path, command: str) -> subprocess.Popen[str]:
-    """Start `make demo` or `make ui` less the installation, in a group of its own as a terminal does."""
+    """Start `make demo` or `make ui` without the installation, in a process group of its own as a shell does."""
     return subprocess.Popen(
         [sys.executable, "-m", "infra.embedded", command],
         cwd=home,
@@ -37,12 +37,12 @@ def start(home: Path, command: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=restore_sigint,
     )
 
 
-def heed_ctrl_c() -> None:
-    """Undo what a shell does to commands in its background, such as these tests may be: they ignore Ctrl-C."""
+def restore_sigint() -> None:
+    """Restore the default: a shell makes its background jobs, such as these tests may be, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -54,7 +54,7 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
 
 
 def left_behind(home: Path) -> Iterator[psutil.Process]:
-    """Yield the processes that work in the copied checkout."""
+    """Yield the processes whose working folder or home is the copied checkout."""
     for process in psutil.process_iter():
         try:
             if str(home) in process.environ().get("TRAINYARD_HOME", "") or str(home) in process.cwd():
@@ -66,11 +66,15 @@ def left_behind(home: Path) -> Iterator[psutil.Process]:
 def test_the_demo_trains_and_ends(home: Path) -> None:
     demo = start(home, "demo")
     output, _ = demo.communicate(timeout=240)
+
     assert demo.returncode == 0, output
     assert "USING RECORDED OBSERVATIONS" in output
     assert "rain-tomorrow version 1 is the champion" in output
-    row = next(line.split() for line in output.splitlines() if line.startswith("Brier score"))
-    assert float(row[2]) < float(row[3]), "the model beats the baseline"
+    report = output.split("rain-tomorrow version 1\n\n")[1].splitlines()
+    header, brier = report[0].split(), next(line.split() for line in report if line.startswith("brier "))
+    assert header[:2] == ["metric", "model"]
+    assert set(header[2:]) >= {"persistence", "climatology"}
+    assert float(brier[1]) < min(map(float, brier[2:])), "the model beats the baselines"
     assert "make ui" in output.splitlines()[-1]
     assert not list(left_behind(home))
 
@@ -78,6 +82,7 @@ def test_the_demo_trains_and_ends(home: Path) -> None:
 def test_a_second_demo_adds_to_the_first(home: Path) -> None:
     demo = start(home, "demo")
     output, _ = demo.communicate(timeout=240)
+
     assert demo.returncode == 0, output
     assert "Nothing has changed since it was trained." in output
     assert not list(left_behind(home))
@@ -86,11 +91,12 @@ def test_a_second_demo_adds_to_the_first(home: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_no_process_behind(home: Path, number: signal.Signals) -> None:
     demo = start(home, "demo")
-    # In the middle of the run: both servers, the worker and the run's own process are there.
     wait_for_line(demo, "Beginning flow run")
-    assert len(list(left_behind(home))) > 3
+    running = len(list(left_behind(home)))
     os.killpg(demo.pid, number)
     demo.communicate(timeout=60)
+
+    assert running > 3, "both servers, the worker and the process of the run"
     assert demo.returncode == 130
     assert not list(left_behind(home))
 
@@ -100,5 +106,6 @@ def test_both_uis_open_over_the_same_data(home: Path) -> None:
     wait_for_line(ui, "Ctrl-C ends both")
     ui.send_signal(signal.SIGINT)
     ui.communicate(timeout=60)
+
     assert ui.returncode == 130
     assert not list(left_behind(home))

@@ -23,12 +23,14 @@ def test_an_artifact_is_read_on_the_other_side(stack: Stack, from_host: bool) ->
     run = on_host(stack, log) if from_host else stack.python("worker", log).stdout.splitlines()[-1]
     read = READ.format(run=run)
     text = stack.python("worker", read).stdout if from_host else on_host(stack, read)
+
     assert text.strip() == "all aboard"
 
 
 def test_the_server_offers_no_address_that_a_client_cannot_reach(stack: Stack) -> None:
     with stack.mlflow() as api:
         offers = api.get(str(api.base_url.join("/api/3.0/mlflow/server-info"))).raise_for_status().json()
+
     assert [offer for offer in offers if "multipart" in offer], offers
     assert not any(value for offer, value in offers.items() if "multipart" in offer)
 
@@ -36,4 +38,5 @@ def test_the_server_offers_no_address_that_a_client_cannot_reach(stack: Stack) -
 def test_the_host_loads_the_champion(stack: Stack) -> None:
     stack.wait_for_first_run()
     program = "import mlflow; print(type(mlflow.sklearn.load_model('models:/rain-tomorrow@champion')).__name__)"
+
     assert on_host(stack, program) == "Pipeline"

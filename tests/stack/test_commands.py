@@ -20,18 +20,24 @@ def entry(name: str) -> str:
     return f"\n  - name: {name}\n    entrypoint: flows/greet.py:greet\n    work_pool: *training\n"
 
 
-def test_a_flow_of_ones_own_runs_on_the_worker(stack: Stack) -> None:
+def test_a_users_own_flow_runs_on_the_worker(stack: Stack) -> None:
     (stack.home / "flows/greet.py").write_text(OWN_FLOW)
     with (stack.home / "prefect.yaml").open("a") as project:
         project.write(entry("greet"))
     stack.shell("make deploy")
-    output = stack.shell("""make run DEPLOYMENT=greet PARAMETERS='{"name": "Ada"}'""").stdout
-    assert "Hello, Ada, from a flow of my own" in output
+
+    output = stack.shell("""make run DEPLOYMENT=greet PARAMETERS="{\\"name\\": \\"O'Hara\\"}" """).stdout
+
+    assert "Hello, O'Hara, from a flow of my own" in output
     assert "Completed" in output
 
-    # An edit counts from the next run, without a deployment.
+
+def test_an_edit_takes_effect_on_the_next_run_without_a_deployment(stack: Stack) -> None:
     (stack.home / "flows/greet.py").write_text(OWN_FLOW.replace("Hello", "Good morning"))
-    assert "Good morning, world" in stack.shell("make run DEPLOYMENT=greet/greet").stdout
+
+    output = stack.shell("make run DEPLOYMENT=greet/greet").stdout
+
+    assert "Good morning, world" in output
 
 
 def test_prefect_deploy_on_the_host_works_against_the_pool(stack: Stack) -> None:
@@ -39,6 +45,7 @@ def test_prefect_deploy_on_the_host_works_against_the_pool(stack: Stack) -> None
     with (stack.home / "prefect.yaml").open("a") as project:
         project.write(entry("greet-from-host"))
     stack.shell('eval "$(make -s env)"; prefect --no-prompt deploy --name greet-from-host')
+
     assert "Hello, world" in stack.shell("make run DEPLOYMENT=greet-from-host").stdout
 
 
@@ -46,6 +53,7 @@ def test_cat_facts_is_retried_and_prints(stack: Stack) -> None:
     output = stack.shell(
         """make run DEPLOYMENT=cat-facts PARAMETERS='{"url": "http://upstream:8080/fact", "count": 2}'"""
     ).stdout
+
     assert output.count("Retry ") == 2, "two answers of 503"
     assert "Cat fact 2 of 2: " in output
 
@@ -53,6 +61,7 @@ def test_cat_facts_is_retried_and_prints(stack: Stack) -> None:
 def test_a_failed_run_fails_the_command(stack: Stack) -> None:
     versions = len(stack.model_versions())
     failed = stack.shell("""make run DEPLOYMENT=weather-pipeline PARAMETERS='{"places": ["Atlantis"]}'""", check=False)
+
     assert failed.returncode != 0
     assert "Atlantis" in failed.stdout.splitlines()[-1]
     assert len(stack.model_versions()) == versions
@@ -69,24 +78,39 @@ def test_a_failed_run_fails_the_command(stack: Stack) -> None:
 )
 def test_a_run_that_cannot_start_says_why(stack: Stack, arguments: str, message: str) -> None:
     refused = stack.shell(f"make run {arguments}", check=False)
+
     assert refused.returncode != 0
     assert message in refused.stdout + refused.stderr
     assert "Traceback" not in refused.stdout + refused.stderr
 
 
-def test_a_flow_that_cannot_be_deployed_says_why(stack: Stack) -> None:
+def test_a_flow_that_cannot_be_imported_says_why(stack: Stack) -> None:
+    project = stack.home / "prefect.yaml"
+    before = project.read_text()
+    (stack.home / "flows/broken.py").write_text("import nonexistent_module\n")
+    project.write_text(before + entry("broken").replace("greet.py", "broken.py"))
+    refused = stack.shell("make deploy", check=False)
+    project.write_text(before)
+
+    assert refused.returncode != 0
+    assert "nonexistent_module" in refused.stderr
+    assert "correct prefect.yaml or the flow" in refused.stderr
+
+
+def test_an_entry_whose_file_is_missing_is_named(stack: Stack) -> None:
     project = stack.home / "prefect.yaml"
     before = project.read_text()
     project.write_text(before + entry("nowhere").replace("greet.py", "nowhere.py"))
     refused = stack.shell("make deploy", check=False)
     project.write_text(before)
+
     assert refused.returncode != 0
-    assert "nowhere.py" in refused.stdout + refused.stderr
-    assert "mend prefect.yaml or the flow" in refused.stdout + refused.stderr
+    assert "The deployment nowhere of prefect.yaml names the file flows/nowhere.py" in refused.stderr
 
 
 def test_info_shows_addresses_accounts_and_passwords(stack: Stack) -> None:
     shown, variables = stack.shell("make info").stdout, stack.variables()
+
     assert variables["MLFLOW_TRACKING_URI"] in shown
     assert variables["MLFLOW_TRACKING_PASSWORD"] in shown
     assert variables["PREFECT_API_AUTH_STRING"].split(":")[1] in shown
@@ -95,6 +119,7 @@ def test_info_shows_addresses_accounts_and_passwords(stack: Stack) -> None:
 def test_every_command_of_the_readme_is_one(stack: Stack) -> None:
     listed = set(re.findall(r"make ([a-z]+) ", stack.shell("make help").stdout))
     named = set(re.findall(r"make (?:-s )?([a-z]+)", (CHECKOUT / "README.md").read_text()))
+
     assert named <= listed
     promised = {"up", "down", "info", "env", "deploy", "run", "logs", "demo", "ui", "test", "lint", "lock", "clean"}
     assert promised <= listed

@@ -7,6 +7,7 @@ from infra.testing.stack import ONE_SHOTS, RUNNING, Stack
 
 def test_everything_runs_and_every_one_shot_completed(stack: Stack) -> None:
     containers = stack.containers()
+
     assert containers.keys() == RUNNING | ONE_SHOTS
     for service in RUNNING:
         assert containers[service]["State"]["Health"]["Status"] == "healthy", service
@@ -18,13 +19,14 @@ def test_everything_runs_and_every_one_shot_completed(stack: Stack) -> None:
 
 def test_the_pools_worker_has_trained(stack: Stack) -> None:
     run = stack.wait_for_first_run()
+
     assert run["state"]["name"] == "Completed"
     assert run["work_pool_name"] == "training"
     with stack.prefect() as api:
         workers = api.post("/work_pools/training/workers/filter", json={}).raise_for_status().json()
         submitted = api.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200})
     assert any(worker["name"] in log["message"] for worker in workers for log in submitted.json()), (
-        "no worker of the pool says that it took the run"
+        "no worker of the pool logs that it submitted the run"
     )
 
 
@@ -36,6 +38,7 @@ def test_the_fetch_was_retried(stack: Stack) -> None:
             "import urllib.request as r; print(r.urlopen('http://localhost:8080/requests').read().decode())",
         ).stdout
     )
+
     assert requests["/v1/archive"] >= 3
     with stack.prefect() as api:
         tasks = api.post(
@@ -48,12 +51,13 @@ def test_the_fetch_was_retried(stack: Stack) -> None:
     assert run["state"]["type"] == "COMPLETED"
 
 
-def test_the_model_is_registered_and_lies_in_the_bucket(stack: Stack) -> None:
+def test_the_model_is_registered_and_stored_in_the_bucket(stack: Stack) -> None:
     run = stack.wait_for_first_run()
     version = stack.model_versions()[-1]
     with stack.mlflow() as api:
         model = api.get("/registered-models/get", params={"name": "rain-tomorrow"}).raise_for_status().json()
         logged = api.get("/runs/get", params={"run_id": version["run_id"]}).raise_for_status().json()["run"]
+
     assert "champion" in {alias["alias"] for alias in model["registered_model"]["aliases"]}
 
     tags = {tag["key"]: tag["value"] for tag in logged["data"]["tags"]}
@@ -72,12 +76,13 @@ def test_the_model_is_registered_and_lies_in_the_bucket(stack: Stack) -> None:
     assert any(f"models/{model_id}/artifacts/MLmodel" in name for name in objects), objects
 
 
-def test_each_links_to_the_other(stack: Stack) -> None:
+def test_the_two_uis_link_to_each_other(stack: Stack) -> None:
     run = stack.wait_for_first_run()
     version = stack.model_versions()[-1]
     ui = stack.variables()["MLFLOW_TRACKING_URI"]
     with stack.prefect() as api:
         artifacts = api.post("/artifacts/filter", json={}).raise_for_status().json()
+
     assert any(
         f"{ui}/#/experiments/" in artifact["data"] and version["run_id"] in artifact["data"] for artifact in artifacts
     )
@@ -88,8 +93,9 @@ def test_each_links_to_the_other(stack: Stack) -> None:
     assert tags["prefect.flow_run_url"] == f"{prefect}/runs/flow-run/{run['id']}"
 
 
-def test_provisioning_says_where_everything_is(stack: Stack) -> None:
+def test_provisioning_prints_the_addresses(stack: Stack) -> None:
     lines = stack.shell("docker compose logs --no-log-prefix --no-color provision").stdout.splitlines()[-5:]
+
     assert f"http://localhost:{stack.ports['PREFECT_PORT']}" in lines[1]
     assert f"http://localhost:{stack.ports['MLFLOW_PORT']}" in lines[2]
     assert f"http://localhost:{stack.ports['SERVING_PORT']}/docs" in lines[3]

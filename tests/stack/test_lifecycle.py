@@ -8,8 +8,8 @@ from infra.testing.stack import ONE_SHOTS, RUNNING, Stack
 from infra.testing.waiting import wait_until
 
 
-def memory(stack: Stack) -> dict[str, Any]:
-    """Return what an installation must not forget."""
+def installation(stack: Stack) -> dict[str, Any]:
+    """Return the records and accounts that must survive."""
     with stack.prefect() as api:
         deployments = api.post("/deployments/filter", json={}).raise_for_status().json()
     return {
@@ -20,15 +20,15 @@ def memory(stack: Stack) -> dict[str, Any]:
     }
 
 
-def can_still_train(stack: Stack) -> bool:
-    """Train once more, and load what was trained before."""
+def trains_again(stack: Stack) -> bool:
+    """Train again, and load the first version."""
     program = "import mlflow; mlflow.sklearn.load_model('models:/rain-tomorrow/1')"
     stack.python("worker", program)
     return "Completed" in stack.shell("make run DEPLOYMENT=weather-pipeline").stdout
 
 
-def started(stack: Stack) -> dict[str, tuple[str, str]]:
-    """Return the container and its start of each service that keeps running."""
+def running_containers(stack: Stack) -> dict[str, tuple[str, str]]:
+    """Return the container of each long-running service and when it was started."""
     return {
         service: (container["Id"], container["State"]["StartedAt"])
         for service, container in stack.containers().items()
@@ -38,45 +38,47 @@ def started(stack: Stack) -> dict[str, tuple[str, str]]:
 
 def test_a_second_up_changes_nothing(stack: Stack) -> None:
     stack.wait_for_first_run()
-    before, containers = memory(stack), started(stack)
+    before, containers = installation(stack), running_containers(stack)
     stack.up()
-    assert memory(stack) == before
-    assert started(stack) == containers
+
+    assert installation(stack) == before
+    assert running_containers(stack) == containers
 
 
 @pytest.mark.parametrize("service", sorted(RUNNING - {"upstream"}))
 def test_a_restart_of_a_service_loses_nothing(stack: Stack, service: str) -> None:
-    before = memory(stack)
+    before = installation(stack)
     stack.shell(f"docker compose restart {service}")
 
     def healthy() -> bool:
         return bool(stack.containers()[service]["State"]["Health"]["Status"] == "healthy")
 
-    def remembers() -> bool:
+    def is_unchanged() -> bool:
         try:
-            return memory(stack) == before
-        except Exception:  # the servers find their database again by themselves, in a moment
+            return installation(stack) == before
+        except Exception:  # the servers are reconnecting to their database
             return False
 
     wait_until(healthy, 120, f"{service} to be healthy again", every=1)
-    wait_until(remembers, 60, f"the same memory after a restart of {service}", every=1)
+    wait_until(is_unchanged, 60, f"the same installation after a restart of {service}", every=1)
 
 
 def test_the_stack_trains_after_all_those_restarts(stack: Stack) -> None:
-    assert can_still_train(stack)
+    assert trains_again(stack)
 
 
 def test_down_and_up_keeps_everything(stack: Stack) -> None:
-    before = memory(stack)
+    before = installation(stack)
     stack.shell("make down")
+
     assert not stack.shell("docker compose ps --all --quiet").stdout
     stack.up()
-    assert memory(stack) == before
-    assert can_still_train(stack)
+    assert installation(stack) == before
+    assert trains_again(stack)
 
 
 def test_a_password_changed_in_env_takes_effect(stack: Stack) -> None:
-    before = memory(stack)
+    before = installation(stack)
     chosen = {
         name: f"chosen-by-a-person-for-{name.lower()}"
         for name in ("POSTGRES_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD", "MINIO_ROOT_PASSWORD", "MAIL_PASSWORD")
@@ -84,8 +86,9 @@ def test_a_password_changed_in_env_takes_effect(stack: Stack) -> None:
     (stack.home / ".env").write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
     stack.shell("make down")
     stack.up()
-    after = memory(stack)
+    after = installation(stack)
+
     assert after["secrets"]["MLFLOW_TRACKING_PASSWORD"] == chosen["MLFLOW_PASSWORD"]
     assert after["secrets"]["PREFECT_API_AUTH_STRING"] == f"admin:{chosen['PREFECT_PASSWORD']}"
     assert {**after, "secrets": None} == {**before, "secrets": None}
-    assert can_still_train(stack)
+    assert trains_again(stack)

@@ -1,4 +1,4 @@
-"""What is reachable, by whom, and where no secret may stand."""
+"""What is reachable, by whom, and where no secret may appear."""
 
 import ipaddress
 import json
@@ -26,9 +26,10 @@ def secrets_of(stack: Stack) -> dict[str, str]:
         ("MLFLOW_TRACKING_URI", "/api/2.0/mlflow/experiments/search?max_results=1"),
     ],
 )
-def test_an_api_wants_credentials(stack: Stack, service: str, path: str) -> None:
+def test_an_api_requires_credentials(stack: Stack, service: str, path: str) -> None:
     variables = stack.variables()
     address = variables[service] + path
+
     assert httpx.get(address).status_code == 401
     assert httpx.get(address, auth=("admin", "minioadmin")).status_code == 401
     user, password = variables["PREFECT_API_AUTH_STRING"].split(":", 1)
@@ -37,8 +38,9 @@ def test_an_api_wants_credentials(stack: Stack, service: str, path: str) -> None
     assert httpx.get(address, auth=(user, password)).status_code == 200
 
 
-def test_the_mail_page_wants_credentials(stack: Stack) -> None:
+def test_the_mail_page_requires_credentials(stack: Stack) -> None:
     address = f"http://localhost:{stack.ports['MAIL_PORT']}/api/v1/messages"
+
     assert httpx.get(address).status_code == 401
     assert httpx.get(address, auth=("admin", secrets_of(stack)["MAIL_PASSWORD"])).status_code == 200
 
@@ -50,6 +52,7 @@ def test_nothing_listens_beyond_this_machine(stack: Stack) -> None:
         for published in (container["NetworkSettings"]["Ports"] or {}).values()
         for binding in published or []
     ]
+
     assert {service for service, _ in bindings} == {"prefect", "mlflow", "mail", "serving", "dashboard"}
     for service, binding in bindings:
         assert ipaddress.ip_address(binding["HostIp"]).is_loopback, service
@@ -62,6 +65,7 @@ def test_the_worker_cannot_reach_the_database(stack: Stack) -> None:
         refused = stack.python("worker", connect.format(host=host, port=5432), check=False)
         assert refused.returncode == 1, f"the worker reached {host}"
         assert "socket.create_connection" in refused.stderr
+
     assert stack.python("worker", connect.format(host="minio", port=9000)).returncode == 0
     assert stack.python("prefect", connect.format(host="postgres", port=5432)).returncode == 0
 
@@ -72,6 +76,7 @@ def test_a_database_role_reaches_its_own_database_alone(stack: Stack) -> None:
         "u = make_url(os.environ['MLFLOW_BACKEND_STORE_URI']);"
         "psycopg2.connect(host=u.host, user=u.username, password=u.password, dbname={database!r})"
     )
+
     assert stack.python("mlflow", connect.format(database="mlflow")).returncode == 0
     refused = stack.python("mlflow", connect.format(database="prefect"), check=False)
     assert "permission denied for database" in refused.stderr
@@ -82,6 +87,7 @@ def test_mlflows_user_of_the_object_store_cannot_read_prefects_bucket(stack: Sta
         "import boto3, os; s3 = boto3.client('s3', endpoint_url=os.environ['MLFLOW_S3_ENDPOINT_URL']);"
         "print(len(s3.list_objects_v2(Bucket={bucket!r}).get('Contents', [])))"
     )
+
     assert int(stack.python("mlflow", listing.format(bucket="mlflow")).stdout) > 0
     refused = stack.python("mlflow", listing.format(bucket="prefect-results"), check=False)
     assert "AccessDenied" in refused.stderr
@@ -93,12 +99,14 @@ def test_the_workers_account_is_no_admin(stack: Stack) -> None:
         "u = e['MLFLOW_TRACKING_URI'] + '/api/2.0/mlflow/users/create';"
         "print(httpx.post(u, auth=login, json={'username': 'intruder', 'password': 'x' * 20}).status_code)"
     )
+
     assert stack.python("worker", program).stdout.strip() == "403"
 
 
-def test_no_secret_stands_where_it_can_be_read(stack: Stack) -> None:
+def test_no_secret_appears_where_it_can_be_read(stack: Stack) -> None:
     secrets = secrets_of(stack)
-    assert len(set(secrets.values())) == len(secrets), "each secret is one of its own"
+
+    assert len(set(secrets.values())) == len(secrets), "no two secrets are equal"
     assert min(map(len, secrets.values())) >= 32
     places = {f"inspect {service}": json.dumps(container) for service, container in stack.containers().items()}
     images = {container["Image"] for container in stack.containers().values()}
@@ -106,12 +114,13 @@ def test_no_secret_stands_where_it_can_be_read(stack: Stack) -> None:
     places["logs"] = stack.logs()
     for place, text in places.items():
         for name, secret in secrets.items():
-            assert secret not in text, f"{name} stands in {place}"
+            assert secret not in text, f"{name} appears in {place}"
 
 
 def test_no_known_default_opens_anything(stack: Stack) -> None:
     secrets = secrets_of(stack)
     known = {"minioadmin", "postgres", "prefect", "mlflow", "admin", "password", "password1234"}
+
     assert not known & set(secrets.values())
     login = (
         "import psycopg2; psycopg2.connect(host='postgres', user={user!r}, password={password!r}, dbname='postgres')"

@@ -1,4 +1,4 @@
-"""What provisioning reads of its settings about mail, and what the server is told."""
+"""Provisioning's settings about mail."""
 
 import sys
 
@@ -11,7 +11,7 @@ from infra.provision.settings import Settings
 
 @pytest.fixture(autouse=True)
 def required(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set what provisioning cannot do without."""
+    """Set the required settings."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
@@ -22,6 +22,7 @@ def required(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_events_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, text: str, events: tuple[str, ...]) -> None:
     monkeypatch.setenv("MAIL_EVENTS", text)
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+
     assert settings.mail_events == events
     automation = mail_run_events("some-id", settings.mail_events)
     assert automation["enabled"] == bool(events)
@@ -32,4 +33,5 @@ def test_an_unknown_event_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["provision", "up"])
     with pytest.raises(SystemExit) as refused:
         main()
+
     assert refused.value.code == "MAIL_EVENTS: 'Finished' is none of Completed, Failed, Crashed."

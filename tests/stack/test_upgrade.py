@@ -1,0 +1,125 @@
+"""The volumes of the last release under this version: nothing is lost, and the stack goes on working."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.testing.stack import CHECKOUT, PORTS, Stack, copy_checkout
+from infra.testing.waiting import wait_until
+from trainyard.contract import ServingPath
+
+LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
+MODEL = "rain-tomorrow"
+
+
+def has_last_release() -> bool:
+    """Return whether the clone has the commit; fail where CI requires the test."""
+    command = ["git", "cat-file", "-e", f"{LAST_RELEASE}^{{commit}}"]
+    if not subprocess.run(command, cwd=CHECKOUT, capture_output=True).returncode:
+        return True
+    if os.environ.get("TRAINYARD_REQUIRE_DOCKER"):
+        pytest.fail(f"The commit {LAST_RELEASE} is not in this clone, and TRAINYARD_REQUIRE_DOCKER requires it.")
+    return False
+
+
+@dataclass
+class Upgrade:
+    """A stack after the upgrade, and what the last release had recorded before it."""
+
+    stack: Stack
+    before: dict[str, Any]
+
+
+def serving(stack: Stack) -> httpx.Client:
+    """Return a client of serving with the key of `make env`."""
+    variables = stack.variables()
+    headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
+    return httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30)
+
+
+def predict(stack: Stack) -> dict[str, Any] | None:
+    """Return the champion's answer for its own example, or None while none is served."""
+    with serving(stack) as client:
+        champion = client.get(ServingPath.MODELS).raise_for_status().json()["models"].get(MODEL)
+        if champion is None:
+            return None
+        answer = client.post(ServingPath.of_model(MODEL, "predict"), json=champion["example"])
+        prediction: dict[str, Any] = answer.raise_for_status().json()
+        return prediction
+
+
+def recorded_predictions(stack: Stack) -> list[dict[str, Any]]:
+    with serving(stack) as client:
+        answer = client.get(ServingPath.of_model(MODEL, "predictions")).raise_for_status()
+    records: list[dict[str, Any]] = answer.json()["predictions"]
+    return records
+
+
+def read_installation(stack: Stack) -> dict[str, Any]:
+    """Return everything of an installation that must survive."""
+    with stack.prefect() as api:
+        deployments = api.post("/deployments/filter", json={}).raise_for_status().json()
+    with stack.mlflow() as api:
+        model = api.get("/registered-models/get", params={"name": MODEL}).raise_for_status().json()["registered_model"]
+    return {
+        "runs": {run["id"]: run["state"]["type"] for run in stack.flow_runs("weather-pipeline")},
+        "deployments": {deployment["name"]: deployment["id"] for deployment in deployments},
+        "versions": {version["version"]: version["run_id"] for version in stack.model_versions()},
+        "aliases": {alias["alias"]: alias["version"] for alias in model["aliases"]},
+        "accounts": stack.variables(),
+        "predictions": recorded_predictions(stack),
+    }
+
+
+@pytest.fixture(scope="module")
+def upgrade(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Upgrade]:
+    """Train and predict with the last release, stop it, and start this version on its volumes."""
+    if not has_last_release():
+        pytest.skip(f"the commit {LAST_RELEASE} of version {LAST_VERSION} is not in this clone")
+    old_home, home = tmp_path_factory.mktemp("last-release"), tmp_path_factory.mktemp("checkout")
+    archive = subprocess.run(["git", "archive", LAST_RELEASE], cwd=CHECKOUT, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", old_home], input=archive, check=True)
+    copy_checkout(home)
+    stack = Stack(home)
+    installation = {name: stack.environment[name] for name in ("COMPOSE_PROJECT_NAME", *PORTS)}
+    compose_files = os.pathsep.join(["docker-compose.yml", "tests/stack/compose.yml"])  # where that release has them
+    last = Stack(old_home, **installation, COMPOSE_FILE=compose_files, TRAINYARD_VERSION=LAST_VERSION)
+    try:
+        last.up()
+        last.wait_for_first_run()
+        wait_until(lambda: predict(last), 60, "the champion to be served", every=1)
+        wait_until(lambda: recorded_predictions(last), 30, "the recorded prediction", every=0.5)
+        before = read_installation(last)
+        last.shell("docker compose down")
+        stack.up()
+        yield Upgrade(stack, before)
+    finally:
+        if request.session.testsfailed:
+            print(stack.logs("60"))
+        stack.remove()
+
+
+def test_nothing_is_lost(upgrade: Upgrade) -> None:
+    after = read_installation(upgrade.stack)
+
+    assert {**after, "deployments": None} == {**upgrade.before, "deployments": None}
+    assert after["deployments"].items() >= upgrade.before["deployments"].items()
+
+
+def test_the_champion_of_the_last_release_is_served(upgrade: Upgrade) -> None:
+    prediction = wait_until(lambda: predict(upgrade.stack), 60, "the champion to be served", every=1)
+
+    assert str(prediction["version"]) == upgrade.before["aliases"]["champion"]
+    assert prediction["predictions"]
+
+
+def test_a_new_run_completes(upgrade: Upgrade) -> None:
+    output = upgrade.stack.shell("make run DEPLOYMENT=weather-pipeline").stdout
+
+    assert "Completed" in output.splitlines()[-1]
+    assert len(upgrade.stack.flow_runs("weather-pipeline")) == len(upgrade.before["runs"]) + 1
