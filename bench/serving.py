@@ -1,4 +1,4 @@
-"""Requests for one row by eight callers: this repository's serving beside `mlflow models serve`, on one model each.
+"""Requests for one row by eight callers: this repository's serving compared with `mlflow models serve`, on one model each.
 
 All are local processes over one MLflow server on SQLite and serve the same versions: the three families of the weather
 pipeline, fitted on synthetic days. They take turns; what is not measured is not running. Ours records what it answers in
@@ -151,7 +151,7 @@ def memory_of(url: str) -> float:
     }
     process = psutil.Process(listener)
     starter = process.parent()
-    if starter and "mlflow" in " ".join(starter.cmdline()):  # its command stays, beside its server
+    if starter and "mlflow" in " ".join(starter.cmdline()):  # the command keeps running as the parent of its server
         process = starter
     return sum(each.memory_full_info().pss for each in [process, *process.children(recursive=True)]) / 2**20
 

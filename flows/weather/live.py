@@ -54,10 +54,10 @@ def live_features(model: ModelInfo, query: Query) -> LiveRows:
     days = parse_days(query)
     place = place_of(model.tags)
     if place is None or "place" in query:
-        asked = find_place(query)
-        if model_name(asked) != model.name:
-            raise QueryError("place", f"is that of the model {model_name(asked)}")
-        place = place or asked
+        requested = find_place(query)
+        if model_name(requested) != model.name:
+            raise QueryError("place", f"is that of the model {model_name(requested)}")
+        place = place or requested
     try:
         wet_day_mm = float(model.tags["wet_day_mm"])
     except (KeyError, ValueError) as error:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from serving.app import create_app
 from serving.errors import UnservableError
 from serving.model import Estimator, Predictions, predict_batch
 from serving.payloads import STREAM, Reader, Table, join
@@ -26,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 
 from flows.weather.model import TRUSTED_TYPES
 from infra.testing.servers import CHECKOUT
+from trainyard.contract import ServingPath
 
 random = np.random.default_rng(0)
 FRAME = pd.DataFrame(random.normal(size=(50, 2)), columns=["a", "b"])
@@ -190,6 +193,15 @@ def test_a_damaged_arrow_body_is_refused_or_read_and_nothing_else(at: int, byte:
 
     with suppress(RequestError):
         Reader(SCHEMA, 10).read(bytes(body[:length]), STREAM)
+
+
+def test_the_paths_of_the_contract_are_served() -> None:
+    settings = Settings(mlflow_tracking_uri="http://mlflow.test", serving_require_key=False)
+    pages = ("predict", "predictions", "forecast")
+
+    paths = create_app(settings).openapi()["paths"]
+
+    assert {ServingPath.MODELS, *(unquote(ServingPath.of_model("{name}", page)) for page in pages)} <= paths.keys()
 
 
 def test_the_service_and_the_examples_hooks_import_neither_prefect_nor_mlflow() -> None:

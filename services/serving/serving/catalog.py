@@ -12,6 +12,7 @@ from serving.model import Model, load
 from serving.problems import RequestError
 from serving.registry import Champion, Registry
 from serving.settings import Settings
+from trainyard.contract import Alias
 
 log = logging.getLogger("serving")
 
@@ -62,7 +63,7 @@ class Catalog:
             return model
         if name in state.registered:
             reason = state.unservable.get(name)
-            because = f": {reason}." if reason else " yet: give a version the alias `champion`."
+            because = f": {reason}." if reason else f" yet: give a version the alias `{Alias.CHAMPION}`."
             raise RequestError("no-champion", f"{name} has no champion that can be served{because}")
         if state.refreshed_at is None:
             raise RequestError("registry-unknown", "MLflow has not answered yet, so no model is known.")

@@ -153,7 +153,7 @@ class LiveFeatures:
             try:
                 if name := hooks.load("choose_model")(query):
                     return str(name)
-            except (QueryError, UnknownSubjectError) as error:  # another project may know what is asked for
+            except (QueryError, UnknownSubjectError) as error:  # another project may have a model for the query
                 refusal = refusal or error
         raise refusal or RequestError("no-forecast", "No project chooses a model for this query.")
 

@@ -1,4 +1,4 @@
-"""A served model: loaded from files in a safe format, warmed up, and asked for several requests in one batch."""
+"""A served model: loaded from files in a safe format, warmed up, and called once for several requests."""
 
 import asyncio
 import json

@@ -133,13 +133,13 @@ FIRST_MOMENT, LAST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 
 
 @dataclass(frozen=True)
 class Page:
-    """Which records are asked for."""
+    """A selection of records."""
 
     after: int = 0
     """The id of the last record of the page before."""
     since: datetime = FIRST_MOMENT
     until: datetime = LAST_MOMENT
-    """The first moment that is no longer asked for."""
+    """The first moment after the period."""
     limit: int = 100
 
 

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from serving.model import Model
 from serving.problems import document_problems
 from serving.service import API_KEY, get_service, json_response
-from trainyard.contract import ServingPath
+from trainyard.contract import Alias, ServingPath
 
 
 class ServedModel(TypedDict):
@@ -95,7 +95,7 @@ async def ready(request: Request) -> Response:
     if state.refreshed_at is None:
         reason = state.error or "MLflow has not answered yet."
     else:
-        reason = "; ".join(state.unservable.values()) or "No registered model has the alias `champion` yet."
+        reason = "; ".join(state.unservable.values()) or f"No registered model has the alias `{Alias.CHAMPION}` yet."
     return json_response({"status": "not ready", "reason": reason}, 503)
 
 
