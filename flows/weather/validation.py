@@ -69,8 +69,8 @@ def validate_days(
     if requested:
         is_inside = (unique.index >= pd.Timestamp(requested[0])) & (unique.index <= pd.Timestamp(requested[1]))
         if not is_inside.all():
-            example = f"asked from {requested[0]} to {requested[1]}"
-            problems.append(make_problem(ALL_COLUMNS, "day not asked for", _days(unique[~is_inside]), example))
+            example = f"requested from {requested[0]} to {requested[1]}"
+            problems.append(make_problem(ALL_COLUMNS, "day not requested", _days(unique[~is_inside]), example))
         unique = unique[is_inside]
     complete = unique.index[unique.notna().all(axis="columns")]
     if complete.empty and not problems:

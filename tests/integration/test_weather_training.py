@@ -63,7 +63,9 @@ def run_pipeline(open_meteo: OpenMeteoServer, *, refresh: bool = False) -> Pipel
     open_meteo.counts.clear()
     state = weather_pipeline(years=2, folds=2, refresh=refresh, return_state=True)
     (outcome,) = state.result()
-    return PipelineRun(state.state_details.flow_run_id, outcome, Counter(open_meteo.counts))
+    flow_run_id = state.state_details.flow_run_id
+    assert flow_run_id is not None
+    return PipelineRun(flow_run_id, outcome, Counter(open_meteo.counts))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from flows.weather import model, plots
 from flows.weather.features import TARGET, WET_TODAY, build_examples
 from flows.weather.model import Family, FittedModel
+from flows.weather.observations import DAY
 from tests.unit.weather import make_observations
 from trainyard.candidates import Candidate, Score
 from trainyard.contract import Artifact, Column
@@ -151,11 +152,11 @@ class TestEvaluation:
         tables = model.evaluation_tables(fitted)
 
         holdout, sample = tables[Artifact.HOLDOUT], tables[Artifact.TRAINING_SAMPLE]
-        predicted_days = fitted.holdout.index + pd.Timedelta(days=1)
-        assert holdout[Column.TIME].tolist() == [f"{day:%F}" for day in predicted_days]
+        days = pd.DatetimeIndex(fitted.holdout.index) + DAY
+        assert holdout[Column.TIME].tolist() == [f"{day:%F}" for day in days]
         assert holdout[Column.OBSERVED].tolist() == fitted.holdout[TARGET].astype(int).tolist()
         assert holdout[Column.MODEL].tolist() == fitted.predictions["model"].tolist()
-        assert sample[Column.TIME].iloc[0] == f"{fitted.train.index[0] + pd.Timedelta(days=1):%F}"
+        assert sample[Column.TIME].iloc[0] == f"{fitted.train.index[0] + DAY:%F}"
         assert set(sample.columns) == {*examples.columns, Column.TIME, Column.PREDICTION} - {TARGET}
 
 

@@ -206,6 +206,20 @@ class TestPlaces:
         with pytest.raises(DataError, match="not as documented"):
             places.parse_geocoding(answer, "Oslo")
 
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            (places.HOME, "rain-tomorrow"),
+            ("Oslo, Oslo County, Norway", "rain-tomorrow-oslo-oslo-county-norway"),
+            ("47.6,-122.3", "rain-tomorrow-47.6--122.3"),
+        ],
+    )
+    def test_the_name_of_the_model_has_the_slug_of_the_place(self, name: str, expected: str) -> None:
+        assert places.model_name(Place(name=name, latitude=0, longitude=0)) == expected
+
+    def test_names_that_lose_letters_in_ascii_stay_distinct(self) -> None:
+        assert places.slug("東京") != places.slug("大阪")
+
 
 class TestRecorded:
     def test_there_are_four_years_of_seattle(self) -> None:
