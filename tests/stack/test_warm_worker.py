@@ -1,4 +1,4 @@
-"""Runs on the composed stack start warm, and end truthfully whatever is killed."""
+"""Runs on the composed stack are forked, and get true final states whatever is killed."""
 
 import time
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.provision.follow import FINAL, find_deployment
+from infra.provision.follow import find_deployment
 from infra.testing.stack import Stack
 from infra.testing.waiting import wait_until
+from trainyard.contract import State, Tag
 
 FLOWS = '''
 import os, signal, subprocess, time
@@ -20,12 +21,14 @@ from pathlib import Path
 import mlflow
 from prefect import flow, runtime
 
+from trainyard.contract import Tag
+
 
 @flow(log_prints=True)
 def linger(seconds: float = 300):
-    """Hold a child process and an open MLflow run."""
+    """Run with a child process and an open MLflow run until stopped."""
     mlflow.set_experiment("linger")
-    mlflow.start_run(tags={"prefect.flow_run_id": runtime.flow_run.id})
+    mlflow.start_run(tags={Tag.FLOW_RUN_ID: runtime.flow_run.id})
     subprocess.Popen(["sleep", "12345"])
     parent = Path(f"/proc/{os.getppid()}/cmdline").read_text().replace("\\0", " ")
     print(f"lingering as {os.getpid()} of {parent}")
@@ -36,10 +39,10 @@ def linger(seconds: float = 300):
 
 @flow
 def devour():
-    """Take more memory than there is."""
-    taken = []
+    """Allocate more memory than the limit."""
+    blocks = []
     while True:
-        taken.append(bytearray(os.urandom(1 << 20) * 64))
+        blocks.append(bytearray(os.urandom(1 << 20) * 64))
 
 
 @flow
@@ -74,8 +77,8 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
 
 def trigger(api: httpx.Client, name: str, **parameters: str) -> str:
     deployment = find_deployment(api, name)["id"]
-    answer = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
-    return answer.raise_for_status().json()["id"]
+    response = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
+    return response.raise_for_status().json()["id"]
 
 
 def cancel(api: httpx.Client, run: str) -> None:
@@ -93,27 +96,27 @@ def log_of(api: httpx.Client, run: str) -> str:
 
 
 def wait_until_lingering(api: httpx.Client) -> tuple[str, int]:
-    """Start `linger`; return its run and its process in the worker's container, once it holds what it holds."""
+    """Start `linger`; return its run and its pid in the worker's container once it has its child process and MLflow run."""
     run = trigger(api, "linger")
     wait_until(lambda: "lingering as " in log_of(api, run), 60, "the run to linger", every=0.3)
     return run, int(log_of(api, run).split("lingering as ")[1].split()[0])
 
 
 def expect_end(stack: Stack, api: httpx.Client, run: str, name: str, seconds: float = 30) -> str:
-    """Wait until a run has ended as it should, with what it held; return its message."""
-    wait_until(lambda: state_of(api, run)["type"] in FINAL, seconds, f"the run to be {name}", every=0.3)
+    """Wait until a run has ended in the named state; return the state's message."""
+    wait_until(lambda: state_of(api, run)["type"] in State.FINAL_TYPES, seconds, f"the run to be {name}", every=0.3)
     state = state_of(api, run)
     assert state["name"] == name, state
     return state["message"]
 
 
 def expect_nothing_left(stack: Stack, run: str, status: str) -> None:
-    """Check that neither a process nor an open MLflow run is left of a run of `linger`."""
+    """Check that a run of `linger` has left neither a process nor an open MLflow run."""
     with stack.mlflow() as mlflow:
         experiment = mlflow.get("/experiments/get-by-name", params={"experiment_name": "linger"}).json()
         query = {
             "experiment_ids": [experiment["experiment"]["experiment_id"]],
-            "filter": f"tags.`prefect.flow_run_id` = '{run}'",
+            "filter": f"tags.`{Tag.FLOW_RUN_ID}` = '{run}'",
         }
 
         def ended() -> bool:
@@ -135,9 +138,11 @@ def warm_pid(stack: Stack) -> int:
 
 def test_a_run_is_forked_and_a_cancelled_one_leaves_nothing(stack: Stack, api: httpx.Client) -> None:
     run, _ = wait_until_lingering(api)
-    assert "warm_process.zygote" in log_of(api, run)
-    assert "Starting a new interpreter" not in log_of(api, run)
+    log = log_of(api, run)
     cancel(api, run)
+
+    assert "warm_process.zygote" in log
+    assert "Cold start" not in log
     expect_end(stack, api, run, "Cancelled")
     expect_nothing_left(stack, run, "KILLED")
 
@@ -146,9 +151,10 @@ def test_a_cancel_at_any_moment_before_running_cancels(stack: Stack, api: httpx.
     runs = []
     for moment in range(0, 650, 50):
         run = trigger(api, "linger")
-        Event().wait(moment / 1000)  # the moment is what this is about
+        Event().wait(moment / 1000)  # waits for nothing: the moment is what is tested
         cancel(api, run)
         runs.append(run)
+
     for run in runs:
         expect_end(stack, api, run, "Cancelled")
 
@@ -161,46 +167,50 @@ def test_a_process_that_ends_by_itself_is_crashed(stack: Stack, api: httpx.Clien
     assert reason in expect_end(stack, api, trigger(api, "end", how=how), "Crashed")
 
 
-def test_the_worker_wakes_again_after_the_server_was_away(stack: Stack, api: httpx.Client) -> None:
+def test_the_worker_finds_runs_after_a_restart_of_the_server(stack: Stack, api: httpx.Client) -> None:
     stack.shell("docker compose restart prefect")
 
-    def answers() -> bool:
+    def is_ready() -> bool:
         try:
             return api.get("/ready").is_success
         except httpx.TransportError:
             return False
 
-    wait_until(answers, 60, "the server to answer again", every=0.5)
+    wait_until(is_ready, 60, "the server to be ready", every=0.5)
     expect_end(stack, api, trigger(api, "nothing"), "Completed", seconds=60)
 
 
 def test_a_killed_process_is_crashed_with_the_reason(stack: Stack, api: httpx.Client) -> None:
     run, pid = wait_until_lingering(api)
     stack.exec("worker", "python", "-c", f"import os; os.kill({pid}, 9)")
+
     assert "killed by signal 9" in expect_end(stack, api, run, "Crashed")
     expect_nothing_left(stack, run, "FAILED")
 
 
-def test_out_of_memory_says_so_and_the_worker_lives(stack: Stack, api: httpx.Client) -> None:
+def test_out_of_memory_is_the_reason_and_the_worker_survives(stack: Stack, api: httpx.Client) -> None:
     before = stack.containers()["worker"]["State"]["StartedAt"]
     run = trigger(api, "devour")
     message = expect_end(stack, api, run, "Crashed", seconds=120)
+
     assert "out of memory, limit 1 GiB" in message
     assert stack.containers()["worker"]["State"]["StartedAt"] == before
     expect_end(stack, api, trigger(api, "nothing"), "Completed")
 
 
-def test_a_killed_warm_process_takes_no_run_with_it_unsaid(stack: Stack, api: httpx.Client) -> None:
+def test_the_runs_of_a_killed_warm_process_are_settled(stack: Stack, api: httpx.Client) -> None:
     run, _ = wait_until_lingering(api)
     stack.exec("worker", "python", "-c", f"import os; os.kill({warm_pid(stack)}, 9)")
+
     expect_end(stack, api, run, "Crashed")
     expect_nothing_left(stack, run, "FAILED")
     expect_end(stack, api, trigger(api, "nothing"), "Completed")
 
 
-def test_a_stopped_worker_says_how_its_runs_ended(stack: Stack, api: httpx.Client) -> None:
+def test_a_stopped_worker_settles_its_runs(stack: Stack, api: httpx.Client) -> None:
     run, _ = wait_until_lingering(api)
     stack.shell("docker compose stop worker")
+
     expect_end(stack, api, run, "Crashed", seconds=1)
     stack.up()
     expect_nothing_left(stack, run, "FAILED")
@@ -211,6 +221,7 @@ def test_the_next_worker_settles_what_a_killed_container_left(stack: Stack, api:
     stack.shell("docker compose kill worker")
     assert state_of(api, run)["type"] == "RUNNING"
     stack.up()
+
     assert "the worker that ran it was killed" in expect_end(stack, api, run, "Crashed")
     expect_nothing_left(stack, run, "FAILED")
 
@@ -239,6 +250,7 @@ def test_two_workers_start_each_of_a_hundred_runs_once(stack: Stack, api: httpx.
         print(f"100 runs in {time.monotonic() - start:.0f} s")
     finally:
         stack.shell("docker compose up -d --wait --scale worker=1")
+
     workers = set()
     for run in runs:
         states = api.get("/flow_run_states/", params={"flow_run_id": run}).raise_for_status().json()

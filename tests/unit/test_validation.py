@@ -128,7 +128,9 @@ class TestEnds:
     def test_days_outside_the_requested_period_are_refused(self) -> None:
         message, _ = refuse(make_days(42), GapLimits(), REQUESTED)
 
-        assert "day not requested (2020-02-10 to 2020-02-11, 2 days; requested from 2020-01-01 to 2020-02-09)" in message
+        assert (
+            "day not requested (2020-02-10 to 2020-02-11, 2 days; requested from 2020-01-01 to 2020-02-09)" in message
+        )
 
     def test_days_of_another_century_are_refused(self) -> None:
         frame = make_days().set_axis(pd.date_range("1920-01-01", periods=40, name="date"))

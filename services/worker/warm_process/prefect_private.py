@@ -26,8 +26,8 @@ ENGINE_OWNS_CANCELLATION = "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"
 WORKER_NAME_LABEL = "prefect.worker.name"
 """The label that a worker gives to the runs that it starts."""
 
-WORKER_MEMBERS = ("_logger", "_description", "_display_name")
-"""Members of BaseWorker that WarmProcessWorker uses or sets."""
+WORKER_ATTRIBUTES = ("_logger", "_description")
+"""Attributes of BaseWorker that WarmProcessWorker uses or sets."""
 WORKER_METHODS = ("_setup_cancellation_observer", "_give_worker_labels_to_flow_run")
 """Methods of BaseWorker that WarmProcessWorker overrides."""
 

@@ -1,4 +1,4 @@
-"""Fixtures: one Prefect server and one warm worker for the folder; tests that stop a worker start their own."""
+"""Fixtures: one Prefect server and one worker for the folder; tests that stop a worker start their own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.integration.warm_process.harness import Server, Worker, prefect_serve
 
 @pytest.fixture(scope="session")
 def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A Prefect server that asks for a password."""
+    """A Prefect server with basic authentication."""
     with prefect_server(tmp_path_factory.mktemp("warm-server")) as found:
         yield found
 
@@ -32,12 +32,12 @@ def shared_worker(orchestrator: Server, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def shared_pool(shared_worker: Worker) -> Iterator[str]:
-    """The work pool of the worker that no test stops; a test leaves it no process of a run."""
+    """The work pool of the worker that no test stops; a test has to leave no process of a run."""
     yield shared_worker.pool
-    wait_until(lambda: not shared_worker.runs(), 15, f"every process to be gone; there is {shared_worker.runs()}")
+    wait_until(lambda: not shared_worker.runs(), 15, "every process of a run to end")
 
 
 @pytest.fixture
 def note(tmp_path: Path) -> Path:
-    """Where a probe flow writes what it saw."""
+    """The file in which a probe flow writes its observations."""
     return tmp_path / "note.json"

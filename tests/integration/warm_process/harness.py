@@ -1,4 +1,4 @@
-"""A Prefect server and warm-process workers as local processes, seen through the REST interface."""
+"""A Prefect server and workers of the type `warm-process` as local processes, observed through the REST API."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from warm_process.ledger import live_workers
 
 from infra.testing.servers import SCRIPTS, free_port, server
 from infra.testing.waiting import wait_until
+from trainyard.contract import Resource, State
 
 FLOWS = Path(__file__).parent
 AUTH = "trainyard:a-password-for-tests"
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 @dataclass
 class Server:
-    """The server's REST interface, with what the tests need of it."""
+    """A client of the server's REST API."""
 
     address: str
     client: httpx.Client = field(init=False)
@@ -47,7 +47,7 @@ class Server:
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
         return response.json() if response.content else None
 
-    def create_pool(self, type_: str = "warm-process") -> str:
+    def create_pool(self, type_: str = Resource.WORK_POOL_TYPE) -> str:
         """Create a work pool with the worker's own default template."""
         from warm_process.worker import WarmProcessWorker
 
@@ -57,7 +57,7 @@ class Server:
         return name
 
     def deploy(self, pool: str, flow: str, folder: Path = FLOWS, file: str = "probe_flows.py", **more: Any) -> str:
-        """Deploy a flow of a local folder, as prefect.yaml does; its id."""
+        """Deploy a flow of a local folder, as prefect.yaml does; return the id of the deployment."""
         flow_id = self.call("POST", "/flows/", json={"name": flow.replace("_", "-")})["id"]
         directory = {"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}
         body = {
@@ -72,7 +72,7 @@ class Server:
         return self.call("POST", "/deployments/", json=body)["id"]
 
     def trigger(self, deployment: str, job_variables: dict[str, Any] | None = None, **parameters: Any) -> str:
-        """Run a deployment now; the id of the flow run."""
+        """Run a deployment now; return the id of the flow run."""
         body = {"state": {"type": "SCHEDULED"}, "parameters": parameters, "job_variables": job_variables or {}}
         return self.call("POST", f"/deployments/{deployment}/create_flow_run", json=body)["id"]
 
@@ -86,7 +86,7 @@ class Server:
         return self.flow_run(flow_run)["state"]["message"] or ""
 
     def states(self, flow_run: str) -> list[dict[str, Any]]:
-        """Read every state a run has been in, in order."""
+        """Read the states of a run, in order."""
         found = self.call("GET", "/flow_run_states/", params={"flow_run_id": flow_run})
         return sorted(found, key=lambda state: state["timestamp"])
 
@@ -107,7 +107,7 @@ class Server:
         return [log["message"] for log in self.call("POST", "/logs/filter", json=body)]
 
     def wait_for(self, flow_run: str, *names: str, seconds: float = 30) -> dict[str, Any]:
-        """Wait until a run is in one of the named states; the run."""
+        """Wait until a run is in one of the named states; return the run."""
 
         def reached() -> dict[str, Any] | None:
             found = self.flow_run(flow_run)
@@ -116,19 +116,19 @@ class Server:
         try:
             return wait_until(reached, seconds, f"a run to be {' or '.join(names)}", every=0.05)
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; it went {self.names(flow_run)}") from None
+            raise TimeoutError(f"{error}; its states: {self.names(flow_run)}") from None
 
     def wait_for_end(self, flow_run: str, seconds: float = 30) -> str:
-        """Wait until a run has ended; the name of its last state."""
+        """Wait until a run has ended; return the name of its last state."""
 
         def ended() -> str | None:
             state = self.flow_run(flow_run)["state"]
-            return state["name"] if state["type"] in FINAL else None
+            return state["name"] if state["type"] in State.FINAL_TYPES else None
 
         try:
             return wait_until(ended, seconds, "a run to end", every=0.05)
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; it went {self.names(flow_run)}") from None
+            raise TimeoutError(f"{error}; its states: {self.names(flow_run)}") from None
 
     def expect(self, flow_run: str, name: str, seconds: float = 30) -> None:
         """Wait until a run has ended, in the named state."""
@@ -138,7 +138,7 @@ class Server:
 
 @contextmanager
 def prefect_server(folder: Path) -> Iterator[Server]:
-    """Run a Prefect server that asks for a password."""
+    """Run a Prefect server with basic authentication."""
     port = free_port()
     environment = {
         "PREFECT_HOME": str(folder),
@@ -148,7 +148,7 @@ def prefect_server(folder: Path) -> Iterator[Server]:
         "PREFECT_API_AUTH_STRING": AUTH,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        # Nothing here looks at stored events or task runs, and on SQLite they hold up everything else.
+        # No test reads stored events or task runs, and on SQLite they block everything else.
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
@@ -165,7 +165,7 @@ class Worker:
 
     def __init__(self, api: str, pool: str, home: Path, *, limit: int | None, type_: str, **env: str | None) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        self.home, self.pool = home, pool
+        self.home, self.pool, self.limit = home, pool, limit
         self.log = home / f"worker-{uuid.uuid4().hex[:6]}.log"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "WARM_PROCESS_"))}
         settings: dict[str, str | None] = {
@@ -194,15 +194,12 @@ class Worker:
         return self.log.read_text(errors="replace")
 
     def wait_for_text(self, text: str, seconds: float = 60) -> None:
-        def said() -> bool:
+        def appeared() -> bool:
             if self.process.poll() is not None and text not in self.text():
                 raise RuntimeError(f"the worker ended with {self.process.returncode}:\n{self.text()[-3000:]}")
             return text in " ".join(self.text().split())
 
-        wait_until(said, seconds, f"the worker to say {text!r}")
-
-    def wait_until_warm(self) -> None:
-        self.wait_for_text("is ready after")
+        wait_until(appeared, seconds, f"the worker to log {text!r}")
 
     @property
     def warm_pid(self) -> int:
@@ -226,7 +223,7 @@ class Worker:
         return json.loads(shown.stdout)
 
     def runs(self) -> list[str]:
-        """Name the runs that have a process."""
+        """List the runs that have a process."""
         return [run for found in live_workers(self.home / "warm-process") for run in found["runs"]]
 
 
@@ -237,12 +234,12 @@ def worker(
     home: Path,
     *,
     limit: int | None = None,
-    type_: str = "warm-process",
+    type_: str = Resource.WORK_POOL_TYPE,
     ready: str = "is ready after",
     api: str | None = None,
     **env: str | None,
 ) -> Iterator[Worker]:
-    """Run a worker until the block ends; the log is shown when the block fails."""
+    """Run a worker until the block ends; print its log when the block fails."""
     started = Worker(api or server.address, pool, home, limit=limit, type_=type_, **env)
     try:
         started.wait_for_text(ready)
@@ -273,7 +270,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut_events(self) -> None:
-        """Close the event streams there are, and refuse new ones."""
+        """Close the open event streams and refuse new ones."""
         self.cut = True
         for stream in self._streams:
             with suppress(OSError):
@@ -332,7 +329,7 @@ def alive(pid: int) -> bool:
 
 
 def read_note(path: Path, seconds: float = 20) -> dict[str, Any]:
-    """Read what a probe flow wrote down, once it has."""
+    """Read the observations of a probe flow as soon as they are written."""
 
     def read() -> dict[str, Any] | None:
         try:
@@ -344,5 +341,5 @@ def read_note(path: Path, seconds: float = 20) -> dict[str, Any]:
 
 
 def gone(*pids: int, seconds: float = 10) -> None:
-    """Wait until none of the processes runs."""
+    """Wait until none of the processes is alive."""
     wait_until(lambda: not any(alive(pid) for pid in pids), seconds, f"processes {pids} to end", every=0.05)

@@ -1,4 +1,4 @@
-"""Flows that the tests deploy: each shows one thing about the process it runs in."""
+"""Flows that the tests deploy; each shows one property of the process that it runs in."""
 
 import json
 import logging
@@ -16,11 +16,16 @@ from prefect import flow, get_run_logger, pause_flow_run, task
 from prefect.flow_runs import suspend_flow_run
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-SEEN = 0  # what an earlier run in the same process would have counted up
+SEEN = 0  # counts the runs in this process
 
 
 def exists(fd: str) -> bool:
     return Path(f"/proc/self/fd/{fd}").is_symlink()
+
+
+def is_fork() -> bool:
+    """Tell whether this process is a fork of the warm process."""
+    return "warm_process.zygote" in Path("/proc/self/cmdline").read_text()
 
 
 def note(path: str, **facts: object) -> None:
@@ -34,7 +39,7 @@ def trivial():
 
 @flow
 def describe(path: str):
-    """Write down what could leak from one run into the next, then change all of it."""
+    """Record everything that could leak from one run into the next, then change all of it."""
     global SEEN
     import numpy
 
@@ -54,7 +59,7 @@ def describe(path: str):
         threads=[thread.name for thread in threading.enumerate()],
         sockets=sum(link.startswith("socket:") for link in links),
         marked="leaked_module" in sys.modules or hasattr(json, "leaked"),
-        warm="warm_process.zygote" in Path("/proc/self/cmdline").read_text(),
+        is_fork=is_fork(),
         argv=sys.argv[1:],
         gc_enabled=__import__("gc").isenabled(),
         sys_path=sys.path,
@@ -72,10 +77,10 @@ def describe(path: str):
 
 @flow
 def wait(path: str | None = None, seconds: float = 120.0, new_session: bool = False):
-    """Run until stopped; leave a grandchild that would outlive it."""
+    """Run until stopped, with a child process that would outlive it."""
     child = subprocess.Popen(["sleep", "300"], start_new_session=new_session)
     if path:
-        note(path, pid=os.getpid(), grandchild=child.pid)
+        note(path, pid=os.getpid(), grandchild=child.pid, is_fork=is_fork(), env=dict(os.environ))
     time.sleep(seconds)
     child.kill()
 
@@ -96,7 +101,7 @@ def with_hooks(path: str):
 
 @flow
 def end(how: str):
-    """End the process in a way that Prefect's engine does not see."""
+    """End the process in a way that Prefect's engine does not notice."""
     if how == "exit 9":
         os._exit(9)
     if how == "exit 0":
@@ -178,14 +183,16 @@ def speaks(words: str):
 
 @flow
 def leaves_mlflow_run_open(path: str, address: str, experiment: str):
-    """Open a run in MLflow as the flows do, by REST so that the client's import costs nothing here."""
+    """Open a run in MLflow as flows do, through REST because importing the client takes seconds."""
     import httpx
     from prefect.runtime import flow_run
+
+    from trainyard.contract import Tag
 
     body = {
         "experiment_id": experiment,
         "start_time": int(time.time() * 1000),
-        "tags": [{"key": "prefect.flow_run_id", "value": flow_run.id}],
+        "tags": [{"key": Tag.FLOW_RUN_ID, "value": flow_run.id}],
     }
     answer = httpx.post(f"{address}/api/2.0/mlflow/runs/create", json=body).raise_for_status().json()
     note(path, pid=os.getpid(), mlflow_run=answer["run"]["info"]["run_id"])

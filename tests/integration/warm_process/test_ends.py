@@ -1,15 +1,15 @@
-"""How runs end whose process, worker or warm process is killed: truthfully, soon, and with a reason."""
+"""Runs whose process, worker or warm process is killed are settled soon, with the reason."""
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+from warm_process.ledger import Ledger
 
 from infra.testing.waiting import wait_until
-from tests.integration.warm_process.harness import Server, alive, gone, read_note, worker
+from tests.integration.warm_process.harness import Server, Worker, alive, gone, read_note, worker
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,16 @@ from tests.integration.warm_process.harness import Server, alive, gone, read_not
 )
 def test_a_process_that_ends_by_itself(orchestrator: Server, shared_pool: str, how: str, reason: str) -> None:
     run = orchestrator.trigger(orchestrator.deploy(shared_pool, "end"), how=how)
+
     orchestrator.expect(run, "Crashed", seconds=15)
     assert reason in orchestrator.message(run)
     assert orchestrator.names(run).count("Crashed") == 1
 
 
 @pytest.mark.parametrize("how", ["sys.exit 5", "SIGTERM"])
-def test_what_the_engine_reports_itself(orchestrator: Server, shared_pool: str, how: str) -> None:
+def test_an_end_that_the_engine_reports(orchestrator: Server, shared_pool: str, how: str) -> None:
     run = orchestrator.trigger(orchestrator.deploy(shared_pool, "end"), how=how)
+
     orchestrator.expect(run, "Crashed", seconds=15)
     assert orchestrator.names(run).count("Crashed") == 1
 
@@ -39,9 +41,10 @@ def test_a_flow_that_cannot_be_loaded(orchestrator: Server, shared_pool: str, tm
     (tmp_path / "broken.py").write_text("import no_such_module\n")
     deployment = orchestrator.deploy(shared_pool, "broken", folder=tmp_path, file="broken.py")
     run = orchestrator.trigger(deployment)
+
     orchestrator.expect(run, "Crashed", seconds=15)
     assert "exited with code 1" in orchestrator.message(run)
-    wait_until(lambda: any("no_such_module" in line for line in orchestrator.logs(run)), 10, "the log to say why")
+    wait_until(lambda: any("no_such_module" in line for line in orchestrator.logs(run)), 10, "the reason in the log")
 
 
 def test_a_crash_runs_the_hooks_and_ends_the_grandchildren(
@@ -56,6 +59,7 @@ def test_a_crash_runs_the_hooks_and_ends_the_grandchildren(
     os.kill(read_note(note)["pid"], signal.SIGKILL)
     pids = read_note(other_note)
     os.kill(pids["pid"], signal.SIGKILL)
+
     orchestrator.expect(run, "Crashed")
     orchestrator.expect(other, "Crashed")
     gone(pids["grandchild"])
@@ -82,8 +86,9 @@ def test_a_crash_ends_the_subflow_runs_and_what_they_left_open_in_mlflow(
         info = httpx.get(f"{mlflow_address}/api/2.0/mlflow/runs/get", params=query).json()["run"]["info"]
         return str(info["status"])
 
-    assert mlflow_status() == "RUNNING"
+    wait_until(lambda: mlflow_status() == "RUNNING", 10, "the MLflow run to be RUNNING")
     os.kill(seen["pid"], signal.SIGKILL)
+
     orchestrator.expect(run, "Crashed")
     wait_until(
         lambda: {child["state"]["name"] for child in orchestrator.subflow_runs(run)} == {"Crashed"},
@@ -104,7 +109,8 @@ def test_stopping_the_worker(orchestrator: Server, pool: str, tmp_path: Path, no
     with worker(orchestrator, pool, tmp_path) as found:
         run, pid, grandchild = start_waiting_run(orchestrator, pool, note)
         found.stop(signal.SIGTERM)
-        # The worker waited for the report: nothing is left to wait for.
+
+        # The worker has waited for the report of the run.
         assert orchestrator.state(run) == "Crashed"
         assert not alive(pid)
         assert not alive(grandchild)
@@ -119,6 +125,7 @@ def test_stopping_the_worker_before_a_run_has_started(orchestrator: Server, pool
         run = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
         orchestrator.wait_for(run, "Submitting")
         found.stop(signal.SIGTERM)
+
         assert orchestrator.state(run) == "Scheduled"
     with worker(orchestrator, pool, tmp_path / "second"):
         orchestrator.expect(run, "Completed")
@@ -128,6 +135,7 @@ def test_killing_the_worker(orchestrator: Server, pool: str, tmp_path: Path, not
     with worker(orchestrator, pool, tmp_path) as found:
         run, pid, grandchild = start_waiting_run(orchestrator, pool, note)
         found.process.kill()
+
         orchestrator.expect(run, "Crashed", seconds=10)
         gone(pid, grandchild, found.warm_pid)
 
@@ -139,22 +147,21 @@ def test_killing_the_worker_while_a_run_starts(orchestrator: Server, pool: str, 
         found.process.kill()
         found.process.wait()
         with worker(orchestrator, pool, tmp_path):
-            # Whatever was reached: crashed, or back in the queue and run by this worker.
+            # Depending on the moment: crashed, or back in the queue and run by this worker.
             state = orchestrator.wait_for(run, "Crashed", "Running", seconds=20)["state"]["name"]
         if state == "Running":
             orchestrator.expect(run, "Crashed")
 
 
-def test_killing_the_warm_process(orchestrator: Server, pool: str, tmp_path: Path, note: Path) -> None:
-    with worker(orchestrator, pool, tmp_path) as found:
-        run, pid, grandchild = start_waiting_run(orchestrator, pool, note)
-        first = found.warm_pid
-        os.kill(first, signal.SIGKILL)
-        orchestrator.expect(run, "Crashed", seconds=10)
-        gone(pid, grandchild)
-        again = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
-        orchestrator.expect(again, "Completed", seconds=30)
-        wait_until(lambda: found.warm_pid != first, 20, "a new warm process")
+def test_killing_the_warm_process(orchestrator: Server, shared_pool: str, shared_worker: Worker, note: Path) -> None:
+    run, pid, grandchild = start_waiting_run(orchestrator, shared_pool, note)
+    killed = shared_worker.warm_pid
+    os.kill(killed, signal.SIGKILL)
+
+    orchestrator.expect(run, "Crashed", seconds=10)
+    gone(pid, grandchild)
+    orchestrator.expect(orchestrator.trigger(orchestrator.deploy(shared_pool, "trivial")), "Completed")
+    wait_until(lambda: shared_worker.warm_pid != killed, 20, "a new warm process")
 
 
 def test_killing_everything_at_once_leaves_the_run_to_the_next_worker(
@@ -163,23 +170,20 @@ def test_killing_everything_at_once_leaves_the_run_to_the_next_worker(
     home = tmp_path / "home"
     with worker(orchestrator, pool, home) as found:
         run, pid, grandchild = start_waiting_run(orchestrator, pool, note)
-        for victim in (found.warm_pid, found.process.pid, pid, grandchild):
-            os.kill(victim, signal.SIGSTOP)  # as when a container is killed: nobody reacts to the others
-        for victim in (found.warm_pid, found.process.pid, pid, grandchild):
-            os.kill(victim, signal.SIGKILL)
+        victims = (found.warm_pid, found.process.pid, pid, grandchild)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # as when a container is killed: none reacts to another's end
+            for victim in victims:
+                os.kill(victim, number)
         found.process.wait()
         assert orchestrator.state(run) == "Running"
 
-        # A live worker's run is not touched by the next worker, a dead one's is settled.
-        other_note = tmp_path / "other.json"
-        with worker(orchestrator, pool, home, WORKER_NAME="the next"):
-            orchestrator.expect(run, "Crashed", seconds=10)
-            assert "the worker that ran it was killed" in orchestrator.message(run)
-            live, live_pid, _ = start_waiting_run(orchestrator, pool, other_note)
-            with worker(orchestrator, pool, home, WORKER_NAME="one more"):
-                deadline = time.monotonic() + 2
-                wait_until(lambda: time.monotonic() > deadline, 5, "the time in which it would have settled")
-                assert orchestrator.state(live) == "Running"
-                assert alive(live_pid)
-            orchestrator.cancel(live)
-            orchestrator.expect(live, "Cancelled")
+    with worker(orchestrator, pool, home, WORKER_NAME="the next"):
+        orchestrator.expect(run, "Crashed", seconds=10)
+        live, _, _ = start_waiting_run(orchestrator, pool, tmp_path / "live.json")
+        with Ledger(home / "warm-process", pool, orchestrator.address, "one more").abandoned() as abandoned:
+            left_to_another = list(abandoned)
+        orchestrator.cancel(live)
+
+        assert "the worker that ran it was killed" in orchestrator.message(run)
+        assert left_to_another == []
+        orchestrator.expect(live, "Cancelled")

@@ -1,4 +1,4 @@
-"""What Prefect's engine does for a run, in a fork as in a process of its own."""
+"""Prefect's engine works in a fork as it does in a new interpreter."""
 
 from pathlib import Path
 
@@ -16,12 +16,14 @@ def test_flows_of_every_kind(orchestrator: Server, shared_pool: str, flow: str) 
 
 def test_a_failing_flow_is_failed_and_not_crashed(orchestrator: Server, shared_pool: str) -> None:
     run = orchestrator.trigger(orchestrator.deploy(shared_pool, "end"), how="raise")
+
     orchestrator.expect(run, "Failed")
     assert "deliberate" in orchestrator.message(run)
 
 
 def test_retries(orchestrator: Server, shared_pool: str, tmp_path: Path) -> None:
     run = orchestrator.trigger(orchestrator.deploy(shared_pool, "fails_once"), path=str(tmp_path / "tried"))
+
     orchestrator.expect(run, "Completed")
     assert "AwaitingRetry" in orchestrator.names(run)
     assert orchestrator.flow_run(run)["run_count"] == 2
@@ -39,6 +41,7 @@ def test_suspend_and_resume(orchestrator: Server, shared_pool: str, tmp_path: Pa
     run = orchestrator.trigger(orchestrator.deploy(shared_pool, "suspends"), path=str(attempts))
     orchestrator.wait_for(run, "Suspended")
     orchestrator.call("POST", f"/flow_runs/{run}/resume")
+
     orchestrator.expect(run, "Completed")
     assert attempts.read_text() == "attempt\nattempt\n"
     assert "Crashed" not in orchestrator.names(run)

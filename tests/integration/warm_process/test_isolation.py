@@ -1,4 +1,4 @@
-"""What a run may see of others, nothing, and what it must see of its job variables, everything."""
+"""Isolation: a run sees nothing of other runs, and all of its job variables."""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ def describe(server: Server, pool: str, note: Path, **job_variables: Any) -> dic
 def test_nothing_of_one_run_is_seen_by_the_next(orchestrator: Server, shared_pool: str, note: Path) -> None:
     first = describe(orchestrator, shared_pool, note)
     second = describe(orchestrator, shared_pool, note)
+
     for seen in (first, second):
-        assert seen["warm"]
+        assert seen["is_fork"]
         assert seen["seen"] == 1
         assert "LEAKED" not in seen["env"]
         assert seen["sigint"]
@@ -27,7 +28,7 @@ def test_nothing_of_one_run_is_seen_by_the_next(orchestrator: Server, shared_poo
         assert "/leaked" not in seen["sys_path"]
         assert seen["gc_enabled"]
         assert seen["argv"] == []
-        assert seen["sockets"] <= 12  # of its own clients and event loops; a second run would have more
+        assert seen["sockets"] <= 12  # those of its own clients and event loops
     assert first["pid"] != second["pid"]
     assert first["cwd"] == second["cwd"]  # where the pull step leads
     assert first["level"] == second["level"]
@@ -47,11 +48,12 @@ def test_job_variables_reach_the_run_and_no_other(
         "TZ": "Asia/Tokyo",
     }
     with_env = describe(orchestrator, shared_pool, note, env=env)
-    assert with_env["warm"]
+    without = describe(orchestrator, shared_pool, note)
+
+    assert with_env["is_fork"]
     assert with_env["env"]["COLOUR"] == "blue"
     assert with_env["level"] == 10
     assert str(extra) in with_env["sys_path"]
-    without = describe(orchestrator, shared_pool, note)
     assert without["env"].keys().isdisjoint({"COLOUR", "PYTHONPATH", "TZ"})
     assert without["level"] == 20
     assert str(extra) not in without["sys_path"]
@@ -68,6 +70,7 @@ def test_runs_found_by_one_poll_keep_their_job_variables_apart(
     for name, (path, run) in runs.items():
         orchestrator.expect(run, "Completed")
         env = read_note(path)["env"]
+
         assert env["COMMON"] == "yes"
         assert runs.keys() & env.keys() == {name}
 
@@ -87,36 +90,18 @@ def test_the_working_directory_of_a_job(orchestrator: Server, shared_pool: str, 
     place.mkdir()
     run = orchestrator.trigger(deployment, {"working_dir": str(place)}, path=str(note))
     orchestrator.expect(run, "Completed")
-    assert read_note(note)["cwd"] == str(place)
+    working_dir = read_note(note)["cwd"]
     note.unlink()
     orchestrator.expect(orchestrator.trigger(deployment, path=str(note)), "Completed")
     elsewhere = read_note(note)["cwd"]
+
+    assert working_dir == str(place)
     assert elsewhere != str(place)
-    wait_until(lambda: not Path(elsewhere).exists(), 5, "the temporary directory to go with the run")
-
-
-def test_a_command_of_its_own_starts_the_stock_way(orchestrator: Server, shared_pool: str, note: Path) -> None:
-    seen = describe(orchestrator, shared_pool, note, command="python -m prefect.engine")
-    assert not seen["warm"]
-    why = [line for line in orchestrator.logs(seen["run"]) if "new interpreter" in line]
-    assert why == [
-        "Starting a new interpreter for this run: its job variables bring their own command (python -m prefect.engine)."
-    ]
-
-
-def test_what_only_a_new_interpreter_can_take_up(orchestrator: Server, shared_pool: str, note: Path) -> None:
-    env = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    seen = describe(orchestrator, shared_pool, note, env=env)
-    assert not seen["warm"]
-    assert seen["env"]["OMP_NUM_THREADS"] == "1"
-    why = [line for line in orchestrator.logs(seen["run"]) if "new interpreter" in line]
-    assert why == [
-        "Starting a new interpreter for this run:"
-        " OMP_NUM_THREADS, PYTHONHASHSEED can only be set for a new interpreter."
-    ]
+    wait_until(lambda: not Path(elsewhere).exists(), 5, "the temporary directory to be removed")
 
 
 def test_the_warm_process_itself_is_unchanged(shared_worker: Worker) -> None:
     environment = Path(f"/proc/{shared_worker.warm_pid}/environ").read_bytes().split(b"\0")
+
     assert not any(line.startswith((b"LEAKED=", b"COLOUR=")) for line in environment)
     assert Path(f"/proc/{shared_worker.warm_pid}/cwd").readlink() == shared_worker.home

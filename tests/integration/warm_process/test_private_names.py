@@ -1,20 +1,21 @@
-"""What the worker uses of Prefect beyond its documented interface, checked name by name."""
+"""Every name of Prefect that the worker uses and that is not part of its documented interface."""
 
 import inspect
 from importlib import import_module
+from uuid import UUID
 
 import prefect
 import pytest
 from warm_process import prefect_private
 
 MOVED = (
-    f"Prefect {prefect.__version__} has moved something that warm_process/prefect_private.py uses;"
-    " see there what it is for, and adapt it before the new version is taken: "
+    f"Prefect {prefect.__version__} has moved a name that warm_process/prefect_private.py lists, where its purpose is"
+    " explained; adapt the worker before the upgrade: "
 )
 
 
 @pytest.mark.parametrize("module", prefect_private.ENGINE_MODULES)
-def test_what_is_imported_ahead_still_exists(module: str) -> None:
+def test_preloaded_modules_exist(module: str) -> None:
     try:
         import_module(module)
     except ImportError as error:
@@ -27,8 +28,9 @@ def test_what_is_imported_ahead_still_exists(module: str) -> None:
         ("prefect.runner._control_channel", "ControlChannel.register", ["self", "flow_run_id"]),
         ("prefect.runner._control_channel", "ControlChannel.unregister", ["self", "flow_run_id"]),
         ("prefect.runner._control_channel", "ControlChannel.signal", ["self", "flow_run_id", "intent"]),
-        ("prefect.workers.base", "BaseWorker._setup_cancellation_observer", ["self"]),
-        ("prefect.workers.base", "BaseWorker._give_worker_labels_to_flow_run", ["self", "flow_run_id"]),
+        ("prefect.workers.base", f"BaseWorker.{prefect_private.WORKER_METHODS[0]}", ["self"]),
+        ("prefect.workers.base", f"BaseWorker.{prefect_private.WORKER_METHODS[1]}", ["self", "flow_run_id"]),
+        ("prefect.flow_engine", "_send_heartbeats", ["engine", "join_on_exit"]),
         ("prefect.context", "refresh_global_settings_context", []),
         ("prefect.logging.configuration", "setup_logging", ["incremental"]),
     ],
@@ -41,8 +43,9 @@ def test_functions_keep_their_parameters(module: str, name: str, parameters: lis
     assert list(inspect.signature(found).parameters) == parameters, f"{MOVED}{module}.{name}"
 
 
-def test_the_answers_of_the_control_channel() -> None:
+def test_the_statuses_of_the_control_channel() -> None:
     statuses = import_module("prefect.runner._control_channel").ControlSignalStatus
+
     assert hasattr(statuses, "ACKNOWLEDGED"), f"{MOVED}ControlSignalStatus.ACKNOWLEDGED"
     assert hasattr(statuses, "ALREADY_CONCLUDED"), f"{MOVED}ControlSignalStatus.ALREADY_CONCLUDED"
 
@@ -57,22 +60,39 @@ def test_the_answers_of_the_control_channel() -> None:
 )
 def test_the_engine_reads_these_variables(module: str, variables: tuple[str, ...]) -> None:
     source = inspect.getsource(import_module(module))
+
     for variable in variables:
         assert f'"{variable}"' in source, f"{MOVED}{module} does not read {variable}"
 
 
-@pytest.mark.parametrize("name", ["_client", "_work_pool", "_limiter", "_logger"])
-def test_the_worker_still_has_these_attributes(name: str) -> None:
+@pytest.mark.parametrize("name", prefect_private.WORKER_ATTRIBUTES)
+def test_the_worker_has_these_attributes(name: str) -> None:
     source = inspect.getsource(import_module("prefect.workers.base").BaseWorker)
-    assert f"self.{name}" in source, f"{MOVED}BaseWorker.{name}, which warm_process/worker.py reads"
+
+    assert name in source, f"{MOVED}BaseWorker.{name}"
 
 
-def test_the_heartbeat_waits_as_we_think() -> None:
-    source = inspect.getsource(import_module("prefect.flow_engine"))
-    for part in ("stop_event = threading.Event()", "if stop_event.is_set():", "time.sleep(1)"):
-        assert part in source, f"{MOVED}the heartbeat thread of prefect.flow_engine ({part})"
+def test_the_label_for_the_name_of_the_worker() -> None:
+    source = inspect.getsource(import_module("prefect.workers.base").BaseWorker)
+
+    assert f'"{prefect_private.WORKER_NAME_LABEL}": self.name' in source, f"{MOVED}the label for the name of the worker"
+
+
+def test_a_configured_command_is_recorded() -> None:
+    configuration = import_module("prefect.workers.process").ProcessJobConfiguration(command="python -m prefect.engine")
+    flow_run = import_module("prefect.client.schemas.objects").FlowRun(flow_id=UUID(int=0))
+    configuration.prepare_for_flow_run(flow_run)
+
+    assert prefect_private.is_command_configured(configuration), f"{MOVED}ProcessJobConfiguration._command_configured"
+
+
+def test_the_engine_can_leave_its_heartbeat_thread_behind() -> None:
+    engine = import_module("prefect.flow_engine")
+
+    assert "with _send_heartbeats(self):" in inspect.getsource(engine), f"{MOVED}prefect.flow_engine._send_heartbeats"
 
 
 def test_the_cold_start_is_still_a_module() -> None:
     source = inspect.getsource(import_module("prefect.engine"))
+
     assert 'if __name__ == "__main__":' in source, f"{MOVED}python -m prefect.engine"

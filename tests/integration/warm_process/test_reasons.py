@@ -1,15 +1,15 @@
-"""The words for how a process ended."""
+"""How the end of a process is described."""
 
 from pathlib import Path
 
 import pytest
-from warm_process.reasons import Memory, describe_ending
+from warm_process.reasons import CgroupMemory, ProcessExit, describe_exit
 
 GIB = 1 << 30
 
 
 @pytest.mark.parametrize(
-    ("code", "clean", "words"),
+    ("code", "ran_to_end", "reason"),
     [
         (None, False, "its process is gone"),
         (-11, False, "its process was killed by signal 11 (SIGSEGV)"),
@@ -18,22 +18,30 @@ GIB = 1 << 30
         (3, True, "its process exited with code 3 before it reported an end; the run's log may say why"),
     ],
 )
-def test_endings(code: int | None, clean: bool, words: str) -> None:
-    assert describe_ending(code, clean=clean, before=Memory(), now=Memory()) == words
+def test_exits(code: int | None, ran_to_end: bool, reason: str) -> None:
+    process_exit = ProcessExit(code, ran_to_end)
+
+    assert describe_exit(process_exit, before=CgroupMemory(), after=CgroupMemory()) == reason
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "words"),
+    ("before", "after", "reason"),
     [
-        (Memory(), Memory(), "killed by signal 9; probably out of memory"),
-        (Memory(2 * GIB), Memory(2 * GIB), "killed by signal 9; probably out of memory, limit 2 GiB"),
-        (Memory(2 * GIB, 1), Memory(2 * GIB, 2), "killed by signal 9: out of memory, limit 2 GiB"),
-        (Memory(GIB // 2, 0), Memory(GIB // 2, 1), "killed by signal 9: out of memory, limit 512 MiB"),
-        (Memory(2 * GIB, 1), Memory(2 * GIB, 1), "killed by signal 9 from outside; it was not out of memory"),
+        (CgroupMemory(), CgroupMemory(), "killed by signal 9; probably out of memory"),
+        (CgroupMemory(2 * GIB), CgroupMemory(2 * GIB), "killed by signal 9; probably out of memory, limit 2 GiB"),
+        (CgroupMemory(2 * GIB, 1), CgroupMemory(2 * GIB, 2), "killed by signal 9: out of memory, limit 2 GiB"),
+        (CgroupMemory(GIB // 2, 0), CgroupMemory(GIB // 2, 1), "killed by signal 9: out of memory, limit 512 MiB"),
+        (
+            CgroupMemory(2 * GIB, 1),
+            CgroupMemory(2 * GIB, 1),
+            "killed by signal 9 from outside; it was not out of memory",
+        ),
     ],
 )
-def test_out_of_memory(before: Memory, now: Memory, words: str) -> None:
-    assert describe_ending(-9, clean=False, before=before, now=now) == f"its process was {words}"
+def test_out_of_memory(before: CgroupMemory, after: CgroupMemory, reason: str) -> None:
+    process_exit = ProcessExit(-9, ran_to_end=False)
+
+    assert describe_exit(process_exit, before=before, after=after) == f"its process was {reason}"
 
 
 def test_the_control_group_is_read(tmp_path: Path) -> None:
@@ -45,7 +53,8 @@ def test_the_control_group_is_read(tmp_path: Path) -> None:
     (inner / "memory.max").write_text("max\n")
     (root / "outer" / "memory.max").write_text(f"{GIB}\n")
     (inner / "memory.events").write_text("low 0\nhigh 0\nmax 12\noom 2\noom_kill 2\n")
-    assert Memory.read(own, root) == Memory(GIB, 2)
+
+    assert CgroupMemory.read(own, root) == CgroupMemory(GIB, 2)
 
 
 def test_the_older_control_group_is_read(tmp_path: Path) -> None:
@@ -55,10 +64,13 @@ def test_the_older_control_group_is_read(tmp_path: Path) -> None:
     group.mkdir(parents=True)
     (group / "memory.limit_in_bytes").write_text(f"{GIB}\n")
     (group / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
-    assert Memory.read(own, tmp_path / "root") == Memory(GIB, 3)
+    limited = CgroupMemory.read(own, tmp_path / "root")
     (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert Memory.read(own, tmp_path / "root").limit is None
+    unlimited = CgroupMemory.read(own, tmp_path / "root")
+
+    assert limited == CgroupMemory(GIB, 3)
+    assert unlimited.limit is None
 
 
 def test_no_control_group(tmp_path: Path) -> None:
-    assert Memory.read(tmp_path / "none", tmp_path) == Memory()
+    assert CgroupMemory.read(tmp_path / "none", tmp_path) == CgroupMemory()

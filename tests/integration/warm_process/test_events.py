@@ -1,4 +1,4 @@
-"""How a worker learns of runs: by events, by polling when those are cut, and each run once."""
+"""How a worker learns of runs: by events, by polling while the stream is cut, and of each run once."""
 
 import time
 from collections import Counter
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Proxy, Server, read_note, worker
+from trainyard.contract import State
 
 
 def test_the_event_stream_is_cut_and_restored(orchestrator: Server, pool: str, tmp_path: Path, note: Path) -> None:
@@ -17,50 +18,38 @@ def test_the_event_stream_is_cut_and_restored(orchestrator: Server, pool: str, t
             orchestrator.expect(orchestrator.trigger(deployment), "Completed", seconds=10)
 
             proxy.cut_events()
-            found.wait_for_text("The event stream is cut, polling goes on")
+            found.wait_for_text("The event stream was cut; polling continues")
             run = orchestrator.trigger(orchestrator.deploy(pool, "wait"), path=str(note))
             read_note(note)
             orchestrator.cancel(run)
             orchestrator.expect(run, "Cancelled", seconds=15)
 
             proxy.restore_events()
-            began = time.monotonic()
 
-            def quick() -> bool:
+            def runs_at_once() -> bool:
                 started = time.monotonic()
                 orchestrator.wait_for_end(orchestrator.trigger(deployment))
                 return time.monotonic() - started < 2.0
 
-            assert wait_until(quick, 60, "runs to start at once again"), time.monotonic() - began
+            wait_until(runs_at_once, 60, "runs to start at once again")
     finally:
         proxy.close()
 
 
-def test_two_workers_share_a_pool(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+def test_two_workers_run_each_of_twenty_runs_once(orchestrator: Server, pool: str, tmp_path: Path) -> None:
     first = worker(orchestrator, pool, tmp_path / "first", limit=4, WORKER_NAME="first")
     second = worker(orchestrator, pool, tmp_path / "second", limit=4, WORKER_NAME="second")
     with first, second:
         deployment = orchestrator.deploy(pool, "trivial")
-        runs = [orchestrator.trigger(deployment) for _ in range(12)]
-        for run in runs:
-            orchestrator.expect(run, "Completed", seconds=90)
+        runs = [orchestrator.trigger(deployment) for _ in range(20)]
+
+        def have_ended() -> bool:
+            query = {"flow_runs": {"deployment_id": {"any_": [deployment]}}}
+            found = orchestrator.call("POST", "/flow_runs/filter", json=query)
+            return all(run["state"]["type"] in State.FINAL_TYPES for run in found)
+
+        wait_until(have_ended, 120, "20 runs to end", every=0.5)
+
         for run in runs:
             names = Counter(orchestrator.names(run))
             assert names["Pending"] == names["Running"] == names["Completed"] == 1, names
-
-
-def test_a_hundred_runs_at_once(orchestrator: Server, shared_pool: str) -> None:
-    deployment = orchestrator.deploy(shared_pool, "trivial")
-    runs = [orchestrator.trigger(deployment) for _ in range(100)]
-
-    def ends() -> Counter[str] | None:
-        query = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "limit": 200}
-        states = [found["state"] for found in orchestrator.call("POST", "/flow_runs/filter", json=query)]
-        if not all(state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") for state in states):
-            return None
-        return Counter(s["name"] if s["name"] == "Completed" else f"{s['name']}: {s['message']}" for s in states)
-
-    assert wait_until(ends, 300, "100 runs to end", every=0.5) == {"Completed": len(runs)}
-    for run in runs[::7]:
-        names = Counter(orchestrator.names(run))
-        assert names["Running"] == names["Completed"] == 1, names
