@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, gone, read_note
 
 
