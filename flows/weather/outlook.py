@@ -12,8 +12,8 @@ import pandas as pd
 
 from flows.weather.features import LONGEST_WINDOW, build_features
 from flows.weather.observations import Observations, Origin, Place
-from flows.weather.open_meteo import DAILY, parse_archive
-from flows.weather.validation import GapLimits, check_days
+from flows.weather.open_meteo import daily_query, parse_archive
+from flows.weather.validation import GapLimits, validate_days
 from trainyard.errors import DataError
 from trainyard.http import get_json
 
@@ -79,28 +79,14 @@ def look_ahead(url: str, place: Place, timeout_seconds: float, max_wait_seconds:
         raise DataError(f"The weather service's answer has the UTC offset {seconds!r}. Check its address.")
     offset = timedelta(seconds=seconds)
     today = (datetime.now(UTC) + offset).date()
-    asked = (
+    requested = (
         today - timedelta(days=PAST_DAYS + 1),
         today + timedelta(days=AHEAD_DAYS),
     )  # the date may change during the request
-    checked = check_days(days, place.latitude, LIMITS, asked)
     origin = Origin(place=place, source="open-meteo", url=str(httpx.URL(url, params=query)))
-    observations = Observations(
-        origin=origin, frame=checked.frame, filled=checked.filled, dropped_duplicates=checked.dropped_duplicates
-    )
-    return Outlook(observations, offset)
+    return Outlook(validate_days(days, origin, LIMITS, requested), offset)
 
 
 def outlook_query(place: Place) -> dict[str, str]:
     """Return the request's parameters: some weeks, today and a week ahead, in the place's time zone."""
-    return {
-        "latitude": str(place.latitude),
-        "longitude": str(place.longitude),
-        "past_days": str(PAST_DAYS),
-        "forecast_days": str(AHEAD_DAYS),
-        "daily": ",".join(DAILY),
-        "timezone": "auto",
-        "temperature_unit": "celsius",
-        "wind_speed_unit": "ms",
-        "precipitation_unit": "mm",
-    }
+    return daily_query(place) | {"past_days": str(PAST_DAYS), "forecast_days": str(AHEAD_DAYS)}

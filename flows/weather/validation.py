@@ -26,7 +26,7 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from flows.weather.observations import DAY, NO_COMPLETE_DAY, RUN_AGAIN, Observations, Origin, Place, Problem
+from flows.weather.observations import DAY, NO_COMPLETE_DAY, RUN_AGAIN, Observations, Origin, Problem
 from trainyard.errors import DataError
 
 ALL_COLUMNS = "all"
@@ -94,14 +94,6 @@ def validate_days(
         filled=tuple(day.date() for day in filled),
         dropped_duplicates=len(days) - len(distinct),
     )
-
-
-def check_days(
-    days: pd.DataFrame, latitude: float, limits: GapLimits | None = None, asked: tuple[date, date] | None = None
-) -> Observations:
-    """Validate days of an unnamed place, as `validate_days` does."""
-    place = Place(name="", latitude=latitude, longitude=0.0)
-    return validate_days(days, Origin(place=place, source="open-meteo", url=""), limits, asked)
 
 
 def list_problems(errors: SchemaErrors) -> Iterator[Problem]:
