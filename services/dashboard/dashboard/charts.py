@@ -56,7 +56,7 @@ def calibration_chart(calibration: Calibration) -> Spec:
 
 def reliability_chart(bins: Rows) -> Spec:
     """Draw the observed frequency with its 95 % interval in each bin, and the diagonal of perfect calibration."""
-    y_title = "observed frequency of the positive class"
+    y_title = "observed frequency"
     diagonal = {
         "data": {"values": [{"predicted": 0, "observed": 0}, {"predicted": 1, "observed": 1}]},
         "mark": {"type": "line", "strokeDash": [4, 4], "style": "muted"},
@@ -100,9 +100,7 @@ def prediction_chart(rows: Rows, is_binary: bool) -> Spec:
     """Draw predictions over time with their ground truth: as the shape of a probability, or as a second point."""
     is_daily = all(len(row["time"]) == len("2026-01-01") for row in rows)
     time_axis = {"format": "%-d %b" if is_daily else "%-d %b, %H:%M", "tickCount": 6, "labelOverlap": True}
-    x = quantity(
-        "time", "time of the prediction's subject (UTC)", type="temporal", scale={"type": "utc"}, axis=time_axis
-    )
+    x = quantity("time", "target time (UTC)", type="temporal", scale={"type": "utc"}, axis=time_axis)
     title = "probability of the positive class" if is_binary else "value"
     tooltip = [
         category("time", "time"),

@@ -11,7 +11,8 @@ class Metric(NamedTuple):
     """How the page describes a metric."""
 
     label: str
-    unit: str = "no unit"
+    unit: str = ""
+    """With the range; empty if not known."""
     better: str = ""
     """`lower`, `higher`, or nothing if not known."""
 
