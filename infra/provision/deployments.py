@@ -205,8 +205,22 @@ def deploy(file: Path) -> None:
             deploy_app(["--all", "--prefect-file", str(file)])
     except SystemExit as end:
         if end.code:
-            raise DeployError(f"{output.getvalue()}\nNot deployed: correct {file} or the flow.") from end
+            reason = find_import_error(end) or output.getvalue()
+            raise DeployError(f"{reason}\nNot deployed: correct {file} or the flow.") from end
     print(f"Deployed {', '.join(names)} on the work pool {Resource.WORK_POOL}.")
+
+
+def find_import_error(error: BaseException | None) -> str:
+    """Return why a flow's module cannot be imported, or nothing; Prefect then looks for the flow in its source.
+
+    Args:
+        error: What Prefect ended with; the reason is among its causes.
+    """
+    from prefect.exceptions import ScriptError
+
+    while error and not isinstance(error, ScriptError):
+        error = error.__cause__ or error.__context__
+    return str(error) if error else ""
 
 
 def find_first_runs(api: httpx.Client, first_run: str) -> list[dict[str, Any]]:
