@@ -32,11 +32,13 @@ def metric_chart(points: Rows, metric: str, at_title: str = "start of the traini
     """Draw a metric over time: of model and baselines, or of live predictions and the holdout."""
     label, _, better = describe_metric(metric)
     predictors = sort_predictors(point["predictor"] for point in points)
+    channels = categories("predictor", predictors)
+    shape = {"shape": channels.pop("shape")}  # of the points only: a line with shapes draws points of its own
     encoding = {
         "x": quantity("at", f"{at_title} (your time)", type="temporal",
                       axis={"tickCount": 4, "labelOverlap": True, "format": "%-d %b, %H:%M"}),
         "y": quantity("value", f"{label} ({better} is better)" if better else label, scale={"zero": False}),
-        **categories("predictor", predictors),
+        **channels,
         "tooltip": [
             category("predictor", "predictor"),
             quantity("value", label, format=".4f"),
@@ -45,7 +47,7 @@ def metric_chart(points: Rows, metric: str, at_title: str = "start of the traini
         ],
     }  # fmt: skip
     dashes = category("predictor", scale={"domain": predictors, "range": DASHES[: len(predictors)]})
-    layers = [{"mark": LINE, "encoding": {"strokeDash": dashes}}, {"mark": {**POINT, "size": 55}}]
+    layers = [{"mark": LINE, "encoding": {"strokeDash": dashes}}, {"mark": {**POINT, "size": 55}, "encoding": shape}]
     return spec(points, layer=layers, encoding=encoding)
 
 
