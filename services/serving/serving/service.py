@@ -32,13 +32,17 @@ class Service:
     live: LiveFeatures
     threads: Executor
     """Runs estimators that are too slow for the event loop."""
+    api_key: bytes | None
+    """The key that requests must have; None requires none."""
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":
         """Return the service, not started yet."""
         catalog, recorder = Catalog(settings), Recorder(settings)
         threads = ThreadPoolExecutor(2, thread_name_prefix="predict")
-        return cls(settings, catalog, recorder, Metrics(catalog, recorder), LiveFeatures(), threads)
+        key = settings.serving_api_key if settings.serving_require_key else None
+        api_key = key.get_secret_value().encode() if key else None
+        return cls(settings, catalog, recorder, Metrics(catalog, recorder), LiveFeatures(), threads, api_key)
 
     def start(self) -> None:
         """Start the background threads."""
@@ -79,10 +83,9 @@ async def require_api_key(request: Request) -> None:
     Raises:
         RequestError: The key is missing or wrong.
     """
-    settings = get_service(request).settings
-    if not settings.serving_require_key or settings.serving_api_key is None:
+    key = get_service(request).api_key
+    if key is None:
         return
-    key = settings.serving_api_key.get_secret_value().encode()
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key):

@@ -61,7 +61,7 @@ async def forecast(request: Request) -> Response:
     """Answer with the forecast of the model that a `choose_model` hook names."""
     service, query = get_service(request), dict(request.query_params)
     model = service.catalog.model(await service.live.choose_model(query))
-    request.state.measurement.model = model.champion.model
+    request.scope["measurement"].model = model.champion.model
     return await _forecast(service, model, query)
 
 

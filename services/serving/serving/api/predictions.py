@@ -51,7 +51,7 @@ class PredictionRoute(APIRoute):
                 await require_api_key(request)
                 if (name := request.path_params.get("name")) in service.catalog.state.registered:
                     measurement.model = name
-                request.state.measurement = measurement
+                request.scope["measurement"] = measurement
                 return await endpoint(request=request, **request.path_params)
 
         return handle
