@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from warm_process.prefect_private import CancelChannel
 
 # How long a cancelled run may take to connect to the cancel channel, which it does while its engine starts.
-_CONNECT_TIMEOUT = 1.0
+_CONNECT_TIMEOUT = 5.0
 # How long Prefect's process worker may take to cancel a run that it started.
 _COLD_CANCEL_TIMEOUT = 5.0
 # How long the settling of stopped runs may take once their processes have ended.

@@ -54,6 +54,8 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._environment = dict(environment)
+        # Prefect changes the worker's own working directory when it loads a flow for the hooks of a cold start.
+        self._cwd = Path.cwd()
         self._logger = logger
         self._on_ready = on_ready
         self._forks: dict[str, Fork] = {}
@@ -171,6 +173,7 @@ class Supervisor:
                 "warm_process.zygote",
                 str(other.fileno()),
                 env=self._environment,
+                cwd=self._cwd,
                 pass_fds=(other.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,

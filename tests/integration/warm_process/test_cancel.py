@@ -57,8 +57,7 @@ def test_at_every_moment_before_running(
     wait_until(lambda: not shared_worker.runs(), 15, "every process to end")
 
     names = {delay: orchestrator.names(run) for delay, run in runs.items()}
-    assert {found[-1] for found in names.values()} == {"Cancelled"}, names
-    assert all("Crashed" not in found for found in names.values()), names
+    assert [found for found in names.values() if found[-1] != "Cancelled" or "Crashed" in found] == []
     for path in tmp_path.glob("*.json"):
         seen = read_note(path)
         gone(seen["pid"], seen["grandchild"])

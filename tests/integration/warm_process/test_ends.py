@@ -180,10 +180,14 @@ def test_killing_everything_at_once_leaves_the_run_to_the_next_worker(
     with worker(orchestrator, pool, home, WORKER_NAME="the next"):
         orchestrator.expect(run, "Crashed", seconds=10)
         live, _, _ = start_waiting_run(orchestrator, pool, tmp_path / "live.json")
-        with Ledger(home / "warm-process", pool, orchestrator.address, "one more").abandoned() as abandoned:
+        ledger = Ledger(home / "warm-process", pool, orchestrator.address, "one more")
+        ledger.open()
+        with ledger.abandoned() as abandoned:
             left_to_another = list(abandoned)
+        ledger.close()
         orchestrator.cancel(live)
 
+        assert len(list((home / "warm-process").iterdir())) == 1, "the ledgers are not those of one pool"
         assert "the worker that ran it was killed" in orchestrator.message(run)
         assert left_to_another == []
         orchestrator.expect(live, "Cancelled")
