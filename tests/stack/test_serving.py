@@ -153,7 +153,7 @@ def test_no_request_fails_while_a_person_changes_the_champion(stack: Stack, serv
         calls = [callers.submit(call) for _ in range(2)]
         try:
             for version in (other, first["version"], other):
-                stack.shell(f"make promote VERSION={version}")
+                stack.shell(f"make promote MODEL={MODEL} VERSION={version}")
                 wait_for_version(served, version)
         finally:
             done.set()

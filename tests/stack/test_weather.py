@@ -151,9 +151,9 @@ def test_make_promote_and_make_rollback_swap_champion_and_challenger(stack: Stac
     before = aliases(stack)
     champion, challenger = before[Alias.CHAMPION], before[Alias.CHALLENGER]
 
-    promoted = stack.shell(f"make promote VERSION={challenger}").stdout
+    promoted = stack.shell(f"make promote MODEL={MODEL} VERSION={challenger}").stdout
     after_promote = aliases(stack)
-    rolled_back = stack.shell("make rollback").stdout
+    rolled_back = stack.shell(f"make rollback MODEL={MODEL}").stdout
     after_rollback = aliases(stack)
 
     assert f"version {challenger} is the champion" in promoted
@@ -163,7 +163,7 @@ def test_make_promote_and_make_rollback_swap_champion_and_challenger(stack: Stac
 
 
 def test_make_promote_refuses_an_unknown_version(stack: Stack, api: httpx.Client) -> None:
-    refused = stack.shell("make promote VERSION=999", check=False)
+    refused = stack.shell(f"make promote MODEL={MODEL} VERSION=999", check=False)
 
     assert refused.returncode != 0
     assert f"There is no {MODEL} version 999" in refused.stderr
