@@ -3,7 +3,6 @@
 Serving imports this module, whose image has neither Prefect nor MLflow.
 """
 
-from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
 
@@ -11,9 +10,10 @@ import pandas as pd
 
 from flows.weather.observations import Place
 from flows.weather.outlook import look_ahead
-from flows.weather.places import geocoding_query, model_name, parse_coordinates, parse_geocoding
+from flows.weather.places import geocoding_query, model_name, parse_coordinates, parse_geocoding, place_of
 from flows.weather.settings import WeatherSettings
-from trainyard.errors import HookError, QueryError
+from flows.weather.truth import wet_day_of
+from trainyard.errors import DataError, HookError, QueryError
 from trainyard.hooks import LiveRows, ModelInfo, Query
 from trainyard.http import get_json
 
@@ -59,9 +59,9 @@ def live_features(model: ModelInfo, query: Query) -> LiveRows:
             raise QueryError("place", f"is that of the model {model_name(requested)}")
         place = place or requested
     try:
-        wet_day_mm = float(model.tags["wet_day_mm"])
-    except (KeyError, ValueError) as error:
-        raise HookError(f"{model.name} version {model.version} has no number as its tag wet_day_mm.") from error
+        wet_day_mm = wet_day_of(model.tags)
+    except DataError as error:
+        raise HookError(f"{model.name} version {model.version}: {error}") from error
     settings = WeatherSettings()
     outlook = look_ahead(
         settings.weather_forecast_url,
@@ -90,14 +90,6 @@ def parse_days(query: Query) -> int:
     if days not in {str(number) for number in range(1, MAX_DAYS + 1)}:
         raise QueryError("days", f"is a number from 1 to {MAX_DAYS}")
     return int(days)
-
-
-def place_of(tags: Mapping[str, str]) -> Place | None:
-    """Return the place that a model version was trained for, or None if its tags do not name one."""
-    try:
-        return Place(name=tags["place"], latitude=float(tags["latitude"]), longitude=float(tags["longitude"]))
-    except (KeyError, ValueError):
-        return None
 
 
 def find_place(query: Query) -> Place:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -63,6 +64,14 @@ def parse_geocoding(answer: Any, name: str) -> Place:
             f"The geocoding service's answer for {name!r} is not as documented ({error!r}). "
             "Check WEATHER_GEOCODING_URL, or enter the place as 'latitude,longitude'."
         ) from error
+
+
+def place_of(tags: Mapping[str, str]) -> Place | None:
+    """Return the place that a model version was trained for, or None if its tags do not name one."""
+    try:
+        return Place(name=tags["place"], latitude=float(tags["latitude"]), longitude=float(tags["longitude"]))
+    except (KeyError, ValueError):
+        return None
 
 
 def slug(name: str) -> str:

@@ -5,7 +5,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pandas as pd
 
-from flows.weather.observations import Observations, Place
+from flows.weather.observations import Observations
+from flows.weather.places import place_of
 from flows.weather.settings import WeatherSettings
 from flows.weather.validation import GapLimits
 from trainyard.errors import DataError
@@ -23,37 +24,27 @@ def ground_truth(model: ModelInfo, times: Sequence[str]) -> dict[tuple[str, str]
     """Return 1 for wet and 0 for dry days, by place and day; days that are not observed yet are left out.
 
     Args:
-        model: A version with the tags of `place_of`, and `wet_day_mm`.
+        model: A version with the tags `place`, `latitude`, `longitude` and `wet_day_mm`.
         times: Days, as ISO 8601 dates.
 
     Raises:
         SourceError: The archive did not deliver.
         DataError: The tags do not name a place, or the archive's answer cannot be used.
     """
-    from flows.weather.ingest import fetch_archive  # needs Prefect, which serving's image, a user of `place_of`, lacks
+    from flows.weather.ingest import fetch_archive  # needs Prefect, which serving's image lacks; `live` imports this
 
     newest = datetime.now(UTC).date() - MAX_LAG
     past = [day for day in map(date.fromisoformat, times) if day <= newest]
     if not past:
         return {}
     place, wet_day_mm = place_of(model.tags), wet_day_of(model.tags)
+    if place is None:
+        raise DataError("The tags of the model version do not name its place. Train the model again.")
     first = min(*past, newest - MIN_WINDOW)
     # The monitor retries the hook as a whole.
     fetch = fetch_archive.with_options(retries=0)
     observations = fetch(WeatherSettings().weather_archive_url, place, first, newest, GAPS)
     return {(place.name, day): float(is_wet) for day, is_wet in find_wet_days(observations, wet_day_mm).items()}
-
-
-def place_of(tags: Mapping[str, str]) -> Place:
-    """Return the place that a model version was trained for.
-
-    Raises:
-        DataError: Its tags `place`, `latitude` and `longitude` do not name one.
-    """
-    try:
-        return Place(name=tags["place"], latitude=float(tags["latitude"]), longitude=float(tags["longitude"]))
-    except (KeyError, ValueError) as error:
-        raise DataError("The tags of the model version do not name its place. Train the model again.") from error
 
 
 def wet_day_of(tags: Mapping[str, str]) -> float:

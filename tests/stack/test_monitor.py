@@ -3,11 +3,9 @@
 import json
 import random
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
 
 from infra.testing.stack import Stack
 from infra.testing.waiting import wait_until
@@ -38,17 +36,6 @@ FROM
     (SELECT * FROM predictions WHERE model = '{MODEL}' AND about IS NOT NULL ORDER BY id DESC LIMIT 1) AS newest,
     generate_series(current_date - 19, current_date - 10, interval '1 day') AS day
 """
-
-
-@pytest.fixture(scope="module")
-def served(stack: Stack) -> Iterator[httpx.Client]:
-    """A client of the serving API that serves the champion of the first run."""
-    stack.wait_for_first_run()
-    variables = stack.variables()
-    headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
-    with httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30) as client:
-        wait_until(lambda: MODEL in client.get(ServingPath.MODELS).json()["models"], 30, "the champion")
-        yield client
 
 
 def run_monitor(stack: Stack, **parameters: Any) -> dict[str, Any]:

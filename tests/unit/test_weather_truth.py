@@ -7,6 +7,7 @@ import pytest
 
 from flows.weather import truth
 from flows.weather.observations import Observations, Origin, Place
+from flows.weather.places import place_of
 from trainyard.errors import DataError
 from trainyard.hooks import ModelInfo
 
@@ -15,7 +16,7 @@ TAGS = {"place": PLACE.name, "latitude": "47.6", "longitude": "-122.3", "wet_day
 
 
 def test_the_tags_of_a_version_name_its_place() -> None:
-    assert truth.place_of(TAGS) == PLACE
+    assert place_of(TAGS) == PLACE
 
 
 @pytest.mark.parametrize("missing", ["latitude", "wet_day_mm"])
