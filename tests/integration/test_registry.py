@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from threading import Barrier
+from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("prefect")
 def versions(tracking: MlflowClient) -> Iterator[MlflowClient]:
     """A registered model with four versions and no aliases."""
     tracking.create_registered_model(MODEL)
-    run = tracking.create_run(tracking.create_experiment(MODEL + str(id(tracking))))
+    run = tracking.create_run(tracking.create_experiment(f"{MODEL}-{uuid4()}"))
     for _ in range(4):
         tracking.create_model_version(MODEL, source=str(run.info.artifact_uri), run_id=run.info.run_id)
     yield tracking
