@@ -230,7 +230,7 @@ def test_a_run_whose_worker_never_comes_back_is_crashed_by_the_server(stack: Sta
     run, _ = wait_until_lingering(api)
     stack.shell("docker compose kill worker")
     try:
-        assert "nothing was heard of it for 90 seconds" in expect_end(stack, api, run, "Crashed", seconds=180)
+        assert "it sent no heartbeat for 90 seconds" in expect_end(stack, api, run, "Crashed", seconds=180)
     finally:
         stack.up()
 
