@@ -31,17 +31,7 @@ print(sum(int(re.search(r"Pss: +(\\d+)", (each / "smaps_rollup").read_text())[1]
 """
 
 
-def copy_checkout(target: Path) -> None:
-    """Copy what a commit of the checkout as it stands would hold."""
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (CHECKOUT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(CHECKOUT / name, target / name)
-
-
-# Variables of the example flows: the weather comes from the stand-in of tests/stack/compose.yml.
+# Variables of the example flows: the weather comes from the stand-in of infra/testing/compose.yml.
 FLOWS_ENV = """\
 WEATHER_ARCHIVE_URL=http://upstream:8080/v1/archive
 WEATHER_FORECAST_URL=http://upstream:8080/v1/forecast
@@ -49,12 +39,22 @@ WEATHER_GEOCODING_URL=http://upstream:8080/v1/search
 """
 
 
+def copy_checkout(target: Path) -> None:
+    """Copy what a commit of the checkout as it stands would hold, with the variables of the example flows."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (CHECKOUT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CHECKOUT / name, target / name)
+    (target / "flows.env").write_text(FLOWS_ENV)
+
+
 class Stack:
     """A stack of its own: its commands see it through the variables that Compose itself reads."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
-        (home / "flows.env").write_text(FLOWS_ENV)
         self.project = f"trainyard-test-{uuid4().hex[:8]}"
         self.ports = {name: free_port() for name in PORTS}
         kept = {

@@ -13,10 +13,6 @@ from infra.testing.stack import CHECKOUT, PORTS, Stack, copy_checkout
 from infra.testing.waiting import wait_until
 from trainyard.contract import ServingPath
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("TRAINYARD_TEST_UPGRADE"),
-    reason="it builds and boots the last release too: set TRAINYARD_TEST_UPGRADE=1",
-)
 LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
 MODEL = "rain-tomorrow"
 
