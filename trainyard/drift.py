@@ -71,7 +71,7 @@ def same_season(training: pd.DataFrame, time: str, recent: pd.DatetimeIndex) -> 
         time: The column's name.
         recent: The times that the recent rows are about.
     """
-    moments = pd.to_datetime(training[time], errors="coerce")
+    moments = pd.to_datetime(training[time], errors="coerce", format="ISO8601", utc=True)
     if moments.isna().any() or not len(recent):
         return training
     offsets = np.abs(moments.dt.day_of_year.to_numpy()[:, None] - np.unique(recent.day_of_year.to_numpy())[None, :])

@@ -226,8 +226,10 @@ def _prediction(outputs: pd.DataFrame) -> pd.Series:
 
 
 def _is_long_range(rows: pd.DataFrame) -> pd.Series:
-    lead_time = pd.to_datetime(rows[Column.TIME].replace("", None), utc=True) - pd.to_datetime(rows[AT], utc=True)
-    return lead_time > MAX_LEAD_TIME
+    due, made = (
+        pd.to_datetime(rows[name], errors="coerce", format="ISO8601", utc=True) for name in (Column.TIME, AT)
+    )
+    return due - made > MAX_LEAD_TIME
 
 
 def _binary_outcomes(observed: pd.Series, probability: pd.Series) -> tuple[pd.Series, pd.Series]:

@@ -63,6 +63,28 @@ def test_a_restart_of_a_service_loses_nothing(stack: Stack, service: str) -> Non
     wait_until(is_unchanged, 60, f"the same installation after a restart of {service}", every=1)
 
 
+@pytest.mark.parametrize(
+    ("service", "database", "table"),
+    [("prefect", "prefect", "alembic_version"), ("mlflow", "mlflow_accounts", "alembic_version_auth")],
+)
+def test_a_server_waits_for_its_schema(stack: Stack, service: str, database: str, table: str) -> None:
+    def psql(statement: str) -> str:
+        return stack.exec("postgres", "psql", "-qAtX", "-d", database, "-c", statement).stdout.strip()
+
+    revision = psql(f"SELECT version_num FROM {table}")
+    stack.shell(f"docker compose stop {service}")
+    psql(f"UPDATE {table} SET version_num = 'former'")
+    stack.shell(f"docker compose start {service}")
+    expected = f"revision former, not {revision}"
+    logs = f"docker compose logs --no-log-prefix {service}"
+    wait_until(lambda: expected in stack.shell(logs).stdout, 60, "the server to say what it waits for")
+    waiting = stack.containers()[service]["State"]["Health"]["Status"]
+    psql(f"UPDATE {table} SET version_num = '{revision}'")
+    wait_until(lambda: stack.containers()[service]["State"]["Health"]["Status"] == "healthy", 60, service)
+
+    assert waiting == "starting"
+
+
 def test_the_stack_trains_after_all_those_restarts(stack: Stack) -> None:
     assert trains_again(stack)
 

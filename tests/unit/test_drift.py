@@ -103,6 +103,14 @@ class TestSameSeason:
 
         assert MIN_SEASON_ROWS <= len(season) < 140
 
+    def test_days_and_moments_may_be_mixed(self) -> None:
+        rows = self.rows_of(pd.date_range("2020-01-01", "2025-12-31"))
+        mixed = rows.assign(time=[f"{text}T06:00:00+02:00" if n % 2 else text for n, text in enumerate(rows["time"])])
+
+        season = drift.same_season(mixed, "time", self.RECENT)
+
+        assert len(season) == len(drift.same_season(rows, "time", self.RECENT))
+
     def test_all_rows_are_returned_if_they_have_no_time(self) -> None:
         timeless = pd.DataFrame({"time": [""] * 300, "x": 1})
 

@@ -2,6 +2,8 @@
 
 That one would import MLflow again: 180 MiB and seconds of each start. Everything that `mlflow server` prepares stays.
 Remove this when MLflow can do without the parent process.
+
+It starts while the databases are being prepared, and opens them once they have the schemas of this image.
 """
 
 import os
@@ -12,6 +14,8 @@ from typing import Any
 import mlflow.server
 import uvicorn.main
 from mlflow.cli import cli
+
+from mlflow_server.schema import accounts_database, tracking_database
 
 
 def run_uvicorn(command: Sequence[str], *, extra_env: Mapping[str, str], **_: Any) -> None:
@@ -25,4 +29,8 @@ PRIVATE_NAME = "_exec_cmd"
 assert callable(getattr(mlflow.server, PRIVATE_NAME))  # if MLflow moves it, the image's build fails here
 setattr(mlflow.server, PRIVATE_NAME, run_uvicorn)
 if __name__ == "__main__":
+    import mlflow.server.auth  # takes seconds, in which the databases come up; needs the accounts' settings
+
+    tracking_database().wait_for_schema()
+    accounts_database().wait_for_schema()
     cli(["server", *sys.argv[1:]])

@@ -6,12 +6,8 @@ Without anything to migrate this ends after one query: importing Prefect, which 
 
 import asyncio
 import os
-import re
-from pathlib import Path
 
-import asyncpg
-
-SCHEMA = Path("/opt/schema.sql")
+from prefect_server.schema import SCHEMA, connect, image_revision, read_revision
 
 
 async def prepare_database() -> bool:
@@ -20,25 +16,16 @@ async def prepare_database() -> bool:
     Returns:
         Whether the database is of another revision and has to be migrated.
     """
-    schema = SCHEMA.read_text()
-    (revision,) = re.findall(r"^INSERT INTO public\.alembic_version VALUES \('(\w+)'\);$", schema, re.MULTILINE)
-    connection = await asyncpg.connect(
-        host=os.environ["PREFECT_SERVER_DATABASE_HOST"],
-        user=os.environ["PREFECT_SERVER_DATABASE_USER"],
-        password=os.environ["PREFECT_SERVER_DATABASE_PASSWORD"],
-        database=os.environ["PREFECT_SERVER_DATABASE_NAME"],
-    )
-    try:
-        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-            await connection.execute(schema)  # in one transaction
-            print(f"Created Prefect's tables at revision {revision}.", flush=True)
+    expected = image_revision()
+    async with connect() as connection:
+        current = await read_revision(connection)
+        if current is None:
+            await connection.execute(SCHEMA.read_text())  # in one transaction
+            print(f"Created Prefect's tables at revision {expected}.", flush=True)
             return False
-        current = await connection.fetchval("SELECT version_num FROM alembic_version")
-    finally:
-        await connection.close()
-    if current != revision:
-        print(f"Migrating Prefect's database from revision {current} to {revision}.", flush=True)
-    return bool(current != revision)
+    if current != expected:
+        print(f"Migrating Prefect's database from revision {current} to {expected}.", flush=True)
+    return current != expected
 
 
 if __name__ == "__main__" and asyncio.run(prepare_database()):

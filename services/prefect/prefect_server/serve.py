@@ -1,32 +1,54 @@
 """Run `prefect server start`, with a reading account if PREFECT_READING_AUTH_STRING is set.
 
-Remove this when Prefect has accounts with read permissions.
+On Postgres it starts while the database is being prepared, and opens it once it has the schema of this image.
+
+Remove the account when Prefect has some with read permissions.
 """
 
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import prefect.server.api.server as server
 from prefect.cli import app as cli
 
 from prefect_server.reading_account import ReadingAccountMiddleware
+from prefect_server.schema import wait_for_schema
 
 create_prefect_app = server.create_app  # `prefect server start` looks it up under this name
+_extended: set[Any] = set()
 
 
 def create_app(*arguments: Any, **options: Any) -> Any:
-    """Create Prefect's application and add the middleware once.
+    """Create Prefect's application and extend it once.
 
     Prefect caches the application: services inside the server, such as those that run automations' actions, call this
     again and get the same one.
     """
     app = create_prefect_app(*arguments, **options)
+    if app in _extended:
+        return app
+    _extended.add(app)
     reader, admin = (os.environ.get(f"PREFECT_{name}_AUTH_STRING") for name in ("READING", "SERVER_API"))
-    added: list[Any] = [middleware.cls for middleware in app.user_middleware]
-    if reader and admin and ReadingAccountMiddleware not in added:
+    if reader and admin:
         app.add_middleware(ReadingAccountMiddleware, reader=reader, admin=admin)
+    if "PREFECT_SERVER_DATABASE_HOST" in os.environ:
+        app.router.lifespan_context = after_schema(app.router.lifespan_context)
     return app
+
+
+def after_schema(lifespan: Any) -> Any:
+    """Return a lifespan that begins once the database has the schema."""
+
+    @asynccontextmanager
+    async def waiting(app: Any) -> AsyncIterator[Any]:
+        await wait_for_schema()
+        async with lifespan(app) as state:
+            yield state
+
+    return waiting
 
 
 server.create_app = create_app
