@@ -197,6 +197,8 @@ class State:
     FINAL_TYPES: Final = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
     ALERT: Final = "Alert"
     """The name of a completed run that found something which people should know."""
+    WAITING: Final = "Waiting"
+    """The name of the running state of a run that waits for a lock."""
     CACHED: Final = "Cached"
     """Prefect's name for a task that was taken from the cache."""
 
@@ -274,6 +276,10 @@ class ServingPath:
     def of_model(model: str, page: str) -> str:
         """Return a page of a model: `predict`, `predictions` or `forecast`."""
         return f"/models/{quote(model, safe='')}/{page}"
+
+
+LOCKS_PATH: Final = "/locks"
+"""Who holds which lock: a path that the platform adds to Prefect's API."""
 
 
 class MLflowPage:

@@ -226,9 +226,7 @@ def _prediction(outputs: pd.DataFrame) -> pd.Series:
 
 
 def _is_long_range(rows: pd.DataFrame) -> pd.Series:
-    due, made = (
-        pd.to_datetime(rows[name], errors="coerce", format="ISO8601", utc=True) for name in (Column.TIME, AT)
-    )
+    due, made = (pd.to_datetime(rows[name], errors="coerce", format="ISO8601", utc=True) for name in (Column.TIME, AT))
     return due - made > MAX_LEAD_TIME
 
 

@@ -7,65 +7,20 @@ run this module.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from threading import Event
-from time import monotonic
 
-import httpx
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from prefect.client.orchestration import get_client
-from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
-from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists
 
 from trainyard.contract import NO_CHAMPION, Alias, GateDecision, Tag
-from trainyard.errors import LockTimeoutError, RegistryError
+from trainyard.errors import RegistryError
 from trainyard.gate import Decision, Thresholds
+from trainyard.locks import lock
 
-LOCK_TIMEOUT_SECONDS, POLL_SECONDS = 600, 0.3
 CURRENT_CHAMPION = Decision(promote=True, reason="It is the champion.")
-
-
-@contextmanager
-def lock(name: str, timeout_seconds: float | None = LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
-    """Hold a lock of the whole installation; it is released within a minute if the holder dies.
-
-    Args:
-        name: The name of the lock.
-        timeout_seconds: How long to wait for another holder; None waits forever.
-
-    Raises:
-        LockTimeoutError: Another run holds it for longer than that.
-    """
-    deadline = None if timeout_seconds is None else monotonic() + timeout_seconds
-    with ExitStack() as held:
-        # Polled here, because Prefect's own wait backs off to as much as half a minute.
-        while not _try_acquire(name, held):
-            if deadline is not None and monotonic() > deadline:
-                raise LockTimeoutError(f"{name} is locked by another run.")
-            Event().wait(POLL_SECONDS)
-        yield
-
-
-def _try_acquire(name: str, held: ExitStack) -> bool:
-    """Acquire the lock if it is free; create it for the next attempt if it does not exist yet."""
-    try:
-        held.enter_context(
-            concurrency(name, max_retries=0, strict=True, lease_duration=60, raise_on_lease_renewal_failure=False)
-        )
-    except ConcurrencySlotAcquisitionError as error:
-        response = getattr(error.__cause__, "response", None)
-        if response is None and "must be created" in str(error):
-            with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another run was faster
-                client.upsert_global_concurrency_limit_by_name(name, limit=1)
-        elif response is None or response.status_code != httpx.codes.LOCKED:
-            raise
-        return False
-    return True
 
 
 def champion(model: str) -> ModelVersion | None:

@@ -23,11 +23,12 @@ from trainyard.contract import Tag
 from trainyard.errors import TrainyardError
 from trainyard.fingerprint import code_fingerprint
 from trainyard.gate import Decision, Thresholds
+from trainyard.locks import lock
 from trainyard.outcome import Outcome, log_once, report
 
 EXPERIMENT = "weather"
-LOCK_TIMEOUT_SECONDS = 1.0
-"""Of a run that skips places with another active run."""
+LOCK_TIMEOUT_SECONDS = {"wait": 3600.0, "skip": 1.0}
+"""By `overlap`, how long a run waits for another of the same place."""
 
 
 class PlacesFailedError(TrainyardError):
@@ -157,8 +158,7 @@ def run_place(
     """Run preprocessing and training for one place, under a lock that keeps other runs of the same place out."""
     with ExitStack() as stack:
         try:
-            timeout = LOCK_TIMEOUT_SECONDS if overlap == "skip" else None
-            stack.enter_context(registry.lock(f"weather-{place_names.slug(place)}", timeout_seconds=timeout))
+            stack.enter_context(lock(f"weather-{place_names.slug(place)}", LOCK_TIMEOUT_SECONDS[overlap]))
         except TimeoutError:
             get_run_logger().warning("Skipped %s: another run of it is active.", place)
             return None

@@ -59,6 +59,8 @@ class Servers(AbstractContextManager["Servers"]):
             "PREFECT_API_URL": f"{self.prefect_address}/api",
             "PREFECT_UI_URL": self.prefect_address,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # Kept with the data: a lock whose lease the server forgets would be held for ever.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",

@@ -17,6 +17,7 @@ from trainyard import registry
 from trainyard.contract import NO_CHAMPION, Alias, GateDecision, Tag
 from trainyard.errors import LockTimeoutError, RegistryError
 from trainyard.gate import Decision, Thresholds
+from trainyard.locks import lock
 
 MODEL = "test-registry"
 GATE = Thresholds()
@@ -180,11 +181,11 @@ def test_concurrent_candidates_are_compared_one_after_the_other(versions: Mlflow
 
 def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout() -> None:
     with (
-        registry.lock("a-test"),
+        lock("a-test"),
         pytest.raises(LockTimeoutError, match="a-test is locked by another run"),
-        registry.lock("a-test", timeout_seconds=0.5),
+        lock("a-test", timeout_seconds=0.5),
     ):
         pytest.fail("two hold it")
 
-    with registry.lock("a-test", timeout_seconds=5):
+    with lock("a-test", timeout_seconds=5):
         pass

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import TaskRunFilter
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from sklearn.dummy import DummyClassifier
 
@@ -26,9 +26,10 @@ from infra.testing.servers import free_port
 from infra.testing.waiting import wait_until
 from tests.support.champions import register
 from tests.unit.weather import make_observations
-from trainyard import registry
+from trainyard import contract
 from trainyard.candidates import Candidate, Score
 from trainyard.contract import Alias, Tag
+from trainyard.locks import lock
 from trainyard.outcome import Outcome
 
 OSLO = "rain-tomorrow-oslo-oslo-county-norway"
@@ -203,24 +204,27 @@ class TestPlaces:
 
 class TestOverlap:
     def test_skip_leaves_out_a_place_with_another_active_run(self) -> None:
-        with registry.lock("weather-seattle"):
+        with lock("weather-seattle"):
             state = weather_pipeline(places=["Seattle", "Atlantis"], **QUICK, overlap="skip", return_state=True)
 
         assert "1 of 2 places failed, the others are done. Atlantis" in failure_message(state)
 
     def test_wait_starts_when_the_other_run_ends(self, prefect: SyncPrefectClient, open_meteo: OpenMeteoServer) -> None:
-        def task_run_started() -> bool:
-            names = TaskRunFilter.model_validate({"name": {"any_": ["91,0"]}, "state": {"type": {"any_": ["RUNNING"]}}})
-            return bool(prefect.read_task_runs(task_run_filter=names))
+        def waiting_runs() -> list[FlowRun]:
+            state = FlowRunFilter.model_validate({"state": {"name": {"any_": [contract.State.WAITING]}}})
+            return prefect.read_flow_runs(flow_run_filter=state)
 
         with ThreadPoolExecutor(1) as pool:
-            with registry.lock("weather-91-0"):
+            with lock("weather-91-0"):
                 waiting = pool.submit(copy_context().run, lambda: weather_pipeline(["91,0"], return_state=True))
-                wait_until(task_run_started, 20, "the waiting task run")
+                (run,) = wait_until(waiting_runs, 20, "the waiting run")
                 ended_early = waiting.done()
             state = waiting.result()
+        states = [(each.name, each.message) for each in prefect.read_flow_run_states(run.id)]
 
         assert not ended_early
+        assert (contract.State.WAITING, "Waiting for the lock weather-91-0, held by another run.") in states
+        assert [name for name, _ in states][-3:] == [contract.State.WAITING, "Running", "Failed"]
         assert "not on Earth" in failure_message(state), "it ran after the lock was released"
 
     def test_two_runs_at_once_register_one_version(self, tracking: MlflowClient) -> None:

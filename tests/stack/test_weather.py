@@ -194,9 +194,14 @@ def test_two_concurrent_runs_leave_one_champion(stack: Stack, api: httpx.Client)
         return states if State.FINAL_TYPES.issuperset(states) else None
 
     states = wait_until(final_states, 120, "the end of both runs", every=0.5)
-
     found = aliases(stack)
+    names = [api.get(f"/flow_runs/{run}").json()["name"] for run in runs]
+    histories = [api.get("/flow_run_states/", params={"flow_run_id": run}).raise_for_status().json() for run in runs]
+    waits = [[state["message"] for state in history if state["name"] == State.WAITING] for history in histories]
+    first, second = ("", "") if not any(waits) else (names if waits[1] else names[::-1])
+
     assert states == ["COMPLETED", "COMPLETED"]
+    assert f"Waiting for the lock weather-seattle, held by the run {first} (" in str(waits), f"{second} says who holds it"
     assert found[Alias.CHAMPION] != found.get(Alias.CHALLENGER)
     assert set(found) <= {Alias.CHAMPION, Alias.PREVIOUS, Alias.CHALLENGER}
 

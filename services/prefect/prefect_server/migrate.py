@@ -1,4 +1,4 @@
-"""Bring Prefect's database to the schema of this image.
+"""Bring Prefect's database to the schema of this image, and add the table of leases.
 
 An empty database gets the schema that the migrations made when the image was built, in a second instead of twelve.
 Without anything to migrate this ends after one query: importing Prefect, which takes seconds, is left to an upgrade.
@@ -7,7 +7,7 @@ Without anything to migrate this ends after one query: importing Prefect, which 
 import asyncio
 import os
 
-from prefect_server.schema import SCHEMA, connect, image_revision, read_revision
+from prefect_server.schema import LEASES_TABLE, SCHEMA, connect, image_revision, read_revision
 
 
 async def prepare_database() -> bool:
@@ -18,6 +18,7 @@ async def prepare_database() -> bool:
     """
     expected = image_revision()
     async with connect() as connection:
+        await connection.execute(LEASES_TABLE)
         current = await read_revision(connection)
         if current is None:
             await connection.execute(SCHEMA.read_text())  # in one transaction

@@ -12,9 +12,11 @@ from base64 import b64encode
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from trainyard.contract import LOCKS_PATH
+
 RESOURCES = "flows|flow_runs|task_runs|deployments|work_pools|work_queues"
 READ_REQUESTS = {
-    "GET": re.compile(r"/api/(health|ready|version)"),
+    "GET": re.compile(rf"/api/(health|ready|version|{LOCKS_PATH[1:]})"),
     "POST": re.compile(
         rf"/api/(({RESOURCES})/(filter|count|paginate|history)|work_pools/[^/]+/(queues|workers)/filter)"
     ),

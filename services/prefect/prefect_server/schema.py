@@ -13,6 +13,19 @@ from pathlib import Path
 import asyncpg
 
 SCHEMA = Path("/opt/schema.sql")
+# Of prefect_server.leases; Prefect's migrations see its own schema only.
+LEASES_TABLE = """
+CREATE SCHEMA IF NOT EXISTS trainyard;
+CREATE TABLE IF NOT EXISTS trainyard.leases (
+    id uuid PRIMARY KEY,
+    resource_ids uuid[] NOT NULL,
+    slots integer,
+    holder jsonb,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL
+);
+CREATE INDEX IF NOT EXISTS leases_expires_at ON trainyard.leases (expires_at);
+"""
 POLL_SECONDS = 0.1
 MAX_CONNECT_SECONDS = 120.0
 # What a database answers while it starts, and before `databases` has made the role, its password and its database.
@@ -68,12 +81,17 @@ async def read_revision(connection: asyncpg.Connection) -> str | None:
     return str(await connection.fetchval("SELECT version_num FROM alembic_version"))
 
 
+async def has_leases(connection: asyncpg.Connection) -> bool:
+    """Return whether a database has the table of leases."""
+    return await connection.fetchval("SELECT to_regclass('trainyard.leases')") is not None
+
+
 async def wait_for_schema() -> None:
     """Return once the database has the revision of this image, which is for `prefect-migrate` to see to."""
     expected, found = image_revision(), ""
     async with connect() as connection:
-        while (current := await read_revision(connection)) != expected:
-            if current and current != found:
+        while (current := await read_revision(connection)) != expected or not await has_leases(connection):
+            if current and current not in (found, expected):
                 found = current
                 print(f"Waiting for prefect-migrate: the database has revision {current}, not {expected}.", flush=True)
             await asyncio.sleep(POLL_SECONDS)

@@ -5,6 +5,7 @@ On Postgres it starts while the database is being prepared, and opens it once it
 Remove the account when Prefect has some with read permissions.
 """
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -14,9 +15,12 @@ from typing import Any
 import prefect.server.api.server as server
 from prefect.cli import app as cli
 
+from prefect_server.leases import reconcile_slots
+from prefect_server.leases import router as leases_router
 from prefect_server.reading_account import ReadingAccountMiddleware
 from prefect_server.schema import wait_for_schema
 
+ON_POSTGRES = "PREFECT_SERVER_DATABASE_HOST" in os.environ
 create_prefect_app = server.create_app  # `prefect server start` looks it up under this name
 _extended: set[Any] = set()
 
@@ -34,24 +38,28 @@ def create_app(*arguments: Any, **options: Any) -> Any:
     reader, admin = (os.environ.get(f"PREFECT_{name}_AUTH_STRING") for name in ("READING", "SERVER_API"))
     if reader and admin:
         app.add_middleware(ReadingAccountMiddleware, reader=reader, admin=admin)
-    if "PREFECT_SERVER_DATABASE_HOST" in os.environ:
+    if ON_POSTGRES:
         app.router.lifespan_context = after_schema(app.router.lifespan_context)
     return app
 
 
 def after_schema(lifespan: Any) -> Any:
-    """Return a lifespan that begins once the database has the schema."""
+    """Return a lifespan that begins once the database has the schema, and keeps slots and leases in agreement."""
 
     @asynccontextmanager
     async def waiting(app: Any) -> AsyncIterator[Any]:
         await wait_for_schema()
         async with lifespan(app) as state:
+            reconciling = asyncio.create_task(reconcile_slots())
             yield state
+            reconciling.cancel()
 
     return waiting
 
 
 server.create_app = create_app
+if ON_POSTGRES:
+    server.API_ROUTERS += (leases_router,)  # type: ignore[assignment]
 if __name__ == "__main__":
     sys.argv[:1] = ["prefect", "server", "start"]
     cli()

@@ -1,0 +1,78 @@
+"""Locks survive a server that is killed, and nothing holds one for ever."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from infra.testing.stack import Stack
+from infra.testing.waiting import wait_until
+
+LEASE_SECONDS = 60
+
+
+@pytest.fixture
+def api(stack: Stack) -> Iterator[httpx.Client]:
+    """Prefect's API."""
+    with stack.prefect() as api:
+        yield api
+
+
+@pytest.fixture
+def lock(api: httpx.Client) -> str:
+    """A concurrency limit of one slot."""
+    name = f"lock-{uuid4().hex[:8]}"
+    api.post("/v2/concurrency_limits/", json={"name": name, "limit": 1}).raise_for_status()
+    return name
+
+
+def acquire(api: httpx.Client, lock: str, seconds: int = LEASE_SECONDS) -> httpx.Response:
+    """Ask for the slot of a lock."""
+    holder = {"type": "flow_run", "id": str(uuid4())}
+    body = {"names": [lock], "slots": 1, "lease_duration": seconds, "holder": holder}
+    return api.post("/v2/concurrency_limits/increment-with-lease", json=body)
+
+
+def kill_server(stack: Stack, api: httpx.Client) -> None:
+    """Kill the Prefect server's process; return once Docker has restarted it."""
+    started = stack.containers()["prefect"]["State"]["StartedAt"]
+    stack.exec("prefect", "bash", "-c", "kill -9 $(< /proc/1/task/1/children)", check=False)
+
+    def is_back() -> bool:
+        try:
+            return stack.containers()["prefect"]["State"]["StartedAt"] != started and api.get("/ready").is_success
+        except httpx.TransportError:
+            return False
+
+    wait_until(is_back, 60, "the server's restart")
+
+
+def test_a_killed_server_remembers_who_holds_a_lock(stack: Stack, api: httpx.Client, lock: str) -> None:
+    lease = acquire(api, lock).raise_for_status().json()["lease_id"]
+    kill_server(stack, api)
+
+    assert acquire(api, lock).status_code == httpx.codes.LOCKED
+    renewal = api.post(f"/v2/concurrency_limits/leases/{lease}/renew", json={"lease_duration": LEASE_SECONDS})
+    assert renewal.status_code == httpx.codes.NO_CONTENT
+    released = api.post("/v2/concurrency_limits/decrement-with-lease", json={"lease_id": lease})
+    assert released.status_code == httpx.codes.NO_CONTENT
+    assert acquire(api, lock).is_success
+
+
+def test_a_lock_is_free_again_after_its_holder_and_the_server_were_killed(
+    stack: Stack, api: httpx.Client, lock: str
+) -> None:
+    acquire(api, lock).raise_for_status()
+    kill_server(stack, api)
+
+    wait_until(lambda: acquire(api, lock).is_success, LEASE_SECONDS + 30, "the lock", every=1)
+
+
+def test_a_slot_that_was_taken_without_a_lease_is_freed(stack: Stack, api: httpx.Client, lock: str) -> None:
+    statement = f"UPDATE concurrency_limit_v2 SET active_slots = 1 WHERE name = '{lock}'"
+    stack.exec("postgres", "psql", "-qd", "prefect", "-c", statement)
+    refused = acquire(api, lock)
+
+    assert refused.status_code == httpx.codes.LOCKED
+    wait_until(lambda: acquire(api, lock).is_success, 60, "the lock", every=1)
