@@ -60,6 +60,9 @@ bench: ## all benchmarks, an hour on a quiet machine; writes bench/results and d
 	@infra/dev/venv test && for name in start demo serving dashboard peers; do .venv/bin/python -m bench.$$name; done
 	@.venv/bin/python -m bench.page
 
+chaos: ## faults at random moments: ROUNDS=10 SEED=1 FIRST=0; appends to bench/results/chaos.jsonl
+	@infra/dev/venv test && .venv/bin/python -m bench.chaos --rounds $(or $(ROUNDS),10) --seed $(or $(SEED),1) --first $(or $(FIRST),0)
+
 lint: ## ruff, mypy and the compose file
 	@infra/dev/venv lint && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 	@! command -v docker >/dev/null || docker compose config --quiet

@@ -201,7 +201,9 @@ def test_two_concurrent_runs_leave_one_champion(stack: Stack, api: httpx.Client)
     first, second = ("", "") if not any(waits) else (names if waits[1] else names[::-1])
 
     assert states == ["COMPLETED", "COMPLETED"]
-    assert f"Waiting for the lock weather-seattle, held by the run {first} (" in str(waits), f"{second} says who holds it"
+    assert f"Waiting for the lock weather-seattle, held by the run {first} (" in str(waits), (
+        f"{second} says who holds it"
+    )
     assert found[Alias.CHAMPION] != found.get(Alias.CHALLENGER)
     assert set(found) <= {Alias.CHAMPION, Alias.PREVIOUS, Alias.CHALLENGER}
 
