@@ -23,6 +23,8 @@ from trainyard.contract import LOCKS_PATH, State
 from trainyard.errors import LockTimeoutError
 
 TIMEOUT_SECONDS, POLL_SECONDS, LEASE_SECONDS = 600.0, 0.3, 60
+QUIET_SECONDS = 3.0
+"""A wait that is over by then is not worth a word. The server records a task, which may hold the lock, a second late."""
 
 _waiting: Counter[str] = Counter()  # by flow run, how many of its threads wait
 _waiting_lock = threading.Lock()
@@ -39,15 +41,19 @@ def lock(name: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     Raises:
         LockTimeoutError: Another run holds it for longer than that.
     """
-    deadline = monotonic() + timeout_seconds
+    began = monotonic()
     with ExitStack() as held:
-        if not _try_acquire(name, held):
-            with _waiting_state(name):
-                # Polled here, because Prefect's own wait backs off to as much as half a minute.
-                while not _try_acquire(name, held):
-                    if monotonic() > deadline:
-                        raise LockTimeoutError(f"{name} is locked by {_describe_holder(name)}.")
-                    threading.Event().wait(POLL_SECONDS)
+        with ExitStack() as waiting:
+            said = False
+            # Polled here, because Prefect's own wait backs off to as much as half a minute.
+            while not _try_acquire(name, held):
+                waited = monotonic() - began
+                if waited > timeout_seconds:
+                    raise LockTimeoutError(f"{name} is locked by {_describe_holder(name)}.")
+                if waited > QUIET_SECONDS and not said:
+                    waiting.enter_context(_waiting_state(name))
+                    said = True
+                threading.Event().wait(POLL_SECONDS)
         yield
 
 

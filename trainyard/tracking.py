@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from time import time
+from time import monotonic, sleep, time
 from typing import Any
 
 import httpx
@@ -28,6 +28,7 @@ from trainyard.contract import MLflowPage, Tag
 from trainyard.errors import TrackingUnreachableError
 from trainyard.evaluation import as_table
 
+POLL_SECONDS = 0.5
 SERVING_PACKAGES = ("scikit-learn", "skops", "pandas", "numpy")
 """The requirements of a logged model, pinned to the versions that trained it."""
 
@@ -39,6 +40,8 @@ class TrackingSettings(BaseSettings):
 
     mlflow_ui_url: str = "http://localhost:5001"
     """MLflow's address in a person's browser."""
+    mlflow_wait_seconds: float = 90.0
+    """How long a run waits for a server that does not answer, such as one that restarts."""
 
 
 @dataclass(frozen=True)
@@ -108,24 +111,35 @@ def _ui_address() -> str:
     return TrackingSettings().mlflow_ui_url.rstrip("/")
 
 
-def require_server(timeout_seconds: float = 5.0) -> None:
-    """Check that MLflow answers, because its client would retry for minutes where it does not.
+def require_server(wait_seconds: float | None = None) -> None:
+    """Wait until MLflow answers: its client would retry each request for minutes, and say nothing meanwhile.
+
+    Args:
+        wait_seconds: How long; without it the setting `mlflow_wait_seconds`.
 
     Raises:
-        TrackingUnreachableError: It does not answer within `timeout_seconds`, after two retries of the connection.
+        TrackingUnreachableError: It does not answer in time.
     """
     uri = mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
         return
-    try:
-        # Loading the certificates takes longer than the request, so they are loaded for HTTPS only.
-        transport = httpx.HTTPTransport(retries=2, verify=uri.startswith("https"))
-        with httpx.Client(transport=transport, timeout=timeout_seconds) as client:
-            client.get(f"{uri.rstrip('/')}/health").raise_for_status()
-    except httpx.HTTPError as error:
-        raise TrackingUnreachableError(
-            f"MLflow does not answer at {uri} ({error}). Start it, or set MLFLOW_TRACKING_URI to its address."
-        ) from error
+    seconds = TrackingSettings().mlflow_wait_seconds if wait_seconds is None else wait_seconds
+    deadline, said = monotonic() + seconds, False
+    # Loading the certificates takes longer than the request, so they are loaded for HTTPS only.
+    with httpx.Client(verify=uri.startswith("https"), timeout=5) as client:
+        while True:
+            try:
+                client.get(f"{uri.rstrip('/')}/health").raise_for_status()
+                return
+            except httpx.HTTPError as error:
+                reason = f"MLflow does not answer at {uri} ({error})."
+                if monotonic() > deadline:
+                    advice = "Start it, or set MLFLOW_TRACKING_URI to its address."
+                    raise TrackingUnreachableError(f"{reason} {advice}") from error
+            if not said:
+                print(f"{reason} Waiting for it, for {seconds:.0f} s at most.")
+                said = True
+            sleep(POLL_SECONDS)
 
 
 def log_training(training: TrainingRecord) -> Registered:

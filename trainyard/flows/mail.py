@@ -188,7 +188,7 @@ def find_mlflow_runs(flow_run_id: UUID, tags: tuple[str, ...]) -> list[message.M
         TrackingUnreachableError: MLflow does not answer.
         MlflowException: MLflow refused a request.
     """
-    tracking.require_server()
+    tracking.require_server(wait_seconds=0)  # a mail says rather that it is incomplete
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = {

@@ -132,3 +132,14 @@ def end_without_heartbeat_thread() -> None:
     """
     engine: Any = importlib.import_module("prefect.flow_engine")
     engine._send_heartbeats = functools.partial(engine._send_heartbeats, join_on_exit=False)
+
+
+def retry_refused_connections() -> None:
+    """Have all of Prefect's clients in this process retry refused connections, as they do after their first success.
+
+    A run makes many clients, and each would fail at once while the server restarts.
+    """
+    from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
+
+    for client in (PrefectHttpxAsyncClient, PrefectHttpxSyncClient):
+        client._has_connected = property(lambda _: True, lambda *_: None)  # type: ignore[assignment]

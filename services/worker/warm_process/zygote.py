@@ -73,6 +73,7 @@ class Zygote:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker handles Ctrl-C
         began = time.monotonic()
         loaded, failed = preload(self._settings)
+        prefect_private.retry_refused_connections()
         gc.collect()
         gc.freeze()
         signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -1,12 +1,20 @@
 """Every name of Prefect that the worker uses and that is not part of its documented interface."""
 
 import inspect
+import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import import_module
+from threading import Thread
+from time import sleep
 from uuid import UUID
 
 import prefect
 import pytest
 from warm_process import prefect_private
+
+from infra.testing.servers import free_port
 
 MOVED = (
     f"Prefect {prefect.__version__} has moved a name that warm_process/prefect_private.py lists, where its purpose is"
@@ -96,3 +104,44 @@ def test_the_cold_start_is_still_a_module() -> None:
     source = inspect.getsource(import_module("prefect.engine"))
 
     assert 'if __name__ == "__main__":' in source, f"{MOVED}python -m prefect.engine"
+
+
+CLIENT = """
+import sys
+from prefect.client.orchestration import get_client
+from warm_process import prefect_private
+
+prefect_private.retry_refused_connections()
+print("asking", flush=True)
+with get_client(sync_client=True) as client:
+    print(client.hello().status_code)
+"""
+
+
+def test_the_first_request_of_a_client_waits_for_a_server_that_restarts() -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+        "PREFECT_CLIENT_RETRY_JITTER_FACTOR": "0",
+    }
+    command = [sys.executable, "-c", CLIENT]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout
+        client.stdout.readline()
+        sleep(0.5)  # the connection is refused meanwhile
+        with HTTPServer(("127.0.0.1", port), Handler) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            answer = client.stdout.read().split()
+            server.shutdown()
+
+    assert answer == ["200"]
