@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic
 from typing import Any, cast
+from uuid import UUID
 
 import httpx
 from prefect import get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import MissingContextError, ObjectAlreadyExists, PrefectHTTPStatusError
@@ -23,8 +25,8 @@ from trainyard.contract import LOCKS_PATH, State
 from trainyard.errors import LockTimeoutError
 
 TIMEOUT_SECONDS, POLL_SECONDS, LEASE_SECONDS = 600.0, 0.3, 60
-QUIET_SECONDS = 3.0
-"""A wait that is over by then is not worth a word. The server records a task, which may hold the lock, a second late."""
+QUIET_SECONDS = 1.0
+"""A wait that is over by then is not worth a word."""
 
 _waiting: Counter[str] = Counter()  # by flow run, how many of its threads wait
 _waiting_lock = threading.Lock()
@@ -60,9 +62,15 @@ def lock(name: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
 def _try_acquire(name: str, held: ExitStack) -> bool:
     """Acquire the lock if it is free; create it for the next attempt if it does not exist yet."""
     try:
+        run = runtime.flow_run.root_flow_run_id
         held.enter_context(
             concurrency(
-                name, max_retries=0, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False
+                name,
+                max_retries=0,
+                strict=True,
+                lease_duration=LEASE_SECONDS,
+                holder=ConcurrencyLeaseHolder(type="flow_run", id=UUID(str(run))) if run else None,
+                raise_on_lease_renewal_failure=False,
             )
         )
     except ConcurrencySlotAcquisitionError as error:

@@ -43,13 +43,11 @@ DIFFERENCES = sa.text("""
     GROUP BY l.id HAVING l.active_slots <> coalesce(sum(s.slots), 0)
 """)
 
-# A task run's flow run stands for it; deployments hold slots of their own limits.
 HOLDERS = sa.text("""
     SELECT l.name AS limit_name, l."limit", r.id AS flow_run_id, r.name AS run_name, s.created_at
     FROM trainyard.leases s
     JOIN concurrency_limit_v2 l ON l.id = ANY (s.resource_ids)
-    LEFT JOIN task_run t ON s.holder ->> 'type' = 'task_run' AND t.id = CAST(s.holder ->> 'id' AS uuid)
-    JOIN flow_run r ON r.id = coalesce(t.flow_run_id, CAST(s.holder ->> 'id' AS uuid))
+    JOIN flow_run r ON r.id = CAST(s.holder ->> 'id' AS uuid)
     WHERE s.expires_at > now() AND (CAST(:name AS text) IS NULL OR l.name = :name)
     ORDER BY l.name, s.created_at
 """)
