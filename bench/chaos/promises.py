@@ -1,6 +1,5 @@
 """What holds after every fault. Each check returns a sentence for each violation."""
 
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,13 @@ from infra.testing.stack import RUNNING, Stack
 from trainyard.contract import Alias, RunTag, ServingPath, State, Tag
 
 LATE_SECONDS = 15
+LIST_OBJECTS = """
+import os, boto3
+store = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+for page in store.get_paginator("list_objects_v2").paginate(Bucket="mlflow"):
+    for found in page.get("Contents", []):
+        print(found["Key"])
+"""
 LEFTOVERS = "ls -A /tmp /tmp/prefect /var/lib/warm-process/*/ 2>/dev/null; wc -l < /proc/mounts"
 
 
@@ -128,7 +134,7 @@ class Promises:
 
     def _champions(self) -> Iterable[str]:
         served = self.serving.get(ServingPath.MODELS).raise_for_status().json()["models"]
-        by_name = {each["name"]: str(each["version"]) for each in served}
+        by_name = {name: str(each["version"]) for name, each in served.items()}
         models = self.mlflow.get("/registered-models/search").raise_for_status().json().get("registered_models", [])
         for model in models:
             aliases = {each["alias"]: each["version"] for each in model.get("aliases", [])}
@@ -139,18 +145,14 @@ class Promises:
                 yield f"{model['name']} version {champion} is champion, served is {by_name.get(model['name'])}"
 
     def _artifacts(self) -> Iterable[str]:
-        """Compare MLflow's rows with the object store's files: each object is a folder with a file xl.meta."""
-        find = "cd /volumes/minio/mlflow && find . -name xl.meta"
-        listing = self.stack.shell(shlex.join(["docker", "compose", "exec", "-T", "agent", "bash", "-c", find])).stdout
+        """Compare MLflow's rows with the objects of the store."""
+        keys = self.stack.python("mlflow", LIST_OBJECTS).stdout.splitlines()
         owners: defaultdict[str, set[str]] = defaultdict(set)
-        for line in listing.splitlines():
-            parts = line.removeprefix("./").split(
-                "/"
-            )  # EXPERIMENT/RUN/artifacts/..., EXPERIMENT/models/MODEL/artifacts/...
-            owner = parts[2] if parts[1] == "models" else parts[1]
-            owners[owner].add("/".join(parts[-3:-1] if parts[1] != "models" else parts[4:-1]))
+        for key in keys:  # EXPERIMENT/RUN/artifacts/FILE or EXPERIMENT/models/MODEL/artifacts/FILE
+            owner, _, file = key.split("/", 1)[1].removeprefix("models/").partition("/artifacts/")
+            owners[owner].add(file)
         runs = {run["info"]["run_id"] for run in self._runs_of_mlflow(view="ALL")}
-        experiments = sorted({line.removeprefix("./").split("/")[0] for line in listing.splitlines()})
+        experiments = sorted({key.split("/")[0] for key in keys})
         query = {"experiment_ids": experiments, "max_results": 1000}
         models = self.mlflow.post("/logged-models/search", json=query).raise_for_status().json().get("models", [])
         rows = runs | {model["info"]["model_id"] for model in models}
