@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from infra.embedded.scores import print_scores
 from infra.provision.api import http_client
-from infra.testing.servers import prefect_server
+from infra.testing.servers import prefect_client, prefect_server
 from infra.testing.waiting import wait_until
 from tests.support.flaky_proxy import FlakyProxy
 from trainyard.contract import Account, Resource, RunTag, Tag
@@ -104,7 +104,7 @@ def accounts() -> Iterator[Accounts]:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """The API of a real Prefect server of this module's own."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as address, httpx.Client(base_url=address) as api:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as address, prefect_client(address) as api:
         yield api
 
 
