@@ -240,20 +240,6 @@ def test_a_request_that_is_not_idempotent_is_sent_once(api: httpx.Client) -> Non
     assert proxy.failures == {"refused": 1, "dropped": 1}
 
 
-def test_an_entry_whose_file_is_missing_is_named(project: Path, provisioned: Provisioned, accounts: Accounts) -> None:
-    file = project / "prefect.yaml"
-    file.write_text(PROJECT.replace("greet.py", "missing.py"))
-
-    ended = provision(project, provisioned.server, accounts.url, "deploy")
-    file.write_text(PROJECT)
-
-    assert ended.returncode == 1
-    assert ended.stderr.strip() == (
-        "The deployment greet of prefect.yaml names the file flows/missing.py, which does not exist:"
-        " correct its entrypoint, or remove the entry."
-    )
-
-
 @pytest.mark.parametrize(
     ("first_run", "runs", "message"),
     [("", 0, ""), ("greet/greet", 1, ""), ("greet/unknown", 0, "There is no deployment greet/unknown")],
