@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from infra.testing.waiting import wait_until
 SCRIPTS = Path(sys.executable).parent
 CHECKOUT = Path(__file__).parents[2]
 SERVICES = CHECKOUT / "services"
+MAX_BUSY_SECONDS = 30.0
 
 
 def free_port() -> int:
@@ -83,6 +85,25 @@ def prefect_server(folder: Path, port: int | None = None, admin: str = "", reade
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with server(command, f"{address}/api/ready", folder, environment):
         yield f"{address}/api"
+
+
+class BusyTransport(httpx.HTTPTransport):
+    """Repeats what Prefect answers with 503 because SQLite is locked: it rolled the request back, so any may be repeated."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request until the answer is another one; return the last answer after MAX_BUSY_SECONDS."""
+        deadline = time.monotonic() + MAX_BUSY_SECONDS
+        while True:
+            response = super().handle_request(request)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                return response
+            response.read()
+            time.sleep(0.2)
+
+
+def prefect_client(api: str, login: tuple[str, str] | None = None) -> httpx.Client:
+    """Return a client of the API of a Prefect server on SQLite."""
+    return httpx.Client(base_url=api, auth=login, timeout=30, transport=BusyTransport())
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,7 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 
 from infra.provision.automations import find_automations, mail_run_events, save_automation
-from infra.testing.servers import free_port
+from infra.testing.servers import free_port, prefect_client
 from infra.testing.waiting import wait_until
 from tests.support.smtp_server import SmtpServer
 from trainyard.contract import MLflowPage, PrefectPage, Resource, RunTag, Tag
@@ -361,7 +360,7 @@ def test_no_password_is_sent_to_a_server_without_starttls(completed: FlowRun, en
 def test_the_automation_sends_mail_about_tagged_runs_that_end_in_one_of_its_events(
     prefect: SyncPrefectClient, deployment: UUID, retries: Retries
 ) -> None:
-    with httpx.Client(base_url=str(prefect.api_url), timeout=30) as api:
+    with prefect_client(str(prefect.api_url)) as api:
         for _ in range(2):  # the second call replaces the automation
             save_automation(api, mail_run_events(str(deployment), ["Failed"]))
         (automation,) = find_automations(api, Resource.MAIL_RUN_EVENTS)

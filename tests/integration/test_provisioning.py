@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from infra.embedded.scores import print_scores
 from infra.provision.api import http_client
-from infra.testing.servers import prefect_server
+from infra.testing.servers import prefect_client, prefect_server
 from infra.testing.waiting import wait_until
 from tests.support.flaky_proxy import FlakyProxy
 from trainyard.contract import Account, Resource, RunTag, Tag
@@ -104,7 +104,7 @@ def accounts() -> Iterator[Accounts]:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """The API of a real Prefect server of this module's own."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as address, httpx.Client(base_url=address) as api:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as address, prefect_client(address) as api:
         yield api
 
 
@@ -238,20 +238,6 @@ def test_a_request_that_is_not_idempotent_is_sent_once(api: httpx.Client) -> Non
 
     assert refused.status_code == 503
     assert proxy.failures == {"refused": 1, "dropped": 1}
-
-
-def test_an_entry_whose_file_is_missing_is_named(project: Path, provisioned: Provisioned, accounts: Accounts) -> None:
-    file = project / "prefect.yaml"
-    file.write_text(PROJECT.replace("greet.py", "missing.py"))
-
-    ended = provision(project, provisioned.server, accounts.url, "deploy")
-    file.write_text(PROJECT)
-
-    assert ended.returncode == 1
-    assert ended.stderr.strip() == (
-        "The deployment greet of prefect.yaml names the file flows/missing.py, which does not exist:"
-        " correct its entrypoint, or remove the entry."
-    )
 
 
 @pytest.mark.parametrize(

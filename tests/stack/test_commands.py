@@ -105,7 +105,10 @@ def test_an_entry_whose_file_is_missing_is_named(stack: Stack) -> None:
     project.write_text(before)
 
     assert refused.returncode != 0
-    assert "The deployment nowhere of prefect.yaml names the file flows/nowhere.py" in refused.stderr
+    assert (
+        "The deployment nowhere of prefect.yaml names the file flows/nowhere.py, which does not exist:"
+        " correct its entrypoint, or remove the entry."
+    ) in refused.stderr.splitlines()
 
 
 def test_info_shows_addresses_accounts_and_passwords(stack: Stack) -> None:

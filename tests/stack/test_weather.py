@@ -4,6 +4,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ STORE = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def api(stack: Stack) -> Iterator[httpx.Client]:
     """Prefect's API, after the first run has ended."""
     stack.wait_for_first_run()
@@ -36,6 +37,27 @@ def make_run(stack: Stack, **parameters: Any) -> str:
     """Run the pipeline with `make run`; return its output."""
     arguments = shlex.quote(json.dumps(parameters))
     return stack.shell(f"make run DEPLOYMENT=weather-pipeline PARAMETERS={arguments}", check=False).stdout
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Stack, api: httpx.Client) -> None:
+    """Today's data has been trained on."""
+    make_run(stack)
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """The output of a run that refreshed, and the champion before it."""
+
+    output: str
+    champion: int
+
+
+@pytest.fixture(scope="module")
+def refreshed(stack: Stack, trained: None) -> Refresh:
+    """A run that took nothing from the cache; its model is a challenger."""
+    champion = aliases(stack)[Alias.CHAMPION]
+    return Refresh(make_run(stack, refresh=True), champion)
 
 
 def aliases(stack: Stack, model: str = MODEL) -> dict[str, int]:
@@ -65,8 +87,7 @@ def states_below(api: httpx.Client, flow_run_id: str) -> dict[str, Counter[str]]
     return found
 
 
-def test_a_rerun_takes_every_step_from_the_cache_in_the_bucket(stack: Stack, api: httpx.Client) -> None:
-    make_run(stack)
+def test_a_rerun_takes_every_step_from_the_cache_in_the_bucket(stack: Stack, api: httpx.Client, trained: None) -> None:
     before = len(stack.model_versions())
 
     output = make_run(stack)
@@ -87,8 +108,7 @@ def test_a_rerun_takes_every_step_from_the_cache_in_the_bucket(stack: Stack, api
     assert "cache/fetch-archive/" in objects
 
 
-def test_a_damaged_cache_entry_is_recomputed_with_a_warning(stack: Stack, api: httpx.Client) -> None:
-    make_run(stack)
+def test_a_damaged_cache_entry_is_recomputed_with_a_warning(stack: Stack, trained: None) -> None:
     stack.provisioner(
         STORE
         + f"[store.put_object(bucket_name='{Bucket.RESULTS}', object_name=o.object_name, data=io.BytesIO(b'broken'),"
@@ -123,16 +143,13 @@ def test_changed_code_is_computed(stack: Stack, api: httpx.Client) -> None:
     assert len(stack.model_versions()) == before + 1
 
 
-def test_a_refresh_recomputes_everything_and_does_not_promote_an_equal_model(stack: Stack, api: httpx.Client) -> None:
-    champion = aliases(stack)[Alias.CHAMPION]
-
-    output = make_run(stack, refresh=True)
-
+def test_a_refresh_recomputes_everything_and_does_not_promote_an_equal_model(stack: Stack, refreshed: Refresh) -> None:
     found = aliases(stack)
     tags = version_tags(stack, found[Alias.CHALLENGER])
-    assert UNCHANGED not in output
-    assert "on the same holdout; it must be better by 0.001" in output
-    assert found[Alias.CHAMPION] == champion
+
+    assert UNCHANGED not in refreshed.output
+    assert "on the same holdout; it must be better by 0.001" in refreshed.output
+    assert found[Alias.CHAMPION] == refreshed.champion
     assert tags[Tag.GATE_DECISION] == GateDecision.CHALLENGER
     assert "on the same holdout" in tags[Tag.GATE_REASON]
 
@@ -146,8 +163,7 @@ def test_a_candidate_below_the_thresholds_is_not_promoted(stack: Stack, api: htt
     assert aliases(stack)[Alias.CHAMPION] == champion
 
 
-def test_make_promote_and_make_rollback_swap_champion_and_challenger(stack: Stack, api: httpx.Client) -> None:
-    make_run(stack, refresh=True)
+def test_make_promote_and_make_rollback_swap_champion_and_challenger(stack: Stack, refreshed: Refresh) -> None:
     before = aliases(stack)
     champion, challenger = before[Alias.CHAMPION], before[Alias.CHALLENGER]
 
@@ -224,12 +240,12 @@ def test_invalid_parameters_are_refused_before_a_run_is_created(
     stack: Stack, api: httpx.Client, parameters: dict[str, Any]
 ) -> None:
     before = len(stack.flow_runs("weather-pipeline"))
-    arguments = shlex.quote(json.dumps(parameters))
+    deployment = find_deployment(api, "weather-pipeline")["id"]
 
-    refused = stack.shell(f"make run DEPLOYMENT=weather-pipeline PARAMETERS={arguments}", check=False)
+    refused = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
 
-    assert refused.returncode != 0
-    assert "Prefect refused the parameters" in refused.stdout + refused.stderr
+    assert refused.status_code == httpx.codes.CONFLICT, refused.text
+    assert next(iter(parameters)) in refused.text
     assert len(stack.flow_runs("weather-pipeline")) == before
 
 

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from typing import Any
 import httpx
 from warm_process.ledger import live_workers
 
-from infra.testing.servers import SCRIPTS, free_port, server
+from infra.testing.servers import SCRIPTS, free_port, prefect_client, server
 from infra.testing.waiting import wait_until
 from trainyard.contract import Resource, State
 
@@ -35,15 +34,10 @@ class Server:
 
     def __post_init__(self) -> None:
         user, _, password = AUTH.partition(":")
-        self.client = httpx.Client(base_url=self.address, auth=(user, password), timeout=30)
+        self.client = prefect_client(self.address, (user, password))
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         response = self.client.request(method, path, **options)
-        for _ in range(20):  # SQLite under load: "database is locked"
-            if response.status_code != 503:
-                break
-            time.sleep(0.2)
-            response = self.client.request(method, path, **options)
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
         return response.json() if response.content else None
 

@@ -1,12 +1,10 @@
-"""How a worker learns of runs: by events, by polling while the stream is cut, and of each run once."""
+"""How a worker learns of runs: by events, and by polling while the stream is cut."""
 
 import time
-from collections import Counter
 from pathlib import Path
 
 from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Proxy, Server, read_note, worker
-from trainyard.contract import State
 
 
 def test_the_event_stream_is_cut_and_restored(orchestrator: Server, pool: str, tmp_path: Path, note: Path) -> None:
@@ -34,22 +32,3 @@ def test_the_event_stream_is_cut_and_restored(orchestrator: Server, pool: str, t
             wait_until(runs_at_once, 60, "runs to start at once again")
     finally:
         proxy.close()
-
-
-def test_two_workers_run_each_of_twenty_runs_once(orchestrator: Server, pool: str, tmp_path: Path) -> None:
-    first = worker(orchestrator, pool, tmp_path / "first", limit=4, WORKER_NAME="first")
-    second = worker(orchestrator, pool, tmp_path / "second", limit=4, WORKER_NAME="second")
-    with first, second:
-        deployment = orchestrator.deploy(pool, "trivial")
-        runs = [orchestrator.trigger(deployment) for _ in range(20)]
-
-        def have_ended() -> bool:
-            query = {"flow_runs": {"deployment_id": {"any_": [deployment]}}}
-            found = orchestrator.call("POST", "/flow_runs/filter", json=query)
-            return all(run["state"]["type"] in State.FINAL_TYPES for run in found)
-
-        wait_until(have_ended, 120, "20 runs to end", every=0.5)
-
-        for run in runs:
-            names = Counter(orchestrator.names(run))
-            assert names["Pending"] == names["Running"] == names["Completed"] == 1, names
