@@ -20,7 +20,9 @@ for page in store.get_paginator("list_objects_v2").paginate(Bucket="mlflow"):
     for found in page.get("Contents", []):
         print(found["Key"])
 """
-LEFTOVERS = "ls -A /tmp /tmp/prefect /var/lib/warm-process/*/ 2>/dev/null; wc -l < /proc/mounts"
+# Names of files in memory; of the ledgers, which have names of their own for each worker, the number of files.
+LEFTOVERS = "ls -A /tmp /tmp/prefect 2>/dev/null; echo ledger-files:$(find /var/lib/warm-process -type f | wc -l)"
+LEFTOVERS += "; echo mounts:$(wc -l < /proc/mounts)"
 
 
 class Promises:
