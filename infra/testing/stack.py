@@ -20,6 +20,7 @@ from infra.testing.waiting import wait_until
 CHECKOUT = Path(__file__).parents[2]
 RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "upstream"}
 PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
+LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
 ONE_SHOTS = {"secrets", "databases", "prefect-migrate", "mlflow-migrate", "provision"}
 
 PSS = """
@@ -50,8 +51,26 @@ def copy_checkout(target: Path) -> None:
     (target / "flows.env").write_text(FLOWS_ENV)
 
 
+def has_last_release() -> bool:
+    """Return whether the clone has the last release's commit."""
+    command = ["git", "cat-file", "-e", f"{LAST_RELEASE}^{{commit}}"]
+    return not subprocess.run(command, cwd=CHECKOUT, capture_output=True).returncode
+
+
+def copy_last_release(target: Path) -> None:
+    """Copy what the last release's commit holds."""
+    archive = subprocess.run(["git", "archive", LAST_RELEASE], cwd=CHECKOUT, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", target], input=archive, check=True)
+
+
 class Stack:
     """A stack of its own: its commands see it through the variables that Compose itself reads."""
+
+    @classmethod
+    def of_last_release(cls, home: Path, **settings: str) -> "Stack":
+        """Return a stack of the last release, from a copy of it."""
+        compose_files = os.pathsep.join(["docker-compose.yml", "tests/stack/compose.yml"])  # where it has them
+        return cls(home, COMPOSE_FILE=compose_files, TRAINYARD_VERSION=LAST_VERSION, **settings)
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home

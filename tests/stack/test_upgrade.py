@@ -1,7 +1,6 @@
 """The volumes of the last release under this version: nothing is lost, and the stack goes on working."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,22 +8,19 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.testing.stack import CHECKOUT, PORTS, Stack, copy_checkout
+from infra.testing.stack import (
+    LAST_RELEASE,
+    LAST_VERSION,
+    PORTS,
+    Stack,
+    copy_checkout,
+    copy_last_release,
+    has_last_release,
+)
 from infra.testing.waiting import wait_until
 from trainyard.contract import ServingPath
 
-LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
 MODEL = "rain-tomorrow"
-
-
-def has_last_release() -> bool:
-    """Return whether the clone has the commit; fail where CI requires the test."""
-    command = ["git", "cat-file", "-e", f"{LAST_RELEASE}^{{commit}}"]
-    if not subprocess.run(command, cwd=CHECKOUT, capture_output=True).returncode:
-        return True
-    if os.environ.get("TRAINYARD_REQUIRE_DOCKER"):
-        pytest.fail(f"The commit {LAST_RELEASE} is not in this clone, and TRAINYARD_REQUIRE_DOCKER requires it.")
-    return False
 
 
 @dataclass
@@ -80,15 +76,16 @@ def read_installation(stack: Stack) -> dict[str, Any]:
 def upgrade(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Upgrade]:
     """Train and predict with the last release, stop it, and start this version on its volumes."""
     if not has_last_release():
-        pytest.skip(f"the commit {LAST_RELEASE} of version {LAST_VERSION} is not in this clone")
+        missing = f"The commit {LAST_RELEASE} of version {LAST_VERSION} is not in this clone"
+        if os.environ.get("TRAINYARD_REQUIRE_DOCKER"):
+            pytest.fail(f"{missing}, and TRAINYARD_REQUIRE_DOCKER requires it.")
+        pytest.skip(missing)
     old_home, home = tmp_path_factory.mktemp("last-release"), tmp_path_factory.mktemp("checkout")
-    archive = subprocess.run(["git", "archive", LAST_RELEASE], cwd=CHECKOUT, check=True, capture_output=True).stdout
-    subprocess.run(["tar", "-x", "-C", old_home], input=archive, check=True)
+    copy_last_release(old_home)
     copy_checkout(home)
     stack = Stack(home)
     installation = {name: stack.environment[name] for name in ("COMPOSE_PROJECT_NAME", *PORTS)}
-    compose_files = os.pathsep.join(["docker-compose.yml", "tests/stack/compose.yml"])  # where that release has them
-    last = Stack(old_home, **installation, COMPOSE_FILE=compose_files, TRAINYARD_VERSION=LAST_VERSION)
+    last = Stack.of_last_release(old_home, **installation)
     try:
         last.up()
         last.wait_for_first_run()
