@@ -9,8 +9,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ from bench.chaos.faults import Faults
 from bench.chaos.moments import Moments
 from bench.chaos.plan import Round, plan
 from bench.chaos.promises import Promises
+from bench.chaos.report import RESULTS, tables
 from infra.provision.follow import find_deployment
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
 
-RESULTS = Path(__file__).parents[1] / "results/chaos.jsonl"
 SETTLE_SECONDS, MOMENT_SECONDS = 120.0, 60.0
 PIPELINE = "weather-pipeline"
 PARAMETERS = {"refresh": True, "families": ["logistic-regression"], "years": 2, "gate": {"min_improvement": 0}}
@@ -137,22 +135,6 @@ def outcome(promises: Promises, runs: list[str]) -> str:
     return "completed" if found["run_count"] == 1 else "resumed"
 
 
-def summarize(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> str:
-    """Return a table of outcomes and seconds until settled, by a property of the rounds."""
-    lines = [f"{'':32} rounds completed resumed truthful broken   median    p95  worst"]
-    for name in sorted({key(row) for row in rows}):
-        group = [row for row in rows if key(row) == name]
-        counts = Counter(row["outcome"] for row in group)
-        seconds = sorted(row["settled_seconds"] for row in group)
-        median, p95 = seconds[len(seconds) // 2], seconds[max(0, -(-95 * len(seconds) // 100) - 1)]
-        ended = counts["completed"] + counts["idle"]
-        lines.append(
-            f"{name:32} {len(group):6} {ended:9} {counts['resumed']:7} {counts['ended truthfully']:8}"
-            f" {counts['broken']:6} {median:7.1f}s {p95:5.1f}s {seconds[-1]:5.1f}s"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Play rounds, append each to the results, and print the tables; exit with 1 if a promise was broken."""
     parser = argparse.ArgumentParser(
@@ -186,9 +168,7 @@ def main() -> None:
                     results.write(json.dumps(rows[-1]) + "\n")
         finally:
             stack.remove()
-    print(
-        f"\n{summarize(rows, lambda row: row['fault'] + ' ' + row['target'])}\n\n{summarize(rows, lambda row: row['moment'])}"
-    )
+    print(f"\n{tables(rows)}")
     broken = [row["round"] for row in rows if row["outcome"] == "broken"]
     if broken:
         raise SystemExit(
