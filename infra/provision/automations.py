@@ -8,7 +8,9 @@ import httpx
 from infra.provision.api import retry_transient
 from trainyard.contract import Event, Resource, RunTag, State
 
-HEARTBEAT_WINDOW_SECONDS = 90  # three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY): one may be late
+# Run or server may be away for a minute (docs/faults.md), and a heartbeat comes every 30 s
+# (PREFECT_FLOWS_HEARTBEAT_FREQUENCY).
+HEARTBEAT_WINDOW_SECONDS = 120
 FLOW_RUNS = f"{Event.FLOW_RUN}.*"
 NOT_RUNNING = (
     "Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot",

@@ -1,4 +1,4 @@
-"""Locks survive a server that is killed, and nothing holds one for ever."""
+"""Runs wait for servers that are away; locks survive a server that is killed, and nothing holds one for ever."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -6,8 +6,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from infra.provision.follow import find_deployment
 from infra.testing.stack import Stack
 from infra.testing.waiting import wait_until
+from trainyard.contract import State, Tag
 
 LEASE_SECONDS = 60
 
@@ -76,3 +78,26 @@ def test_a_slot_that_was_taken_without_a_lease_is_freed(stack: Stack, api: httpx
 
     assert refused.status_code == httpx.codes.LOCKED
     wait_until(lambda: acquire(api, lock).is_success, 60, "the lock", every=1)
+
+
+def test_a_run_waits_out_the_absence_of_every_server(stack: Stack, api: httpx.Client) -> None:
+    stack.wait_for_first_run()
+    deployment = find_deployment(api, "weather-pipeline")["id"]
+    parameters = {"refresh": True, "families": ["logistic-regression"], "years": 2}
+    run = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters}).json()["id"]
+    wait_until(lambda: api.get(f"/flow_runs/{run}").json()["state_type"] == "RUNNING", 30, "the run", every=0.1)
+    servers = " ".join(f"{stack.project}-{name}-1" for name in ("prefect", "mlflow", "postgres", "minio", "mail"))
+    stack.shell(f"docker pause {servers} && sleep 45; docker unpause {servers}")
+
+    def has_ended() -> bool:
+        return api.get(f"/flow_runs/{run}").json()["state_type"] in State.FINAL_TYPES
+
+    wait_until(has_ended, 120, "the run's end", every=0.5)
+    ended = api.get(f"/flow_runs/{run}").json()
+    with stack.mlflow() as mlflow:
+        experiment = mlflow.get("/experiments/get-by-name", params={"experiment_name": "weather"}).json()["experiment"]
+        query = {"experiment_ids": [experiment["experiment_id"]], "filter": f"tags.`{Tag.FLOW_RUN_ID}` = '{run}'"}
+        trainings = mlflow.post("/runs/search", json=query).raise_for_status().json()["runs"]
+
+    assert (ended["state_type"], ended["run_count"]) == ("COMPLETED", 1), ended["state"]
+    assert [training["info"]["status"] for training in trainings] == ["FINISHED"]
