@@ -1,12 +1,15 @@
 """What all tests share: nothing that they start reports to anybody outside, and each run says where its time went."""
 
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Mapping
 
 import pytest
 
 os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true")
+# A shell that runs the tests in the background has Ctrl-C ignored, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOWEST_MODULES = 10
 
