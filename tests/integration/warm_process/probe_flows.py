@@ -181,24 +181,40 @@ def speaks(words: str):
     print("printed")
 
 
-@flow
-def leaves_mlflow_run_open(path: str, address: str, experiment: str):
+def open_mlflow_run(path: str, address: str, experiment: str) -> None:
     """Open a run in MLflow as flows do, through REST because importing the client takes seconds."""
     import httpx
     from prefect.runtime import flow_run
 
     from trainyard.contract import Tag
 
-    body = {
-        "experiment_id": experiment,
-        "start_time": int(time.time() * 1000),
-        "tags": [{"key": Tag.FLOW_RUN_ID, "value": flow_run.id}],
-    }
-    answer = httpx.post(f"{address}/api/2.0/mlflow/runs/create", json=body).raise_for_status().json()
-    note(path, pid=os.getpid(), mlflow_run=answer["run"]["info"]["run_id"])
+    def create(name: str, **tags: str) -> str:
+        start_time = int(time.time() * 1000)
+        body = {"experiment_id": experiment, "run_name": name, "start_time": start_time}
+        body["tags"] = [{"key": key, "value": value} for key, value in tags.items()]
+        answer = httpx.post(f"{address}/api/2.0/mlflow/runs/create", json=body).raise_for_status().json()
+        return answer["run"]["info"]["run_id"]
+
+    training = create("training", **{Tag.FLOW_RUN_ID: flow_run.root_flow_run_id, Tag.SUBFLOW_RUN_ID: flow_run.id})
+    trial = create("trial", **{Tag.PARENT_RUN_ID: training})
+    note(path, pid=os.getpid(), mlflow_run=training, trial=trial)
+
+
+@flow
+def leaves_mlflow_run_open(path: str, address: str, experiment: str):
+    open_mlflow_run(path, address, experiment)
     time.sleep(120)
 
 
 @flow
 def opens_mlflow_run_in_subflow(path: str, address: str, experiment: str):
     leaves_mlflow_run_open(path, address, experiment)
+
+
+@flow
+def leaves_mlflow_run_open_and_runs(path: str, address: str, experiment: str, child: str, child_path: str):
+    """Leave a run open in MLflow and wait for a run of another deployment that does the same."""
+    from prefect.deployments import run_deployment
+
+    open_mlflow_run(path, address, experiment)
+    run_deployment(child, parameters={"path": child_path, "address": address, "experiment": experiment})
