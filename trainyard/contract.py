@@ -197,6 +197,8 @@ class State:
     FINAL_TYPES: Final = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
     ALERT: Final = "Alert"
     """The name of a completed run that found something which people should know."""
+    AWAITING_RERUN: Final = "AwaitingRerun"
+    """The name of a run that crashed and is scheduled again."""
     CACHED: Final = "Cached"
     """Prefect's name for a task that was taken from the cache."""
 

@@ -12,7 +12,7 @@ HEARTBEAT_WINDOW_SECONDS = 90  # three heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQU
 FLOW_RUNS = f"{Event.FLOW_RUN}.*"
 NOT_RUNNING = (
     "Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot",
-    "Paused", "Suspended", State.ALERT,
+    "Paused", "Suspended", State.AWAITING_RERUN, State.ALERT,
 )  # fmt: skip
 
 CRASH_LOST_RUNS: dict[str, Any] = {

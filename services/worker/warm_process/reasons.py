@@ -17,6 +17,8 @@ class ProcessExit:
     """The exit code, negative for a signal; None if unknown."""
     ran_to_end: bool
     """Whether its program came to its end, whatever the code."""
+    has_reported: bool = False
+    """Whether its engine has reported the end of the run to the server."""
     cause: str | None = None
     """What else explains the end."""
 

@@ -85,6 +85,14 @@ def wait(path: str | None = None, seconds: float = 120.0, new_session: bool = Fa
     child.kill()
 
 
+@flow
+def wait_for_file(path: str, release: str):
+    """Run until a file appears."""
+    note(path, pid=os.getpid())
+    while not Path(release).exists():
+        time.sleep(0.05)
+
+
 def on_cancel(_flow, _flow_run, state):
     Path(os.environ["HOOK_FILE"]).write_text(f"cancelled {state.name}")
 
@@ -218,3 +226,22 @@ def leaves_mlflow_run_open_and_runs(path: str, address: str, experiment: str, ch
 
     open_mlflow_run(path, address, experiment)
     run_deployment(child, parameters={"path": child_path, "address": address, "experiment": experiment})
+
+
+@flow
+def crashes_once(path: str, how: str = "SIGKILL"):
+    """End the process at the first attempt."""
+    if not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), getattr(signal, how))
+        time.sleep(60)
+
+
+def slow_hook(_flow, _flow_run, _state):
+    note(os.environ["HOOK_FILE"], pid=os.getpid())
+    time.sleep(300)
+
+
+@flow(on_crashed=[slow_hook])
+def with_slow_hook():
+    os._exit(1)

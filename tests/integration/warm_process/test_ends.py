@@ -228,12 +228,11 @@ def test_killing_everything_at_once_leaves_the_run_to_the_next_worker(
         live, _, _ = start_waiting_run(orchestrator, pool, tmp_path / "live.json")
         ledger = Ledger(home / "warm-process", pool, orchestrator.address, "one more")
         ledger.open()
-        with ledger.abandoned() as abandoned:
-            left_to_another = list(abandoned)
+        adopted = ledger.adopt()
         ledger.close()
         orchestrator.cancel(live)
 
         assert len(list((home / "warm-process").iterdir())) == 1, "the ledgers are not those of one pool"
         assert "the worker that ran it was killed" in orchestrator.message(run)
-        assert left_to_another == []
+        assert adopted == []
         orchestrator.expect(live, "Cancelled")
