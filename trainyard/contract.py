@@ -208,6 +208,7 @@ class Event:
 
     FLOW_RUN: Final = "prefect.flow-run"
     """The prefix of a flow run's events and resource ids."""
+    FLOW_RUN_PENDING: Final = "prefect.flow-run.Pending"
     FLOW_RUN_SCHEDULED: Final = "prefect.flow-run.Scheduled"
     FLOW_RUN_RUNNING: Final = "prefect.flow-run.Running"
     FLOW_RUN_CANCELLING: Final = "prefect.flow-run.Cancelling"
@@ -246,6 +247,8 @@ class Resource:
     """The flow and the deployment that send mail."""
     MONITOR: Final = "monitor"
     CRASH_LOST_RUNS: Final = "crash-lost-runs"
+    CRASH_UNSTARTED_RUNS: Final = "crash-unstarted-runs"
+    CANCEL_LOST_RUNS: Final = "cancel-lost-runs"
     MAIL_RUN_EVENTS: Final = "mail-run-events"
     MAIL_ALERTS: Final = "mail-alerts"
     PROVISIONED: Final = "trainyard_provisioned"
