@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,13 +119,19 @@ class Supervisor:
             raise CannotForkError("the warm process is not running")
         if key in self._forks:
             raise CannotForkError("the process of an earlier attempt has not ended yet")
+        try:
+            env_file = _write_environment(env)
+        except OSError as error:
+            raise CannotForkError(f"its environment cannot be written ({error})") from None
         fork = self._forks[key] = Fork(key)
+        # The child removes it as soon as it has read it.
+        fork.ended.add_done_callback(lambda _: env_file.unlink(missing_ok=True))
         request = {
             "op": "start",
             "key": key,
             "module": module,
             "argv": list(argv),
-            "env": dict(env),
+            "env_file": str(env_file),
             "cwd": str(cwd),
             "quiet": quiet,
         }
@@ -265,6 +274,17 @@ class Supervisor:
             await asyncio.sleep(0.05)
         signal_group(fork.pid, signal.SIGKILL)
         _resolve(fork.ended, ProcessExit(None, ran_to_end=False, cause=cause))
+
+
+def _write_environment(env: Mapping[str, str]) -> Path:
+    """Write an environment into a file that only this user can read.
+
+    It does not go through the warm process, because every later fork would have it in its memory.
+    """
+    descriptor, path = tempfile.mkstemp(prefix="warm-process-", suffix=".json")
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(dict(env), file)
+    return Path(path)
 
 
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:

@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -245,3 +247,18 @@ def slow_hook(_flow, _flow_run, _state):
 @flow(on_crashed=[slow_hook])
 def with_slow_hook():
     os._exit(1)
+
+
+@flow
+def searches_its_memory(path: str, first_half: str, second_half: str):
+    """Look for a text, given in halves, in everything that this process has in memory."""
+    sought, hits = re.compile(first_half.encode() + b"(?=" + second_half.encode() + b")"), 0
+    with Path("/proc/self/maps").open() as maps, Path("/proc/self/mem").open("rb", buffering=0) as memory:
+        for line in maps:
+            borders, rights = line.split()[:2]
+            start, end = (int(border, 16) for border in borders.split("-"))
+            if rights.startswith("rw"):
+                memory.seek(start)
+                with suppress(OSError):
+                    hits += len(sought.findall(memory.read(end - start)))
+    note(path, hits=hits)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, read_note
@@ -105,3 +106,21 @@ def test_the_warm_process_itself_is_unchanged(shared_worker: Worker) -> None:
 
     assert not any(line.startswith((b"LEAKED=", b"COLOUR=")) for line in environment)
     assert Path(f"/proc/{shared_worker.warm_pid}/cwd").readlink() == shared_worker.home
+
+
+def test_a_later_fork_has_no_environment_of_an_earlier_one_in_its_memory(
+    orchestrator: Server, shared_pool: str, note: Path, tmp_path: Path
+) -> None:
+    halves = uuid4().hex, uuid4().hex
+    live_note = tmp_path / "live.json"
+    deployment = orchestrator.deploy(shared_pool, "wait")
+    live = orchestrator.trigger(deployment, {"env": {"SECRET": "".join(halves)}}, path=str(live_note))
+    has_secret = read_note(live_note)["env"]["SECRET"] == "".join(halves)
+    searching = orchestrator.deploy(shared_pool, "searches_its_memory")
+    run = orchestrator.trigger(searching, path=str(note), first_half=halves[0], second_half=halves[1])
+    orchestrator.expect(run, "Completed", seconds=60)
+    orchestrator.cancel(live)
+    orchestrator.expect(live, "Cancelled")
+
+    assert has_secret
+    assert read_note(note)["hits"] == 0
