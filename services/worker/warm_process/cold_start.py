@@ -20,7 +20,7 @@ def cold_start_reason(configuration: WarmProcessJobConfiguration) -> str | None:
     """Return why a job cannot run in a fork; None if it can."""
     if configuration.has_command:
         return f"its job variables set a command ({configuration.command})"
-    if str(configuration.env.get(_AUTO_INSTALL)).lower() in ("1", "true"):
+    if str(configuration.env.get(_AUTO_INSTALL)).lower() in ("1", "true", "t", "yes", "y", "on"):
         return f"its dependencies may have to be installed ({_AUTO_INSTALL})"
     return None
 
