@@ -18,7 +18,7 @@ from warm_process.background import BackgroundTasks
 from warm_process.ledger import Claim, Ledger
 from warm_process.live_runs import ForkContext, LiveRun
 from warm_process.processes import processes_of, signal_group, signal_processes, terminate_processes_of
-from warm_process.reasons import CgroupMemory, ProcessExit, describe_exit
+from warm_process.reasons import CgroupMemory, OomKills, ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.settle import EndedRun, HookKind, RunHooks, Settlement, owns
 from warm_process.supervisor import CannotForkError, Supervisor
@@ -48,6 +48,7 @@ class RunEndings:
         self._ledger = ledger
         self._supervisor = supervisor
         self._logger = logger
+        self._oom_kills = OomKills()
 
     async def settle_live(
         self, run: LiveRun, process_exit: ProcessExit, *, stop_cause: str | None, logger: Log
@@ -62,7 +63,9 @@ class RunEndings:
         """
         if not process_exit.has_reported or run.ending:
             signal_processes(processes_of(run.flow_run.id), signal.SIGKILL)
-            reason = stop_cause or describe_exit(process_exit, before=run.memory_before, after=CgroupMemory.read())
+            reason = stop_cause or self._oom_kills.describe(
+                process_exit, before=run.memory_before, after=CgroupMemory.read()
+            )
             ended = EndedRun(
                 run.claim,
                 reason,
