@@ -199,6 +199,8 @@ class State:
     """The name of a completed run that found something which people should know."""
     WAITING: Final = "Waiting"
     """The name of the running state of a run that waits for a lock."""
+    AWAITING_RERUN: Final = "AwaitingRerun"
+    """The name of a run that crashed and is scheduled again."""
     CACHED: Final = "Cached"
     """Prefect's name for a task that was taken from the cache."""
 
@@ -208,6 +210,7 @@ class Event:
 
     FLOW_RUN: Final = "prefect.flow-run"
     """The prefix of a flow run's events and resource ids."""
+    FLOW_RUN_PENDING: Final = "prefect.flow-run.Pending"
     FLOW_RUN_SCHEDULED: Final = "prefect.flow-run.Scheduled"
     FLOW_RUN_RUNNING: Final = "prefect.flow-run.Running"
     FLOW_RUN_CANCELLING: Final = "prefect.flow-run.Cancelling"
@@ -246,6 +249,8 @@ class Resource:
     """The flow and the deployment that send mail."""
     MONITOR: Final = "monitor"
     CRASH_LOST_RUNS: Final = "crash-lost-runs"
+    CRASH_UNSTARTED_RUNS: Final = "crash-unstarted-runs"
+    CANCEL_LOST_RUNS: Final = "cancel-lost-runs"
     MAIL_RUN_EVENTS: Final = "mail-run-events"
     MAIL_ALERTS: Final = "mail-alerts"
     PROVISIONED: Final = "trainyard_provisioned"

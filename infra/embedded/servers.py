@@ -64,6 +64,7 @@ class Servers(AbstractContextManager["Servers"]):
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "WARM_PROCESS_DRAIN_SECONDS": "0",  # Ctrl-C stops at once
             "DO_NOT_TRACK": "1",
             "MLFLOW_TRACKING_URI": self.mlflow_address,
             "MLFLOW_UI_URL": self.mlflow_address,

@@ -11,35 +11,84 @@ from trainyard.contract import Event, Resource, RunTag, State
 # Run or server may be away for a minute (docs/faults.md), and a heartbeat comes every 30 s
 # (PREFECT_FLOWS_HEARTBEAT_FREQUENCY).
 HEARTBEAT_WINDOW_SECONDS = 120
+# Longer than a worker takes to start a run, with the installation of its dependencies if need be.
+START_WINDOW_SECONDS = 600
+# Longer than a worker takes to end a cancelled run (WARM_PROCESS_CANCEL_GRACE) and to run its hooks.
+CANCEL_WINDOW_SECONDS = 120
 FLOW_RUNS = f"{Event.FLOW_RUN}.*"
-NOT_RUNNING = (
-    "Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot",
-    "Paused", "Suspended", State.ALERT,
-)  # fmt: skip
+ENDED = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", State.ALERT)
+NOT_STARTED = ("Scheduled", "AwaitingRetry", State.AWAITING_RERUN, "AwaitingConcurrencySlot")
+NOT_RUNNING = (*ENDED, *NOT_STARTED, "Paused", "Suspended")
 
-CRASH_LOST_RUNS: dict[str, Any] = {
-    "name": Resource.CRASH_LOST_RUNS,
-    "description": "A run whose process died with its worker or host is marked as Crashed.",
-    "enabled": True,
-    "trigger": {
-        "type": "event",
-        "posture": "Proactive",
-        # Running as well: a process may die before its first heartbeat.
-        "after": [Event.FLOW_RUN_HEARTBEAT, Event.FLOW_RUN_RUNNING],
-        "expect": [Event.FLOW_RUN_HEARTBEAT, *(f"{Event.FLOW_RUN}.{state}" for state in NOT_RUNNING)],
-        "match": {"prefect.resource.id": FLOW_RUNS},
-        "for_each": ["prefect.resource.id"],
-        "threshold": 1,
-        "within": HEARTBEAT_WINDOW_SECONDS,
-    },
-    "actions": [
-        {
-            "type": "change-flow-run-state",
-            "state": "CRASHED",
-            "message": f"The flow run crashed: it sent no heartbeat for {HEARTBEAT_WINDOW_SECONDS} seconds.",
-        }
-    ],
-}
+
+def lost_run_automations(
+    *,
+    heartbeat_window: int = HEARTBEAT_WINDOW_SECONDS,
+    start_window: int = START_WINDOW_SECONDS,
+    cancel_window: int = CANCEL_WINDOW_SECONDS,
+) -> list[dict[str, Any]]:
+    """Return the automations that end runs of which nothing is heard, because worker or host are gone for good.
+
+    Args:
+        heartbeat_window: Seconds without a heartbeat after which a running run is crashed; at least 10, as the others.
+        start_window: Seconds after which a run that a worker has claimed and not started is crashed.
+        cancel_window: Seconds after which a run that is being cancelled is cancelled.
+    """
+    return [
+        _lost_run_automation(
+            Resource.CRASH_LOST_RUNS,
+            "A run whose process died with its worker or host is marked as Crashed.",
+            # Running as well: a process may die before its first heartbeat.
+            after=[Event.FLOW_RUN_HEARTBEAT, Event.FLOW_RUN_RUNNING],
+            expect=[Event.FLOW_RUN_HEARTBEAT, *_state_events(*NOT_RUNNING)],
+            within=heartbeat_window,
+            state="CRASHED",
+            message=f"The flow run crashed: it sent no heartbeat for {heartbeat_window} seconds.",
+        ),
+        _lost_run_automation(
+            Resource.CRASH_UNSTARTED_RUNS,
+            "A run that was claimed by a worker that died before it started the run is marked as Crashed.",
+            after=[Event.FLOW_RUN_PENDING],
+            expect=_state_events("Running", "Cancelling", *NOT_RUNNING),
+            within=start_window,
+            state="CRASHED",
+            message=f"The flow run crashed: the worker that claimed it did not start it for {start_window} seconds.",
+        ),
+        _lost_run_automation(
+            Resource.CANCEL_LOST_RUNS,
+            "A cancelled run whose worker is gone is marked as Cancelled.",
+            after=[Event.FLOW_RUN_CANCELLING],
+            expect=_state_events(*ENDED, *NOT_STARTED),
+            within=cancel_window,
+            state="CANCELLED",
+            message=f"The flow run was cancelled; no worker ended it within {cancel_window} seconds.",
+        ),
+    ]
+
+
+def _state_events(*names: str) -> list[str]:
+    return [f"{Event.FLOW_RUN}.{name}" for name in names]
+
+
+def _lost_run_automation(
+    name: str, description: str, *, after: list[str], expect: list[str], within: int, state: str, message: str
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": description,
+        "enabled": True,
+        "trigger": {
+            "type": "event",
+            "posture": "Proactive",
+            "after": after,
+            "expect": expect,
+            "match": {"prefect.resource.id": FLOW_RUNS},
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": within,
+        },
+        "actions": [{"type": "change-flow-run-state", "state": state, "message": message}],
+    }
 
 
 def mail_run_events(deployment_id: str, events: Iterable[str]) -> dict[str, Any]:

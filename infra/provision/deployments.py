@@ -14,8 +14,8 @@ import yaml
 import trainyard.flows
 from infra.provision.api import create_flow_run, find_deployments, prefect_api, retry_transient
 from infra.provision.automations import (
-    CRASH_LOST_RUNS,
     find_automations,
+    lost_run_automations,
     mail_alerts,
     mail_run_events,
     save_automation,
@@ -47,7 +47,8 @@ def provision_deployments(settings: Settings) -> None:
         if recorded_fingerprint(api) == fingerprint and is_complete(api, settings):
             return
         ensure_work_pool(api)
-        save_automation(api, CRASH_LOST_RUNS)
+        for automation in lost_run_automations():
+            save_automation(api, automation)
         if settings.minio_address:
             save_results_block(settings)
         ensure_mail_queue(api)
@@ -60,7 +61,7 @@ def provision_deployments(settings: Settings) -> None:
 def compute_fingerprint(settings: Settings) -> str:
     """Return a digest of everything that decides what the deployments, blocks and automations look like."""
     digest = hashlib.sha256(importlib.metadata.version("prefect").encode())
-    digest.update(f"{settings.minio_address} {settings.schedules_active} {CRASH_LOST_RUNS}".encode())
+    digest.update(f"{settings.minio_address} {settings.schedules_active} {lost_run_automations()}".encode())
     digest.update(f"{[automation('', settings.mail_events) for automation in (mail_run_events, mail_alerts)]}".encode())
     digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
     library = [file for suffix in ("py", "yaml") for file in LIBRARY.rglob(f"*.{suffix}")]
@@ -93,7 +94,8 @@ def is_complete(api: httpx.Client, settings: Settings) -> bool:
     if settings.minio_address:
         block = f"{Resource.RESULTS_BLOCK_TYPE}/block_documents/name/{Resource.RESULTS_BLOCK}"
         paths.append(f"/block_types/slug/{block}")
-    automations = (Resource.CRASH_LOST_RUNS, Resource.MAIL_RUN_EVENTS, Resource.MAIL_ALERTS)
+    lost_runs = [automation["name"] for automation in lost_run_automations()]
+    automations = (*lost_runs, Resource.MAIL_RUN_EVENTS, Resource.MAIL_ALERTS)
     return (
         names == existing
         and all(find_automations(api, name) for name in automations)

@@ -180,7 +180,13 @@ def test_provisioning_creates_everything_once_although_every_request_fails_twice
     assert provisioned.mlflow_failures["dropped"] > 3
     assert sorted(deployment["name"] for deployment in deployments) == ["greet", Resource.MONITOR, Resource.SEND_MAIL]
     assert sorted(automation["name"] for automation in automations) == sorted(
-        [Resource.CRASH_LOST_RUNS, Resource.MAIL_ALERTS, Resource.MAIL_RUN_EVENTS]
+        [
+            Resource.CRASH_LOST_RUNS,
+            Resource.CRASH_UNSTARTED_RUNS,
+            Resource.CANCEL_LOST_RUNS,
+            Resource.MAIL_ALERTS,
+            Resource.MAIL_RUN_EVENTS,
+        ]
     )
     assert [run["state_type"] for run in runs_of(provisioned.api, "greet")] == ["SCHEDULED"]
     assert accounts.created == {Account.WORKER: 1, Account.SERVING: 1, Account.DASHBOARD: 1}

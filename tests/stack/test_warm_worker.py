@@ -68,7 +68,10 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
     (stack.home / "flows/probes.py").write_text(FLOWS)
     with (stack.home / "prefect.yaml").open("a") as project:
         for name in NAMES:
-            project.write(f"\n  - name: {name}\n    entrypoint: flows/probes.py:{name}\n    work_pool: *training\n")
+            project.write(
+                f"\n  - name: {name}\n    entrypoint: flows/probes.py:{name}\n"
+                "    work_pool: {name: training, job_variables: {reruns_after_crash: 0}}\n"
+            )
     stack.shell("make deploy")
     with stack.prefect() as api:
         yield api
@@ -92,9 +95,10 @@ def lost_run(stack: Stack, api: httpx.Client) -> str:
     return run
 
 
-def trigger(api: httpx.Client, name: str, **parameters: str) -> str:
+def trigger(api: httpx.Client, name: str, reruns: int = 0, **parameters: Any) -> str:
     deployment = find_deployment(api, name)["id"]
-    response = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
+    body = {"parameters": parameters, "job_variables": {"reruns_after_crash": reruns}}
+    response = api.post(f"/deployments/{deployment}/create_flow_run", json=body)
     return response.raise_for_status().json()["id"]
 
 
@@ -112,9 +116,9 @@ def log_of(api: httpx.Client, run: str) -> str:
     return "\n".join(log["message"] for log in api.post("/logs/filter", json=query).raise_for_status().json())
 
 
-def wait_until_lingering(api: httpx.Client, deployment: str = "linger") -> tuple[str, int]:
+def wait_until_lingering(api: httpx.Client, deployment: str = "linger", **options: Any) -> tuple[str, int]:
     """Start `linger`; return its run and its pid in the worker's container once it has its child process and MLflow run."""
-    run = trigger(api, deployment)
+    run = trigger(api, deployment, **options)
     wait_until(lambda: "lingering as " in log_of(api, run), 60, "the run to linger", every=0.3)
     return run, int(log_of(api, run).split("lingering as ")[1].split()[0])
 
@@ -233,13 +237,29 @@ def test_the_runs_of_a_killed_warm_process_are_settled(stack: Stack, api: httpx.
     expect_end(stack, api, trigger(api, "nothing"), "Completed")
 
 
-def test_a_stopped_worker_settles_its_runs(stack: Stack, api: httpx.Client) -> None:
-    run, _ = wait_until_lingering(api)
+def test_a_stopped_worker_settles_the_runs_that_do_not_finish(stack: Stack, api: httpx.Client) -> None:
+    once, _ = wait_until_lingering(api)
+    repeated, _ = wait_until_lingering(api, reruns=2)
+    stack.shell("docker compose stop worker")
+    given_back = state_of(api, repeated)
+
+    expect_end(stack, api, once, "Crashed", seconds=1)
+    assert given_back["type"] == "SCHEDULED"
+    assert "the worker that ran it was stopped" in given_back["message"]
+    start_workers(stack)
+    wait_until(lambda: state_of(api, repeated)["type"] == "RUNNING", 60, "the run to run again", every=0.3)
+    cancel(api, repeated)
+    expect_end(stack, api, repeated, "Cancelled")
+    expect_nothing_left(stack, once, "FAILED")
+
+
+def test_a_stopped_worker_lets_runs_finish(stack: Stack, api: httpx.Client) -> None:
+    run = trigger(api, "linger", seconds=15)
+    wait_until(lambda: "lingering as " in log_of(api, run), 60, "the run to linger", every=0.3)
     stack.shell("docker compose stop worker")
 
-    expect_end(stack, api, run, "Crashed", seconds=1)
+    expect_end(stack, api, run, "Completed", seconds=1)
     start_workers(stack)
-    expect_nothing_left(stack, run, "FAILED")
 
 
 def test_the_next_worker_settles_what_a_killed_container_left(stack: Stack, api: httpx.Client) -> None:

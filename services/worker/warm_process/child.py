@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import json
 import os
 import random
 import runpy
@@ -39,7 +40,16 @@ _START_ONLY = (
     "MPLBACKEND",
     "MPLCONFIGDIR",
     "MATPLOTLIBRC",
+    "DASK_",
+    "GIT_PYTHON_",
+    "JOBLIB_",
+    "MLFLOW_CONFIGURE_LOGGING",
+    "MLFLOW_LOGGING_LEVEL",
+    "NPY_",
+    "PANDERA_",
     "PYTHON",
+    "SCIPY_",
+    "SKLEARN_",
 )
 _APPLIED_BY_FORK = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
 
@@ -69,7 +79,7 @@ def run(request: Message, *, parent: int, end_fd: int, libc: Any) -> NoReturn:
     try:
         _detach(parent, libc)
         _set_stdio(quiet=request["quiet"])
-        _apply_environment(request["env"], request["cwd"])
+        _apply_environment(_take_environment(Path(request["env_file"])), request["cwd"])
         _reset_inherited_state()
         code = _run_module(request["module"], request["argv"])
     except BaseException:  # noqa: BLE001 - nothing may escape into the warm process's loop
@@ -104,6 +114,12 @@ def _set_stdio(*, quiet: bool) -> None:
         os.dup2(null, 1)
         os.dup2(null, 2)
     os.close(null)
+
+
+def _take_environment(file: Path) -> dict[str, str]:
+    env: dict[str, str] = json.loads(file.read_text())
+    file.unlink()
+    return env
 
 
 def _apply_environment(env: dict[str, str], cwd: str) -> None:

@@ -7,20 +7,20 @@ from typing import Any
 from uuid import UUID
 
 import anyio
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorkerResult
+from prefect.workers.process import ProcessWorkerResult
 
-from warm_process.prefect_private import is_command_configured
+from warm_process.job import WarmProcessJobConfiguration
 from warm_process.processes import processes_of, signal_processes
 from warm_process.reasons import ProcessExit
 
 _AUTO_INSTALL = "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES"
 
 
-def cold_start_reason(configuration: ProcessJobConfiguration) -> str | None:
+def cold_start_reason(configuration: WarmProcessJobConfiguration) -> str | None:
     """Return why a job cannot run in a fork; None if it can."""
-    if is_command_configured(configuration):
+    if configuration.has_command:
         return f"its job variables set a command ({configuration.command})"
-    if str(configuration.env.get(_AUTO_INSTALL)).lower() in ("1", "true"):
+    if str(configuration.env.get(_AUTO_INSTALL)).lower() in ("1", "true", "t", "yes", "y", "on"):
         return f"its dependencies may have to be installed ({_AUTO_INSTALL})"
     return None
 

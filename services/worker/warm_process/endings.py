@@ -1,9 +1,9 @@
-"""The ends of runs: settles what ended without a report, and requeues what was claimed and not started."""
+"""The ends of runs: settles what ended without a report, and returns to the queue what was claimed and not started."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
 import os
 import signal
@@ -13,30 +13,27 @@ from uuid import UUID
 
 import httpx
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Scheduled
-from prefect.workers.process import ProcessJobConfiguration
 
-from warm_process.ledger import ClaimedRun, Ledger
+from warm_process.background import BackgroundTasks
+from warm_process.ledger import Claim, Ledger
 from warm_process.live_runs import ForkContext, LiveRun
-from warm_process.prefect_private import WORKER_NAME_LABEL
-from warm_process.processes import processes_of, signal_processes, terminate_processes_of
-from warm_process.reasons import CgroupMemory, ProcessExit, describe_exit
+from warm_process.processes import processes_of, signal_group, signal_processes, terminate_processes_of
+from warm_process.reasons import CgroupMemory, OomKills, ProcessExit
 from warm_process.settings import WarmProcessSettings
-from warm_process.settle import EndedRun, HookKind, RunHooks, settle
+from warm_process.settle import EndedRun, HookKind, RunHooks, Settlement, owns
 from warm_process.supervisor import CannotForkError, Supervisor
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
 
     Log = logging.Logger | logging.LoggerAdapter[Any]
 
-_HOOKS_TIMEOUT = 60.0
 _HOOKS_MODULE = "warm_process.hooks"
+_ADOPTION_RETRY_SECONDS = 2.0
 
 
 class RunEndings:
-    """Gives the runs of one worker, and those that an earlier worker abandoned, their final states."""
+    """Gives the runs of one worker, and those that dead workers left, their next states."""
 
     def __init__(
         self,
@@ -44,18 +41,18 @@ class RunEndings:
         settings: WarmProcessSettings,
         ledger: Ledger,
         supervisor: Supervisor | None,
-        *,
-        worker_name: str,
         logger: Log,
     ) -> None:
         self._client = client
         self._settings = settings
         self._ledger = ledger
         self._supervisor = supervisor
-        self._worker_name = worker_name
         self._logger = logger
+        self._oom_kills = OomKills()
 
-    async def settle_live(self, run: LiveRun, process_exit: ProcessExit, *, stop_cause: str | None, logger: Log) -> int:
+    async def settle_live(
+        self, run: LiveRun, process_exit: ProcessExit, *, stop_cause: str | None, logger: Log
+    ) -> None:
         """Settle a run whose process has ended, unless it reported its own end.
 
         Args:
@@ -63,61 +60,73 @@ class RunEndings:
             process_exit: How its process ended.
             stop_cause: Why the worker stopped it, if it did.
             logger: The run's own logger.
-
-        Returns:
-            The exit code for Prefect to report.
         """
-        if process_exit.ran_to_end and process_exit.code == 0 and not run.is_cancelled:
-            return 0
-        signal_processes(processes_of(run.flow_run.id), signal.SIGKILL)
-        reason = stop_cause or describe_exit(process_exit, before=run.memory_before, after=CgroupMemory.read())
-        ended = EndedRun(run.flow_run.id, reason, run.is_cancelled, pid=run.pid, mlflow_env=run.job_env)
-        state = await settle(self._client, ended, run_hooks=self._hook_runner(run), logger=logger)
-        if state is None or not state.is_crashed():
-            return 0
-        logger.error("The run has ended as Crashed: %s.", reason)
-        return process_exit.code if process_exit.code is not None else 1
-
-    async def settle_cancelled(self, flow_run: FlowRun, configuration: ProcessJobConfiguration, logger: Log) -> None:
-        """Settle a run that was cancelled before it had a process."""
-        ended = EndedRun(flow_run.id, "it was cancelled", is_cancelled=True, mlflow_env=configuration.env)
-        await settle(self._client, ended, logger=logger)
-
-    async def requeue(self, flow_run_id: UUID) -> None:
-        """Return a run that was claimed but not started to its queue."""
-        with contextlib.suppress(httpx.HTTPError, ObjectNotFound):
-            flow_run = await self._client.read_flow_run(flow_run_id)
-            worker_name = flow_run.labels.get(WORKER_NAME_LABEL, self._worker_name)
-            if flow_run.state and flow_run.state.is_pending() and worker_name == self._worker_name:
-                message = "The worker was stopped before it started the run."
-                await self._client.set_flow_run_state(flow_run_id, Scheduled(message=message), force=True)
-        self._ledger.remove(flow_run_id)
-
-    async def settle_abandoned(self) -> None:
-        """Settle the runs that killed workers of this pool have left in their ledgers."""
-        try:
-            with self._ledger.abandoned() as runs:
-                for run in runs:
-                    await self._settle_abandoned(run)
-        except (httpx.HTTPError, OSError) as error:
-            self._logger.warning("Runs of an earlier worker are left for the next one to settle: %s", error)
-
-    async def _settle_abandoned(self, run: ClaimedRun) -> None:
-        reason = "the worker that ran it was killed, together with its process"
-        if run.pid is None:
-            reason = "the worker that had claimed it was killed before it started the run"
-            flow_run = await self._client.read_flow_run(run.flow_run_id)
-            if not (flow_run.state and flow_run.state.is_pending()):
-                return
-            if flow_run.labels.get(WORKER_NAME_LABEL, run.worker) != run.worker:
-                return
-        else:
-            await terminate_processes_of(run.flow_run_id, self._settings.stop_grace)
-        ended = EndedRun(run.flow_run_id, reason, pid=run.pid, mlflow_env=os.environ)
-        if state := await settle(self._client, ended, logger=self._logger):
-            self._logger.warning(
-                "Worker %r was killed and left flow run %s, which is now %s.", run.worker, run.flow_run_id, state.name
+        if not process_exit.has_reported or run.ending:
+            signal_processes(processes_of(run.flow_run.id), signal.SIGKILL)
+            reason = stop_cause or self._oom_kills.describe(
+                process_exit, before=run.memory_before, after=CgroupMemory.read()
             )
+            ended = EndedRun(
+                run.claim,
+                reason,
+                is_cancelled=run.ending == "cancel",
+                is_given_back=stop_cause is not None,
+                mlflow_env=run.job_env,
+            )
+            state = await Settlement(self._client, ended, run_hooks=self._hook_runner(run), logger=logger).settle()
+            if state and (state.is_crashed() or state.is_scheduled()):
+                logger.error("The run has ended without a result and is now %s: %s.", state.name, reason)
+        self._ledger.remove(run.claim)
+
+    async def settle_unstarted(self, claim: Claim, reason: str, *, may_repeat: bool = True) -> None:
+        """Settle a run that was claimed and has no process.
+
+        Args:
+            claim: The run.
+            reason: Why it has none.
+            may_repeat: Whether it returns to the queue; else it is crashed.
+        """
+        ended = EndedRun(claim, reason, is_unstarted=may_repeat)
+        await Settlement(self._client, ended, logger=self._logger).settle()
+        self._ledger.remove(claim)
+
+    async def settle_adopted(self, background: BackgroundTasks) -> None:
+        """Settle the runs that dead workers of this pool have left in their ledgers, each on its own."""
+        try:
+            claims = self._ledger.adopt()
+        except OSError as error:
+            self._logger.warning("The ledger of an earlier worker cannot be read: %s", error)
+            return
+        for claim in claims:
+            background.spawn(self._settle_adopted(claim))
+
+    async def _settle_adopted(self, claim: Claim) -> None:
+        reason = "the worker that had claimed it was killed before it started the run"
+        if claim.pid is not None:
+            reason = "the worker that ran it was killed, together with its process"
+            if await self._is_current(claim):
+                await terminate_processes_of(claim.flow_run_id, self._settings.stop_grace)
+        ended = EndedRun(claim, reason, is_unstarted=claim.pid is None, mlflow_env=os.environ)
+        state = await Settlement(self._client, ended, logger=self._logger).settle()
+        self._ledger.remove(claim)
+        if state:
+            self._logger.warning(
+                "Worker %r was killed and left flow run %s, which is now %s.",
+                claim.worker,
+                claim.flow_run_id,
+                state.name,
+            )
+
+    async def _is_current(self, claim: Claim) -> bool:
+        """Tell whether nobody has claimed the run since; wait for the server as long as it is out of reach."""
+        while True:
+            try:
+                return owns(await self._client.read_flow_run_states(claim.flow_run_id), claim)
+            except ObjectNotFound:
+                return False
+            except httpx.HTTPError as error:
+                self._logger.warning("An earlier worker's run waits until the server can be reached: %s", error)
+                await asyncio.sleep(_ADOPTION_RETRY_SECONDS)
 
     def _hook_runner(self, run: LiveRun) -> RunHooks | None:
         context = run.fork
@@ -130,20 +139,24 @@ class RunEndings:
         return run_hooks
 
     async def _run_hooks(self, flow_run_id: UUID, context: ForkContext, kind: HookKind, message: str) -> None:
-        """Run the flow's hooks in a process of their own, forked if possible."""
+        """Run the flow's hooks in a process of their own, forked if possible; kill it when it takes too long."""
         assert self._supervisor
-        env, cwd = context.env, context.cwd
+        ended: asyncio.Future[Any]
         try:
-            async with asyncio.timeout(_HOOKS_TIMEOUT):
-                try:
-                    fork = await self._supervisor.fork(
-                        f"{flow_run_id} {kind}", _HOOKS_MODULE, kind, message, env=env, cwd=cwd
-                    )
-                    await fork.ended
-                except CannotForkError:
-                    process = await asyncio.create_subprocess_exec(
-                        sys.executable, "-m", _HOOKS_MODULE, kind, message, env=env, cwd=cwd
-                    )
-                    await process.wait()
-        except TimeoutError:
-            self._logger.warning("The %s hooks of flow run %s exceed %g s.", kind, flow_run_id, _HOOKS_TIMEOUT)
+            fork = await self._supervisor.fork(
+                f"{flow_run_id} {kind}", _HOOKS_MODULE, kind, message, env=context.env, cwd=context.cwd
+            )
+            ended, kill = fork.ended, functools.partial(self._supervisor.signal, fork, signal.SIGKILL)
+        except CannotForkError:
+            command = (sys.executable, "-m", _HOOKS_MODULE, kind, message)
+            process = await asyncio.create_subprocess_exec(
+                *command, env=context.env, cwd=context.cwd, start_new_session=True
+            )
+            ended, kill = (
+                asyncio.ensure_future(process.wait()),
+                functools.partial(signal_group, process.pid, signal.SIGKILL),
+            )
+        timeout = self._settings.hooks_timeout
+        if not (await asyncio.wait([ended], timeout=timeout))[0]:
+            kill()
+            self._logger.warning("The %s hooks of flow run %s exceed %g s and were killed.", kind, flow_run_id, timeout)

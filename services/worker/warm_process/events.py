@@ -12,30 +12,38 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 
 from trainyard.contract import Event as EventName
+from trainyard.contract import State
 
-_MIN_BACKOFF, _MAX_BACKOFF = 0.5, 30.0
+_MIN_BACKOFF, _MAX_BACKOFF = 0.5, 5.0
+_SCHEDULED = (EventName.FLOW_RUN_SCHEDULED, f"{EventName.FLOW_RUN}.{State.AWAITING_RERUN}")
+# Runs that somebody cancels or ends; what ends by itself is among them.
+_STOPPED = tuple(f"{EventName.FLOW_RUN}.{name}" for name in ("Cancelling", "Cancelled", "Crashed", "Failed"))
 
 
 class EventListener:
-    """Listens for scheduled and cancelled runs of one work pool, and reconnects whenever the stream is cut."""
+    """Listens for runs of one work pool that are scheduled, cancelled or ended; reconnects whenever the stream is cut.
+
+    Prefect sends the events of the last minute again to each new connection: they are hints, and the server's state
+    of a run is the truth.
+    """
 
     def __init__(
         self,
         *,
         on_scheduled: Callable[[], None],
-        on_cancelling: Callable[[UUID], None],
+        on_stopped: Callable[[UUID], None],
         on_connected: Callable[[], None],
         logger: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
         self._on_scheduled = on_scheduled
-        self._on_cancelling = on_cancelling
+        self._on_stopped = on_stopped
         self._on_connected = on_connected
         self._logger = logger
 
     async def listen(self, work_pool_id: UUID) -> None:
         """Listen until cancelled; `on_connected` has to look for what happened while the stream was cut."""
         events = EventFilter(
-            event=EventNameFilter(name=[EventName.FLOW_RUN_SCHEDULED, EventName.FLOW_RUN_CANCELLING]),
+            event=EventNameFilter(name=[*_SCHEDULED, *_STOPPED]),
             any_resource=EventAnyResourceFilter(id=[f"{EventName.WORK_POOL}.{work_pool_id}"]),
         )
         loop = asyncio.get_running_loop()
@@ -56,7 +64,7 @@ class EventListener:
             backoff = min(2 * backoff, _MAX_BACKOFF)
 
     def _handle(self, event: Event) -> None:
-        if event.event == EventName.FLOW_RUN_SCHEDULED:
+        if event.event in _SCHEDULED:
             self._on_scheduled()
-        elif event.event == EventName.FLOW_RUN_CANCELLING:
-            self._on_cancelling(UUID(event.resource.id.removeprefix(f"{EventName.FLOW_RUN}.")))
+        elif event.event in _STOPPED:
+            self._on_stopped(UUID(event.resource.id.removeprefix(f"{EventName.FLOW_RUN}.")))

@@ -6,43 +6,47 @@ touched.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID, uuid4
 
 _LOCK, _FACTS, _RUN = "lock", "facts.json", ".run"
-# A run that was claimed but not started within this time has gone to another worker.
-_MAX_CLAIM_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class ClaimedRun:
-    """A run in the ledger of a worker."""
+class Claim:
+    """A run that a worker has claimed."""
 
     flow_run_id: UUID
-    pid: int | None
-    """Its process; None before it was started."""
+    state_id: UUID
+    """The Pending state that the server accepted from the worker. Every claim of a run makes a new one, so the newest
+    in the run's history tells whose it is."""
     worker: str
-    """The name of the worker that claimed it."""
+    """The worker's name."""
+    pid: int | None = None
+    """Its process; None before it was started."""
+    max_reruns: int = 0
+    """How often it is run again after a crash."""
 
 
 class Ledger:
     """The claimed runs of one worker."""
 
     def __init__(self, root: Path, pool: str, api_url: str, worker: str) -> None:
-        digest = hashlib.sha256(f"{api_url}\n{pool}".encode()).hexdigest()[:16]
+        digest = sha256(f"{api_url}\n{pool}".encode()).hexdigest()[:16]
         self._siblings = root / digest
         self._folder = self._siblings / uuid4().hex
         self._facts: dict[str, Any] = {"worker": worker, "pool": pool, "pid": os.getpid()}
-        self._claims: dict[UUID, float] = {}
+        self._claims: dict[UUID, Claim] = {}
+        self._claimed_at: dict[UUID, float] = {}
         self._lock: IO[str] | None = None
 
     def open(self) -> None:
@@ -72,51 +76,69 @@ class Ledger:
         self._facts.update(facts)
         self._write(_FACTS, json.dumps(self._facts))
 
-    def claim(self, flow_run_id: UUID) -> None:
-        """Record a run that this worker is about to claim."""
-        if flow_run_id not in self._claims:
-            self._claims[flow_run_id] = time.monotonic()
-            self._write(f"{flow_run_id}{_RUN}", "")
-        for other, since in list(self._claims.items()):
-            if time.monotonic() - since > _MAX_CLAIM_SECONDS:
-                self.remove(other)
+    def claim(self, flow_run_id: UUID, state_id: UUID) -> None:
+        """Record a run that the server has given to this worker, with the Pending state that says so."""
+        self._claimed_at[flow_run_id] = time.monotonic()
+        self._record(Claim(flow_run_id, state_id, self._facts["worker"]))
 
-    def record_start(self, flow_run_id: UUID, pid: int) -> None:
-        """Record the process of a run."""
-        self._claims.pop(flow_run_id, None)
-        self._write(f"{flow_run_id}{_RUN}", str(pid))
+    def record_start(self, claim: Claim, pid: int, max_reruns: int) -> Claim:
+        """Record the process of a run; return the claim with it."""
+        started = replace(claim, pid=pid, max_reruns=max_reruns)
+        self._record(started)
+        return started
 
-    def remove(self, flow_run_id: UUID) -> None:
-        """Remove a run that has ended."""
-        self._claims.pop(flow_run_id, None)
-        if self._lock:
-            (self._folder / f"{flow_run_id}{_RUN}").unlink(missing_ok=True)
+    def get(self, flow_run_id: UUID) -> Claim | None:
+        """Return the claim of a run; None if this worker has none."""
+        return self._claims.get(flow_run_id)
 
-    def claimed(self) -> list[UUID]:
-        """List the runs that were claimed and have no process yet."""
-        return list(self._claims)
+    def all(self) -> list[Claim]:
+        """List the claims."""
+        return list(self._claims.values())
+
+    def unstarted(self, seconds: float = 0.0) -> list[Claim]:
+        """List the claims that are older than some seconds and whose run has no process yet."""
+        before = time.monotonic() - seconds
+        return [
+            claim
+            for claim in self._claims.values()
+            if claim.pid is None and self._claimed_at.get(claim.flow_run_id, before) <= before
+        ]
+
+    def remove(self, claim: Claim) -> None:
+        """Remove a run that was settled, unless it has been claimed again."""
+        current = self._claims.get(claim.flow_run_id)
+        if current and current.state_id == claim.state_id:
+            del self._claims[claim.flow_run_id]
+            self._claimed_at.pop(claim.flow_run_id, None)
+            if self._lock:
+                (self._folder / f"{claim.flow_run_id}{_RUN}").unlink(missing_ok=True)
+
+    def adopt(self) -> list[Claim]:
+        """Move the claims of dead workers of this pool into this ledger, and return them.
+
+        Raises:
+            OSError: A file of theirs cannot be moved.
+        """
+        adopted: list[Claim] = []
+        for folder in self._siblings.iterdir() if self._lock else ():
+            if folder.name.startswith(".") or folder == self._folder or not (lock := _try_lock(folder)):
+                continue
+            with lock:
+                for claim, path in _read_claims(folder):
+                    path.rename(self._folder / path.name)
+                    self._claims[claim.flow_run_id] = claim
+                    adopted.append(claim)
+                shutil.rmtree(folder, ignore_errors=True)
+        return adopted
+
+    def _record(self, claim: Claim) -> None:
+        self._claims[claim.flow_run_id] = claim
+        self._write(f"{claim.flow_run_id}{_RUN}", json.dumps(asdict(claim), default=str))
 
     def _write(self, name: str, text: str) -> None:
         if self._lock:
             with suppress(OSError):  # a full disk must not prevent a run from starting
                 (self._folder / name).write_text(text)
-
-    @contextmanager
-    def abandoned(self) -> Iterator[list[ClaimedRun]]:
-        """Read the runs of dead workers; their folders are deleted when the block ends without an error."""
-        found: list[tuple[Path, IO[str], list[ClaimedRun]]] = []
-        try:
-            for folder in self._siblings.iterdir() if self._siblings.is_dir() else ():
-                if folder.name.startswith(".") or folder == self._folder:
-                    continue
-                if lock := _try_lock(folder):
-                    found.append((folder, lock, _read_runs(folder)))
-            yield [run for _, _, runs in found for run in runs]
-            for folder, _, _ in found:
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            for _, lock, _ in found:
-                lock.close()
 
 
 def live_workers(root: Path) -> list[dict[str, Any]]:
@@ -127,7 +149,7 @@ def live_workers(root: Path) -> list[dict[str, Any]]:
             lock.close()
             continue
         worker: dict[str, Any] = json.loads(facts.read_text())
-        worker["runs"] = {str(run.flow_run_id): run.pid for run in _read_runs(facts.parent) if run.pid is not None}
+        worker["runs"] = {str(run.flow_run_id): run.pid for run, _ in _read_claims(facts.parent) if run.pid is not None}
         workers.append(worker)
     return workers
 
@@ -146,13 +168,8 @@ def _try_lock(folder: Path) -> IO[str] | None:
     return lock
 
 
-def _read_runs(folder: Path) -> list[ClaimedRun]:
-    worker = ""
-    with suppress(OSError, ValueError):
-        worker = json.loads((folder / _FACTS).read_text())["worker"]
-    runs = []
+def _read_claims(folder: Path) -> Iterator[tuple[Claim, Path]]:
     for path in folder.glob(f"*{_RUN}"):
-        with suppress(OSError, ValueError):
-            text = path.read_text()
-            runs.append(ClaimedRun(UUID(path.name.removesuffix(_RUN)), int(text) if text else None, worker))
-    return runs
+        with suppress(OSError, ValueError, TypeError):  # it was removed just now, or a full disk cut it off
+            read = json.loads(path.read_text())
+            yield Claim(**{**read, "flow_run_id": UUID(read["flow_run_id"]), "state_id": UUID(read["state_id"])}), path

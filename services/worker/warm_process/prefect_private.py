@@ -1,7 +1,8 @@
 """The names of Prefect that are not part of its documented interface.
 
-tests/integration/warm_process/test_private_names.py checks each of them, so that it fails with the reason when a new
-version of Prefect moves one. Where the control channel is missing at run time, every run is a cold start.
+The worker checks each of them when it starts (`missing_names`): where one is missing, every run is a cold start, as on
+Prefect's process worker. tests/integration/warm_process/test_private_names.py fails when a new version of Prefect moves
+one.
 """
 
 from __future__ import annotations
@@ -9,27 +10,50 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import inspect
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from prefect.workers.process import ProcessJobConfiguration
+    from collections.abc import Mapping
 
-# Where the engine connects to be notified that a SIGTERM means "cancelled".
+Intent = Literal["cancel", "reschedule", "relinquish"]
+"""Why an engine is stopped; it reports the first only."""
+
+# Where the engine connects to be told why it gets SIGTERM.
 CONTROL_PORT = "PREFECT__CONTROL_PORT"
 CONTROL_TOKEN = "PREFECT__CONTROL_TOKEN"  # noqa: S105 - the name of a variable
 FLOW_RUN_ID = "PREFECT__FLOW_RUN_ID"
 # "false": the starter of the process sets the Cancelled state and runs the hooks of it.
 ENGINE_OWNS_CANCELLATION = "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"
 
-WORKER_NAME_LABEL = "prefect.worker.name"
-"""The label that a worker gives to the runs that it starts."""
-
-WORKER_ATTRIBUTES = ("_logger", "_description")
-"""Attributes of BaseWorker that WarmProcessWorker uses or sets."""
-WORKER_METHODS = ("_setup_cancellation_observer", "_give_worker_labels_to_flow_run")
-"""Methods of BaseWorker that WarmProcessWorker overrides."""
+_CHANNEL = "prefect.runner._control_channel"
+NAMES: Mapping[str, tuple[str, ...] | None] = {
+    f"{_CHANNEL}:ControlChannel.register": ("self", "flow_run_id"),
+    f"{_CHANNEL}:ControlChannel.unregister": ("self", "flow_run_id"),
+    f"{_CHANNEL}:ControlChannel.signal": ("self", "flow_run_id", "intent"),
+    f"{_CHANNEL}:ControlChannel.get_conclusion": ("self", "flow_run_id"),
+    f"{_CHANNEL}:ControlSignalStatus.ACKNOWLEDGED": None,
+    f"{_CHANNEL}:ControlSignalStatus.ALREADY_CONCLUDED": None,
+    "prefect._internal.attempt_control:EngineOutcomeReceipt.state_id": None,
+    "prefect.workers.base:BaseWorker._give_worker_labels_to_flow_run": ("self", "flow_run_id"),
+    "prefect.flow_engine:_send_heartbeats": ("engine", "join_on_exit"),
+    "prefect.context:refresh_global_settings_context": (),
+    "prefect.logging.configuration:setup_logging": ("incremental",),
+}
+"""Functions with their parameters, and other names with None."""
+SOURCES: Mapping[str, tuple[str, ...]] = {
+    "prefect._internal.control_listener": (f'"{CONTROL_PORT}"', f'"{CONTROL_TOKEN}"'),
+    "prefect.engine": (f'"{FLOW_RUN_ID}"', 'if __name__ == "__main__":'),
+    "prefect.client.base": ("if self._has_connected:",),
+    "prefect.flow_engine": (
+        f'"{ENGINE_OWNS_CANCELLATION}"',
+        "with _send_heartbeats(self):",
+        'frozenset({"reschedule", "relinquish"})',
+    ),
+}
+"""What the source of a module contains."""
 
 # What the engine imports only once a run has started.
 ENGINE_MODULES = (
@@ -58,19 +82,38 @@ ENGINE_MODULES = (
 )
 
 
-class CancelChannel:
-    """Notifies the engine in a child that it is about to be stopped because its run was cancelled.
+def missing_names() -> list[str]:
+    """List the names that this version of Prefect lacks or has changed."""
+    names = [name for name, parameters in NAMES.items() if not _is_unchanged(name, parameters)]
+    texts = [f"{module}: {text}" for module, parts in SOURCES.items() for text in parts if not _contains(module, text)]
+    return names + texts
 
-    Without the notification the engine reports the SIGTERM that follows as a crash.
+
+def _is_unchanged(name: str, parameters: tuple[str, ...] | None) -> bool:
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return False
+    return parameters is None or tuple(inspect.signature(found).parameters) == parameters
+
+
+def _contains(module: str, text: str) -> bool:
+    try:
+        return text in inspect.getsource(importlib.import_module(module))
+    except (ImportError, OSError):
+        return False
+
+
+class ControlChannel:
+    """Tells the engine in a child why it is about to be stopped, and learns from it that it has reported its end.
+
+    Without the announcement the engine reports the SIGTERM that follows as a crash.
     """
 
     def __init__(self) -> None:
-        """Create a channel.
-
-        Raises:
-            ImportError: This version of Prefect has no such channel.
-            AttributeError: This version of Prefect has another kind of channel.
-        """
         module = importlib.import_module("prefect.runner._control_channel")
         self._acknowledged = module.ControlSignalStatus.ACKNOWLEDGED
         self._concluded = module.ControlSignalStatus.ALREADY_CONCLUDED
@@ -86,23 +129,32 @@ class CancelChannel:
         """Return the environment through which the child of this run finds the channel."""
         try:
             port, token = self._channel.register(flow_run_id)
-        except RuntimeError:  # no loopback port was free: a cancelled run gets the signal alone
+        except RuntimeError:  # no loopback port was free: a stopped run gets the signal alone
             return {}
         return {CONTROL_PORT: str(port), CONTROL_TOKEN: token}
 
     def unregister(self, flow_run_id: UUID) -> None:
         self._channel.unregister(flow_run_id)
 
-    async def announce_cancel(self, flow_run_id: UUID, timeout: float) -> bool | None:
-        """Announce a cancellation to the engine, which may still be starting.
+    def has_reported_end(self, flow_run_id: UUID) -> bool:
+        """Tell whether the engine of a run has reported to the server that it has ended or is suspended."""
+        return getattr(self._channel.get_conclusion(flow_run_id), "state_id", None) is not None
+
+    async def announce(self, flow_run_id: UUID, intent: Intent, timeout: float) -> bool | None:
+        """Announce to the engine, which may still be starting, why it gets SIGTERM.
+
+        Args:
+            flow_run_id: The run.
+            intent: "cancel"; "reschedule" or "relinquish" for an end that the engine must not report.
+            timeout: Seconds that the engine gets to acknowledge.
 
         Returns:
-            True when the engine expects the signal, None when the run has ended, False when the engine has not
-            acknowledged within `timeout` seconds.
+            True when the engine expects the signal, None when it has reported its end, False when it has not
+            acknowledged in time.
         """
         deadline = time.monotonic() + timeout
         while True:
-            status = await self._channel.signal(flow_run_id, "cancel")
+            status = await self._channel.signal(flow_run_id, intent)
             if status is self._acknowledged:
                 return True
             if status is self._concluded:
@@ -110,11 +162,6 @@ class CancelChannel:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.02)
-
-
-def is_command_configured(configuration: ProcessJobConfiguration) -> bool:
-    """Tell whether the job variables of a prepared configuration set a command."""
-    return configuration._command_configured
 
 
 def refresh_settings() -> None:

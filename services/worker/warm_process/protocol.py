@@ -2,7 +2,8 @@
 
 Worker to warm process:
 
-* ``{"op": "start", "key", "module", "argv", "env", "cwd", "quiet"}``: fork, and run the module in the child.
+* ``{"op": "start", "key", "module", "argv", "env_file", "cwd", "quiet"}``: fork, and run the module in the
+  child, with the environment that is in the file; the child removes the file.
 * ``{"op": "signal", "key", "signal"}``: send the signal to the child's process group.
 
 Warm process to worker:

@@ -1,7 +1,7 @@
 """Describes how the process of a run ended, with what the kernel knows about its memory."""
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -17,6 +17,8 @@ class ProcessExit:
     """The exit code, negative for a signal; None if unknown."""
     ran_to_end: bool
     """Whether its program came to its end, whatever the code."""
+    has_reported: bool = False
+    """Whether its engine has reported the end of the run to the server."""
     cause: str | None = None
     """What else explains the end."""
 
@@ -58,6 +60,22 @@ class CgroupMemory:
         """Read the older interface, where a container sees its own group at the root of the mount."""
         limit = int(_read(group / "memory.limit_in_bytes"))
         return cls(limit if limit < _UNLIMITED else None, _oom_kills(group / "memory.oom_control"))
+
+
+class OomKills:
+    """Attributes every kill that the control group counts to one run: runs share the counter."""
+
+    def __init__(self) -> None:
+        self._attributed = 0
+
+    def describe(self, process_exit: ProcessExit, *, before: CgroupMemory, after: CgroupMemory) -> str:
+        """Describe how a process ended, as `describe_exit` does; a kill explains the end of one run only."""
+        if process_exit.code == -signal.SIGKILL and before.oom_kills is not None and after.oom_kills is not None:
+            explained = max(before.oom_kills, self._attributed)
+            before = replace(before, oom_kills=explained)
+            if after.oom_kills > explained:
+                self._attributed = explained + 1
+        return describe_exit(process_exit, before=before, after=after)
 
 
 def describe_exit(process_exit: ProcessExit, *, before: CgroupMemory, after: CgroupMemory) -> str:

@@ -42,6 +42,9 @@ DEFAULT_PRELOAD = (
     "trainyard.*",
 )
 
+# The worker's stop_grace_period in docker-compose.yml leaves a minute for the rest.
+MAX_DRAIN_SECONDS = 540.0
+
 
 def _default_state_dir() -> Path:
     return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / Resource.WORK_POOL_TYPE
@@ -63,15 +66,25 @@ class WarmProcessSettings(BaseSettings):
     )
     start_timeout: float = Field(
         default=20.0,
-        description="Seconds that a run waits for a warm process that is still importing.",
+        description="Seconds that a run waits for a warm process that is still importing or does not respond.",
+    )
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0.0,
+        le=MAX_DRAIN_SECONDS,
+        description="Seconds that runs get to finish when the worker stops; the others are scheduled again.",
     )
     stop_grace: float = Field(
         default=7.0,
-        description="Seconds that runs get to report their end when the worker stops; less than its stop_grace_period.",
+        description="Seconds that the process of a run gets to end once the worker stops it.",
     )
     cancel_grace: float = Field(
         default=30.0,
         description="Seconds that a cancelled run gets to stop before it is killed.",
+    )
+    hooks_timeout: float = Field(
+        default=60.0,
+        description="Seconds that the hooks of a run get after its end before they are killed.",
     )
     state_dir: Path = Field(
         default_factory=_default_state_dir,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,20 +66,16 @@ class Supervisor:
         self._is_stopping = False
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._supervision: asyncio.Task[None] | None = None
-        self._background = BackgroundTasks()
+        self._background = BackgroundTasks(logger)
 
     def start(self) -> None:
         """Start the warm process in the background and keep it running."""
-        self._supervision = asyncio.create_task(self._supervise(), name="warm-process-supervisor")
+        self._background.keep_running(self._supervise)
 
     async def stop(self) -> None:
         """Stop the warm process and its forks."""
         self._is_stopping = True
-        if self._supervision:
-            self._supervision.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervision
+        await self._background.cancel_all()
         if self._process and self._process.returncode is None:
             self._process.terminate()
             try:
@@ -120,24 +119,38 @@ class Supervisor:
             raise CannotForkError("the warm process is not running")
         if key in self._forks:
             raise CannotForkError("the process of an earlier attempt has not ended yet")
+        try:
+            env_file = _write_environment(env)
+        except OSError as error:
+            raise CannotForkError(f"its environment cannot be written ({error})") from None
         fork = self._forks[key] = Fork(key)
+        # The child removes it as soon as it has read it.
+        fork.ended.add_done_callback(lambda _: env_file.unlink(missing_ok=True))
         request = {
             "op": "start",
             "key": key,
             "module": module,
             "argv": list(argv),
-            "env": dict(env),
+            "env_file": str(env_file),
             "cwd": str(cwd),
             "quiet": quiet,
         }
         try:
             self._writer.write(encode(request))
             await self._writer.drain()
-            fork.pid = await fork.started
         except OSError as error:
-            self._forks.pop(key, None)
+            self._discard(fork)
             raise CannotForkError(f"the warm process does not respond ({error})") from None
+        if not (await asyncio.wait([fork.started], timeout=self._settings.start_timeout))[0]:
+            self._kill_stuck()
+        fork.pid = await fork.started  # the end of a warm process resolves it too
         return fork
+
+    def _kill_stuck(self) -> None:
+        """Kill a warm process that does not respond; it is restarted, and its other forks end as if it had died."""
+        if self._process and self._process.returncode is None:
+            self._logger.error("The warm process (PID %s) does not respond and is killed.", self._process.pid)
+            self._process.kill()
 
     def signal(self, fork: Fork, number: int) -> None:
         """Send a signal to the fork's process group."""
@@ -152,6 +165,9 @@ class Supervisor:
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
         backoff = _MIN_BACKOFF
+        if self._process:  # an error has ended the former supervision
+            self._kill_stuck()
+            await self._clean_up()
         while True:
             launched_at = loop.time()
             try:
@@ -215,12 +231,17 @@ class Supervisor:
                 fork.pid = message["pid"]
                 _resolve(fork.started, fork.pid)
             case "refused":
-                del self._forks[fork.key]
+                self._discard(fork)
                 if not fork.started.done():
                     fork.started.set_exception(CannotForkError(message["reason"]))
             case "ended":
                 del self._forks[fork.key]
                 _resolve(fork.ended, ProcessExit(message["code"], message["ran_to_end"]))
+
+    def _discard(self, fork: Fork) -> None:
+        """Forget a fork that was not made."""
+        self._forks.pop(fork.key, None)
+        fork.ended.cancel()
 
     async def _clean_up(self) -> None:
         """Clean up after a warm process that died, and end the forks that it left behind."""
@@ -240,6 +261,7 @@ class Supervisor:
                 cause = f"the warm process that it was forked from {end}"
                 self._background.spawn(self._end_orphan(orphan, cause))
             else:
+                orphan.ended.cancel()
                 orphan.started.set_exception(CannotForkError(f"the warm process {end}"))
 
     async def _end_orphan(self, fork: Fork, cause: str) -> None:
@@ -252,6 +274,17 @@ class Supervisor:
             await asyncio.sleep(0.05)
         signal_group(fork.pid, signal.SIGKILL)
         _resolve(fork.ended, ProcessExit(None, ran_to_end=False, cause=cause))
+
+
+def _write_environment(env: Mapping[str, str]) -> Path:
+    """Write an environment into a file that only this user can read.
+
+    It does not go through the warm process, because every later fork would have it in its memory.
+    """
+    descriptor, path = tempfile.mkstemp(prefix="warm-process-", suffix=".json")
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(dict(env), file)
+    return Path(path)
 
 
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:

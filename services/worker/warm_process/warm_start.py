@@ -5,28 +5,34 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration
 
 from warm_process import prefect_private
+from warm_process.ledger import Claim
 from warm_process.live_runs import ForkContext, LiveRun
 from warm_process.reasons import CgroupMemory
 from warm_process.supervisor import Fork, Supervisor
 
 
+class CannotStartError(Exception):
+    """A run cannot have a process; the message says why."""
+
+
 @asynccontextmanager
 async def fork_run(
     supervisor: Supervisor,
-    channel: prefect_private.CancelChannel,
+    channel: prefect_private.ControlChannel,
     flow_run: FlowRun,
+    claim: Claim,
     configuration: ProcessJobConfiguration,
 ) -> AsyncIterator[tuple[LiveRun, Fork]]:
-    """Start a run in a fork, whose working directory and cancel channel exist while the block lasts.
+    """Start a run in a fork, whose working directory and control channel exist while the block lasts.
 
     Raises:
         CannotForkError: The run needs a new interpreter, or the fork failed.
+        CannotStartError: The working directory of the job does not exist.
     """
     env = _environment(flow_run, configuration)
     await supervisor.wait_until_ready(env)
@@ -40,6 +46,7 @@ async def fork_run(
             yield (
                 LiveRun(
                     flow_run=flow_run,
+                    claim=claim,
                     pid=fork.pid,
                     send_signal=lambda number: supervisor.signal(fork, number),
                     memory_before=memory,
@@ -69,5 +76,7 @@ def _environment(flow_run: FlowRun, configuration: ProcessJobConfiguration) -> d
 
 def _working_directory(configuration: ProcessJobConfiguration) -> contextlib.AbstractContextManager[str]:
     if configuration.working_dir:
-        return contextlib.nullcontext(str(Path(configuration.working_dir).resolve()))
+        if not configuration.working_dir.is_dir():
+            raise CannotStartError(f"its working directory {configuration.working_dir} does not exist")
+        return contextlib.nullcontext(str(configuration.working_dir.resolve()))
     return tempfile.TemporaryDirectory(suffix="prefect", ignore_cleanup_errors=True)

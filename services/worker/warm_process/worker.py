@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import anyio
 import httpx
+from prefect.logging.loggers import get_worker_logger
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from trainyard.contract import Resource
 from warm_process import prefect_private
 from warm_process.background import BackgroundTasks
-from warm_process.client_cache import CachingClient
+from warm_process.checks import RunChecks
 from warm_process.cold_start import ColdProcess, cold_start_reason
 from warm_process.endings import RunEndings
 from warm_process.events import EventListener
-from warm_process.ledger import Ledger
+from warm_process.job import WarmProcessJobConfiguration, WarmProcessVariables
+from warm_process.ledger import Claim, Ledger
 from warm_process.live_runs import LiveRun, LiveRuns
 from warm_process.polling import PollScheduler
 from warm_process.protocol import Message
 from warm_process.reasons import CgroupMemory, ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.supervisor import CannotForkError, Supervisor
-from warm_process.warm_start import append_python_path, fork_run
+from warm_process.warm_start import CannotStartError, append_python_path, fork_run
+from warm_process.worker_client import WorkerClient
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
 
+ReportPid = Callable[[int], None]
+
 _LABELS_TIMEOUT = 2.0
+_SETTLE_TIMEOUT = 10.0
+_STOPPED_BEFORE_START = "the worker was stopped before it started the run"
 _SYNC_POLL_SECONDS = 1.0
 
 
@@ -44,6 +53,8 @@ class WarmProcessWorker(ProcessWorker):
     """
 
     type = Resource.WORK_POOL_TYPE
+    job_configuration = WarmProcessJobConfiguration
+    job_configuration_variables = WarmProcessVariables  # type: ignore[assignment]  # mypy takes the base's for None
     _description = (
         "Execute flow runs in subprocesses forked from a process that has already imported what flows import."
     )
@@ -52,21 +63,23 @@ class WarmProcessWorker(ProcessWorker):
     def __init__(self, work_pool_name: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(work_pool_name, *args, **kwargs)
         self._settings = WarmProcessSettings()
-        self._background = BackgroundTasks()
+        self._log = get_worker_logger(self)
+        self._background = BackgroundTasks(self._log)
         self._ledger = Ledger(self._settings.state_dir, work_pool_name, get_current_settings().api.url or "", self.name)
-        self._live = LiveRuns(self._settings, self._ledger, self._background, self._logger)
+        self._live = LiveRuns(self._settings, self._ledger)
         self._poll_lock = asyncio.Lock()
-        self._poller = PollScheduler(self._poll, self._has_free_slot, self._logger)
-        self._client_cache: CachingClient | None = None
+        self._poller = PollScheduler(self._poll, self._has_free_slot, self._log)
+        self._worker_client: WorkerClient | None = None
         self._endings: RunEndings | None = None
+        self._checks: RunChecks | None = None
         self._supervisor: Supervisor | None = None
         self._why_never_forked: str | None = None
 
     @property
     def client(self) -> PrefectClient:
-        """The worker's client, which reads a deployment once for all runs of a poll."""
+        """The worker's client, which reads a deployment once for all runs of a poll and records claims."""
         client = super().client
-        return cast("PrefectClient", self._client_cache) if self._client_cache else client
+        return cast("PrefectClient", self._worker_client) if self._worker_client else client
 
     # Start and stop of the worker
 
@@ -75,17 +88,18 @@ class WarmProcessWorker(ProcessWorker):
         await self._start_supervisor()
         self._open_ledger()
         await super().setup()
-        self._client_cache = CachingClient(super().client)
-        self._endings = RunEndings(
-            self.client, self._settings, self._ledger, self._supervisor, worker_name=self.name, logger=self._logger
+        self._worker_client = WorkerClient(super().client, self._ledger.claim)
+        self._endings = RunEndings(self.client, self._settings, self._ledger, self._supervisor, self._log)
+        self._checks = RunChecks(
+            self.client, self._settings, self._ledger, self._live, self._endings, self._background, self._log
         )
-        self._background.spawn(self._listen())
-        self._background.spawn(self._poller.run())
-        self._background.spawn(self._find_cancelling_regularly())
-        self._background.spawn(self._endings.settle_abandoned())
+        self._background.keep_running(self._listen)
+        self._background.keep_running(self._poller.run)
+        self._background.keep_running(self._check_regularly)
+        await self._endings.settle_adopted(self._background)
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Stop the runs and wait for the report of each, then stop the worker."""
+        """Let runs finish or give them back, then stop the worker."""
         if any(exc_info):
             await self._stop_runs()
         await self._background.cancel_all()
@@ -94,26 +108,22 @@ class WarmProcessWorker(ProcessWorker):
         finally:
             if self._supervisor:
                 await self._supervisor.stop()
-            if self._live.cancel_channel:
-                await self._live.cancel_channel.close()
+            if self._live.control_channel:
+                await self._live.control_channel.close()
             self._ledger.close()
 
     async def _start_supervisor(self) -> None:
-        channel = None
         if not self._settings.enabled:
             self._why_never_forked = "the warm process is switched off (WARM_PROCESS_ENABLED)"
-        else:
-            try:
-                channel = prefect_private.CancelChannel()
-            except (ImportError, AttributeError) as error:
-                self._why_never_forked = f"this version of Prefect lacks what the warm process needs ({error})"
-        if channel is None:
-            self._logger.warning("Every run is a cold start: %s.", self._why_never_forked)
+        elif missing := prefect_private.missing_names():
+            self._why_never_forked = f"this version of Prefect lacks what the warm process needs ({', '.join(missing)})"
+        if self._why_never_forked:
+            self._log.warning("Every run is a cold start: %s.", self._why_never_forked)
             return
-        await channel.open()
-        self._live.cancel_channel = channel
+        self._live.control_channel = prefect_private.ControlChannel()
+        await self._live.control_channel.open()
         environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
-        self._supervisor = Supervisor(self._settings, environment, self._logger, on_ready=self._record_warm_process)
+        self._supervisor = Supervisor(self._settings, environment, self._log, on_ready=self._record_warm_process)
         self._supervisor.start()
 
     def _record_warm_process(self, message: Message) -> None:
@@ -124,31 +134,37 @@ class WarmProcessWorker(ProcessWorker):
         try:
             self._ledger.open()
         except OSError as error:
-            self._logger.warning(
+            self._log.warning(
                 "The ledger in %s cannot be written, so the next worker cannot settle runs of this one: %s",
                 self._settings.state_dir,
                 error,
             )
 
     async def _stop_runs(self) -> None:
+        if self._live:
+            self._log.info(
+                "%d flow runs get up to %g s to finish; the others are given back.",
+                len(self._live),
+                self._settings.drain_seconds,
+            )
         await self._live.stop_all("the worker that ran it was stopped")
-        for flow_run_id in self._ledger.claimed():
-            if self._endings:
-                await self._endings.requeue(flow_run_id)
+        if self._endings:
+            unstarted = [
+                self._endings.settle_unstarted(claim, _STOPPED_BEFORE_START) for claim in self._ledger.unstarted()
+            ]
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*unstarted, return_exceptions=True), _SETTLE_TIMEOUT)
 
     # Finding runs
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Poll for runs and submit them; one poll at a time."""
         async with self._poll_lock:
-            if self._live.stop_cause:
+            if self._live.is_draining:
                 return []
             submitted = await super().get_and_submit_flow_runs()
-            if self._client_cache:
-                self._client_cache.clear()
-            for flow_run in submitted:
-                if flow_run.id not in self._live:
-                    self._ledger.claim(flow_run.id)
+            if self._worker_client:
+                self._worker_client.clear()
             return submitted
 
     async def _poll(self) -> bool:
@@ -161,11 +177,12 @@ class WarmProcessWorker(ProcessWorker):
             return True
 
     async def _listen(self) -> None:
+        assert self._checks
         listener = EventListener(
             on_scheduled=self._poller.request,
-            on_cancelling=self._live.request_cancel,
+            on_stopped=self._checks.request,
             on_connected=self._catch_up,
-            logger=self._logger,
+            logger=self._log,
         )
         while True:
             try:
@@ -177,20 +194,15 @@ class WarmProcessWorker(ProcessWorker):
 
     def _catch_up(self) -> None:
         """Look for what happened while no event stream was connected."""
+        assert self._checks
         self._poller.request()
-        self._background.spawn(self._live.find_cancelling(self.client))
+        self._background.spawn(self._checks.check_all())
 
-    async def _find_cancelling_regularly(self) -> None:
+    async def _check_regularly(self) -> None:
+        assert self._checks
         while True:
             await asyncio.sleep(get_current_settings().worker.cancellation_poll_seconds)
-            await self._live.find_cancelling(self.client)
-
-    async def _setup_cancellation_observer(self) -> None:
-        """Do without Prefect's observer, because this worker cancels runs itself.
-
-        The observer handles only runs without a process. It would set a run to Cancelled whose engine is starting and
-        sets it to Running afterwards.
-        """
+            await self._checks.check_all()
 
     # Running
 
@@ -202,57 +214,75 @@ class WarmProcessWorker(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Run a flow run to its end, in a fork of the warm process if possible."""
         assert self._endings
+        claim = self._ledger.get(flow_run.id)
         report_pid = task_status.started if task_status else (lambda _pid: None)
-        append_python_path(configuration)
+        if claim is None:  # its submission took so long that it was given back
+            return _result(report_pid)
         try:
-            if self._live.stop_cause:
-                await self._endings.requeue(flow_run.id)
-                return _not_started(report_pid)
-            if self._live.is_cancel_requested(flow_run.id):
-                await self._endings.settle_cancelled(flow_run, configuration, self.get_flow_run_logger(flow_run))
-                return _not_started(report_pid)
-            reason = cold_start_reason(configuration) or self._why_never_forked
-            if reason is None:
-                try:
-                    return await self._run_forked(flow_run, configuration, report_pid)
-                except CannotForkError as error:
-                    reason = str(error)
-            self.get_flow_run_logger(flow_run).info("Cold start in a new interpreter: %s.", reason)
-            return await self._run_cold(flow_run, configuration, report_pid)
+            await self._live.end_earlier_attempt(flow_run.id)
+            if self._live.is_draining or flow_run.id in self._live.withheld:
+                await self._endings.settle_unstarted(claim, _STOPPED_BEFORE_START)
+                return _result(report_pid)
+            return await self._start(flow_run, claim, cast("WarmProcessJobConfiguration", configuration), report_pid)
+        except CannotStartError as error:
+            await self._endings.settle_unstarted(claim, str(error), may_repeat=False)
+            return _result(report_pid)
         finally:
-            self._ledger.remove(flow_run.id)
-            self._live.forget_cancel(flow_run.id)
+            self._live.withheld.pop(flow_run.id, None)
             self._poller.request()
 
-    async def _run_forked(
-        self, flow_run: FlowRun, configuration: ProcessJobConfiguration, report_pid: Callable[[int], None]
+    async def _start(
+        self, flow_run: FlowRun, claim: Claim, configuration: WarmProcessJobConfiguration, report_pid: ReportPid
     ) -> ProcessWorkerResult:
+        append_python_path(configuration)
+        reason = cold_start_reason(configuration) or self._why_never_forked
+        if reason is None:
+            try:
+                return await self._run_forked(flow_run, claim, configuration, report_pid)
+            except CannotForkError as error:
+                reason = str(error)
+        self.get_flow_run_logger(flow_run).info("Cold start in a new interpreter: %s.", reason)
+        return await self._run_cold(flow_run, claim, configuration, report_pid)
+
+    async def _run_forked(
+        self, flow_run: FlowRun, claim: Claim, configuration: WarmProcessJobConfiguration, report_pid: ReportPid
+    ) -> ProcessWorkerResult:
+        channel = self._live.control_channel
         assert self._supervisor
-        assert self._live.cancel_channel
-        forking = fork_run(self._supervisor, self._live.cancel_channel, flow_run, configuration)
-        async with forking as (run, fork), self._live.track(run):
-            report_pid(fork.pid)
-            return await self._settle(run, await asyncio.shield(fork.ended))
+        assert channel
+        forking = fork_run(self._supervisor, channel, flow_run, claim, configuration)
+        async with forking as (run, fork), self._live.track(run, configuration.reruns_after_crash):
+            self._report_start(run, report_pid)
+            process_exit = await asyncio.shield(fork.ended)
+            has_reported = process_exit.code == 0 and process_exit.ran_to_end and channel.has_reported_end(flow_run.id)
+            return await self._settle(run, replace(process_exit, has_reported=has_reported))
 
     async def _run_cold(
-        self, flow_run: FlowRun, configuration: ProcessJobConfiguration, report_pid: Callable[[int], None]
+        self, flow_run: FlowRun, claim: Claim, configuration: WarmProcessJobConfiguration, report_pid: ReportPid
     ) -> ProcessWorkerResult:
         """Run as the process worker does, and settle the run afterwards."""
         execute = super().run
         memory = CgroupMemory.read()
-        process = await ColdProcess.start(flow_run.id, lambda status: execute(flow_run, configuration, status))
-        run = LiveRun(flow_run, process.pid, process.send_signal, memory, configuration.env)
-        async with self._live.track(run):
-            report_pid(process.pid)
+        try:
+            process = await ColdProcess.start(flow_run.id, lambda status: execute(flow_run, configuration, status))
+        except Exception as error:
+            raise CannotStartError(f"it could not be started ({type(error).__name__}: {error})") from error
+        run = LiveRun(flow_run, claim, process.pid, process.send_signal, memory, configuration.env)
+        async with self._live.track(run, configuration.reruns_after_crash):
+            self._report_start(run, report_pid)
             return await self._settle(run, await process.wait())
+
+    def _report_start(self, run: LiveRun, report_pid: ReportPid) -> None:
+        report_pid(run.pid)
+        if intent := self._live.withheld.get(run.flow_run.id):  # since the start began
+            self._background.spawn(self._live.end(run, intent))
 
     async def _settle(self, run: LiveRun, process_exit: ProcessExit) -> ProcessWorkerResult:
         assert self._endings
         run.ended.set()
-        code = await self._endings.settle_live(
-            run, process_exit, stop_cause=self._live.stop_cause, logger=self.get_flow_run_logger(run.flow_run)
-        )
-        return ProcessWorkerResult(status_code=code, identifier=str(run.pid))
+        logger = self.get_flow_run_logger(run.flow_run)
+        await self._endings.settle_live(run, process_exit, stop_cause=self._live.stop_cause, logger=logger)
+        return _result(pid=run.pid)
 
     async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
         """Label a run with its worker, but start it after two seconds in any case.
@@ -266,9 +296,11 @@ class WarmProcessWorker(ProcessWorker):
         try:
             await super()._give_worker_labels_to_flow_run(flow_run_id)
         except httpx.HTTPError as error:
-            self._logger.warning("Flow run %s does not get the labels of its worker: %s", flow_run_id, error)
+            self._log.warning("Flow run %s does not get the labels of its worker: %s", flow_run_id, error)
 
 
-def _not_started(report_pid: Callable[[int], None]) -> ProcessWorkerResult:
-    report_pid(0)
-    return ProcessWorkerResult(status_code=0, identifier="0")
+def _result(report_pid: ReportPid | None = None, pid: int = 0) -> ProcessWorkerResult:
+    """Return a result that makes Prefect set no state, because every run is settled by then."""
+    if report_pid:
+        report_pid(pid)
+    return ProcessWorkerResult(status_code=0, identifier=str(pid))

@@ -16,6 +16,17 @@ def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def recording_orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Prefect server that stores events, which it sends again to whoever connects within a minute."""
+    settings = {
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "1",
+    }
+    with prefect_server(tmp_path_factory.mktemp("recording-server"), **settings) as found:
+        yield found
+
+
 @pytest.fixture
 def pool(orchestrator: Server) -> str:
     """A work pool for one test."""

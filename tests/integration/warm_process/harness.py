@@ -51,7 +51,10 @@ class Server:
         return name
 
     def deploy(self, pool: str, flow: str, folder: Path = FLOWS, file: str = "probe_flows.py", **more: Any) -> str:
-        """Deploy a flow of a local folder, as prefect.yaml does; return the id of the deployment."""
+        """Deploy a flow of a local folder, as prefect.yaml does; return the id of the deployment.
+
+        A crashed run is not scheduled again, unless the job variables say so.
+        """
         flow_id = self.call("POST", "/flows/", json={"name": flow.replace("_", "-")})["id"]
         directory = {"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}
         body = {
@@ -62,6 +65,7 @@ class Server:
             "pull_steps": [directory],
             "enforce_parameter_schema": False,
             **more,
+            "job_variables": {"reruns_after_crash": 0} | more.get("job_variables", {}),
         }
         return self.call("POST", "/deployments/", json=body)["id"]
 
@@ -93,8 +97,16 @@ class Server:
 
     def cancel(self, flow_run: str) -> None:
         """Cancel as the UI does."""
-        body = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
+        self.set_state(flow_run, "CANCELLING", name="Cancelling")
+
+    def set_state(self, flow_run: str, type_: str, force: bool = False, **more: str) -> None:
+        """Set a state as the UI or an automation does."""
+        body = {"state": {"type": type_, **more}, "force": force}
         self.call("POST", f"/flow_runs/{flow_run}/set_state", json=body)
+
+    def retry(self, flow_run: str) -> None:
+        """Retry a run as the UI does."""
+        self.set_state(flow_run, "SCHEDULED", name="AwaitingRetry", message="Retry from the UI")
 
     def logs(self, flow_run: str) -> list[str]:
         body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
@@ -131,7 +143,7 @@ class Server:
 
 
 @contextmanager
-def prefect_server(folder: Path) -> Iterator[Server]:
+def prefect_server(folder: Path, **settings: str) -> Iterator[Server]:
     """Run a Prefect server with basic authentication."""
     port = free_port()
     environment = {
@@ -142,10 +154,11 @@ def prefect_server(folder: Path) -> Iterator[Server]:
         "PREFECT_API_AUTH_STRING": AUTH,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        # No test reads stored events or task runs, and on SQLite they block everything else.
+        # Few tests read stored events, none task runs, and on SQLite they block everything else.
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+        **settings,
     }
     command = [str(SCRIPTS / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with server(command, f"http://127.0.0.1:{port}/api/ready", folder, environment):
@@ -157,7 +170,9 @@ def prefect_server(folder: Path) -> Iterator[Server]:
 class Worker:
     """One `prefect worker start`."""
 
-    def __init__(self, api: str, pool: str, home: Path, *, limit: int | None, type_: str, **env: str | None) -> None:
+    def __init__(
+        self, api: str, pool: str, home: Path, *, limit: int | None, type_: str, hide: str | None, **env: str | None
+    ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home, self.pool, self.limit = home, pool, limit
         self.log = home / f"worker-{uuid.uuid4().hex[:6]}.log"
@@ -171,11 +186,13 @@ class Worker:
             "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
             "DO_NOT_TRACK": "1",
             "WARM_PROCESS_PRELOAD": "numpy",
+            "WARM_PROCESS_DRAIN_SECONDS": "0",
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
             "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
             **env,
         }
-        command = [str(SCRIPTS / "prefect"), "worker", "start", "--type", type_, "--pool", pool]
+        prefect = [sys.executable, str(FLOWS / "hide_name.py"), hide] if hide else [str(SCRIPTS / "prefect")]
+        command = [*prefect, "worker", "start", "--type", type_, "--pool", pool]
         command += ["--name", f"worker of {pool}"] if "WORKER_NAME" not in env else ["--name", str(env["WORKER_NAME"])]
         command += ["--limit", str(limit)] if limit else []
         environment = clean | {k: v for k, v in settings.items() if v is not None}
@@ -231,10 +248,23 @@ def worker(
     type_: str = Resource.WORK_POOL_TYPE,
     ready: str = "is ready after",
     api: str | None = None,
+    hide: str | None = None,
     **env: str | None,
 ) -> Iterator[Worker]:
-    """Run a worker until the block ends; print its log when the block fails."""
-    started = Worker(api or server.address, pool, home, limit=limit, type_=type_, **env)
+    """Run a worker until the block ends; print its log when the block fails.
+
+    Args:
+        server: The server of its pool.
+        pool: The work pool.
+        home: Its folder, which holds its ledger.
+        limit: How many runs it may have at a time.
+        type_: Its type.
+        ready: What it logs once it is ready.
+        api: Another address of the server.
+        hide: A name that its Prefect lacks (hide_name.py).
+        **env: Its environment.
+    """
+    started = Worker(api or server.address, pool, home, limit=limit, type_=type_, hide=hide, **env)
     try:
         started.wait_for_text(ready)
         started.wait_for_text("started!")
@@ -251,17 +281,32 @@ def worker(
             raise
 
 
+@contextmanager
+def proxy(server: Server) -> Iterator["Proxy"]:
+    """Put a relay before a server until the block ends."""
+    relay = Proxy(server.address)
+    try:
+        yield relay
+    finally:
+        relay.close()
+
+
 class Proxy:
-    """A TCP relay before the server that can cut the event stream and leave everything else alone."""
+    """A TCP relay before the server that can cut the event stream alone, or everything."""
 
     def __init__(self, target: str) -> None:
         self._target = ("127.0.0.1", int(target.rpartition(":")[2].split("/")[0]))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}/api"
         self._streams: list[socket.socket] = []
         self._open: list[socket.socket] = []
         self.cut = False
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._port = 0
+        self._listen()
+        self.address = f"http://127.0.0.1:{self._port}/api"
+
+    def _listen(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def cut_events(self) -> None:
         """Close the open event streams and refuse new ones."""
@@ -271,19 +316,29 @@ class Proxy:
                 stream.shutdown(socket.SHUT_RDWR)
         self._streams.clear()
 
-    def restore_events(self) -> None:
-        self.cut = False
-
-    def close(self) -> None:
+    def cut_everything(self) -> None:
+        """Close every connection and refuse new ones: the server is away."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
         for connection in self._open:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
 
-    def _accept(self) -> None:
+    def restore(self) -> None:
+        """Let everything through again."""
+        self.cut = False
+        if self._listener.fileno() == -1:
+            self._listen()
+
+    def close(self) -> None:
+        self.cut_everything()
+
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
             threading.Thread(target=self._relay, args=(connection,), daemon=True).start()

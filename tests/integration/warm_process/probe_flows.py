@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -83,6 +85,14 @@ def wait(path: str | None = None, seconds: float = 120.0, new_session: bool = Fa
         note(path, pid=os.getpid(), grandchild=child.pid, is_fork=is_fork(), env=dict(os.environ))
     time.sleep(seconds)
     child.kill()
+
+
+@flow
+def wait_for_file(path: str, release: str):
+    """Run until a file appears."""
+    note(path, pid=os.getpid())
+    while not Path(release).exists():
+        time.sleep(0.05)
 
 
 def on_cancel(_flow, _flow_run, state):
@@ -181,24 +191,74 @@ def speaks(words: str):
     print("printed")
 
 
-@flow
-def leaves_mlflow_run_open(path: str, address: str, experiment: str):
+def open_mlflow_run(path: str, address: str, experiment: str) -> None:
     """Open a run in MLflow as flows do, through REST because importing the client takes seconds."""
     import httpx
     from prefect.runtime import flow_run
 
     from trainyard.contract import Tag
 
-    body = {
-        "experiment_id": experiment,
-        "start_time": int(time.time() * 1000),
-        "tags": [{"key": Tag.FLOW_RUN_ID, "value": flow_run.id}],
-    }
-    answer = httpx.post(f"{address}/api/2.0/mlflow/runs/create", json=body).raise_for_status().json()
-    note(path, pid=os.getpid(), mlflow_run=answer["run"]["info"]["run_id"])
+    def create(name: str, **tags: str) -> str:
+        start_time = int(time.time() * 1000)
+        body = {"experiment_id": experiment, "run_name": name, "start_time": start_time}
+        body["tags"] = [{"key": key, "value": value} for key, value in tags.items()]
+        answer = httpx.post(f"{address}/api/2.0/mlflow/runs/create", json=body).raise_for_status().json()
+        return answer["run"]["info"]["run_id"]
+
+    training = create("training", **{Tag.FLOW_RUN_ID: flow_run.root_flow_run_id, Tag.SUBFLOW_RUN_ID: flow_run.id})
+    trial = create("trial", **{Tag.PARENT_RUN_ID: training})
+    note(path, pid=os.getpid(), mlflow_run=training, trial=trial)
+
+
+@flow
+def leaves_mlflow_run_open(path: str, address: str, experiment: str):
+    open_mlflow_run(path, address, experiment)
     time.sleep(120)
 
 
 @flow
 def opens_mlflow_run_in_subflow(path: str, address: str, experiment: str):
     leaves_mlflow_run_open(path, address, experiment)
+
+
+@flow
+def leaves_mlflow_run_open_and_runs(path: str, address: str, experiment: str, child: str, child_path: str):
+    """Leave a run open in MLflow and wait for a run of another deployment that does the same."""
+    from prefect.deployments import run_deployment
+
+    open_mlflow_run(path, address, experiment)
+    run_deployment(child, parameters={"path": child_path, "address": address, "experiment": experiment})
+
+
+@flow
+def crashes_once(path: str, how: str = "SIGKILL"):
+    """End the process at the first attempt."""
+    if not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), getattr(signal, how))
+        time.sleep(60)
+
+
+def slow_hook(_flow, _flow_run, _state):
+    note(os.environ["HOOK_FILE"], pid=os.getpid())
+    time.sleep(300)
+
+
+@flow(on_crashed=[slow_hook])
+def with_slow_hook():
+    os._exit(1)
+
+
+@flow
+def searches_its_memory(path: str, first_half: str, second_half: str):
+    """Look for a text, given in halves, in everything that this process has in memory."""
+    sought, hits = re.compile(first_half.encode() + b"(?=" + second_half.encode() + b")"), 0
+    with Path("/proc/self/maps").open() as maps, Path("/proc/self/mem").open("rb", buffering=0) as memory:
+        for line in maps:
+            borders, rights = line.split()[:2]
+            start, end = (int(border, 16) for border in borders.split("-"))
+            if rights.startswith("rw"):
+                memory.seek(start)
+                with suppress(OSError):
+                    hits += len(sought.findall(memory.read(end - start)))
+    note(path, hits=hits)

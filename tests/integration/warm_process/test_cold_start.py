@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_process.child import find_start_only_variables
+from warm_process.cold_start import cold_start_reason
+from warm_process.job import WarmProcessJobConfiguration
 
 from tests.integration.warm_process.harness import Server, gone, read_note, worker
 
@@ -53,3 +56,32 @@ def test_every_run_is_a_cold_start_where_the_warm_process_is_switched_off(
             "Cold start in a new interpreter: the warm process is switched off (WARM_PROCESS_ENABLED)."
         ]
         assert orchestrator.state(waiting) == "Crashed"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "SCIPY_ARRAY_API", "SKLEARN_SKIP_NETWORK_TESTS", "NPY_PROMOTION_STATE",
+     "JOBLIB_MULTIPROCESSING", "PANDERA_VALIDATION_ENABLED", "MLFLOW_LOGGING_LEVEL", "LD_PRELOAD", "LANG", "MPLBACKEND"],
+)  # fmt: skip
+def test_a_variable_that_is_read_on_import_needs_a_new_interpreter(name: str) -> None:
+    assert find_start_only_variables({name: "1"}, {}) == [name]
+    assert find_start_only_variables({name: "1"}, {name: "1"}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "is_on"), [("true", True), ("on", True), ("Yes", True), ("0", False), ("off", False)]
+)
+def test_dependencies_are_installed_by_a_new_interpreter(value: str, is_on: bool) -> None:
+    configuration = WarmProcessJobConfiguration(env={"PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": value})
+
+    assert bool(cold_start_reason(configuration)) == is_on
+
+
+def test_a_missing_working_directory_is_the_reason_of_the_crash(
+    orchestrator: Server, shared_pool: str, tmp_path: Path
+) -> None:
+    deployment = orchestrator.deploy(shared_pool, "trivial", job_variables={"reruns_after_crash": 2})
+    run = orchestrator.trigger(deployment, {"working_dir": str(tmp_path / "none")})
+
+    orchestrator.expect(run, "Crashed")
+    assert f"its working directory {tmp_path}/none does not exist" in orchestrator.message(run)

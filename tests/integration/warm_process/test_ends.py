@@ -2,7 +2,10 @@
 
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -67,26 +70,37 @@ def test_a_crash_runs_the_hooks_and_ends_the_grandchildren(
     assert hook.read_text() == "crashed Crashed"
 
 
+@dataclass
+class MLflow:
+    """An experiment for probe flows, read through MLflow's REST API."""
+
+    address: str
+    experiment: str
+
+    def status(self, run_id: str) -> str:
+        answer = httpx.get(f"{self.address}/api/2.0/mlflow/runs/get", params={"run_id": run_id})
+        return str(answer.json()["run"]["info"]["status"])
+
+    def wait_for(self, run_id: str, status: str) -> None:
+        wait_until(lambda: self.status(run_id) == status, 10, f"an MLflow run to be {status}")
+
+
+@pytest.fixture
+def mlflow(mlflow_address: str) -> MLflow:
+    body = {"name": f"left open {uuid4()}"}
+    created = httpx.post(f"{mlflow_address}/api/2.0/mlflow/experiments/create", json=body)
+    return MLflow(mlflow_address, created.json()["experiment_id"])
+
+
 def test_a_crash_ends_the_subflow_runs_and_what_they_left_open_in_mlflow(
-    orchestrator: Server, shared_pool: str, note: Path, mlflow_address: str
+    orchestrator: Server, shared_pool: str, note: Path, mlflow: MLflow
 ) -> None:
-    created = httpx.post(f"{mlflow_address}/api/2.0/mlflow/experiments/create", json={"name": "left open"})
-    deployment = orchestrator.deploy(shared_pool, "opens_mlflow_run_in_subflow")
-    run = orchestrator.trigger(
-        deployment,
-        {"env": {"MLFLOW_TRACKING_URI": mlflow_address}},
-        path=str(note),
-        address=mlflow_address,
-        experiment=created.json()["experiment_id"],
-    )
+    env = {"MLFLOW_TRACKING_URI": mlflow.address}
+    deployment = orchestrator.deploy(shared_pool, "opens_mlflow_run_in_subflow", job_variables={"env": env})
+    parameters = {"address": mlflow.address, "experiment": mlflow.experiment}
+    run = orchestrator.trigger(deployment, path=str(note), **parameters)
     seen = read_note(note)
-
-    def mlflow_status() -> str:
-        query = {"run_id": seen["mlflow_run"]}
-        info = httpx.get(f"{mlflow_address}/api/2.0/mlflow/runs/get", params=query).json()["run"]["info"]
-        return str(info["status"])
-
-    wait_until(lambda: mlflow_status() == "RUNNING", 10, "the MLflow run to be RUNNING")
+    mlflow.wait_for(seen["mlflow_run"], "RUNNING")
     os.kill(seen["pid"], signal.SIGKILL)
 
     orchestrator.expect(run, "Crashed")
@@ -95,7 +109,39 @@ def test_a_crash_ends_the_subflow_runs_and_what_they_left_open_in_mlflow(
         10,
         "the subflow run to be Crashed",
     )
-    wait_until(lambda: mlflow_status() == "FAILED", 10, "the MLflow run to be FAILED")
+    mlflow.wait_for(seen["mlflow_run"], "FAILED")
+    mlflow.wait_for(seen["trial"], "FAILED")
+
+
+@pytest.mark.parametrize("killed", ["parent", "child"])
+def test_a_crash_ends_the_mlflow_runs_of_that_run_and_of_no_other(
+    orchestrator: Server, shared_pool: str, tmp_path: Path, mlflow: MLflow, killed: str
+) -> None:
+    variables: dict[str, Any] = {"job_variables": {"env": {"MLFLOW_TRACKING_URI": mlflow.address}}}
+    child = orchestrator.deploy(shared_pool, "leaves_mlflow_run_open", **variables)
+    parent = orchestrator.deploy(shared_pool, "leaves_mlflow_run_open_and_runs", **variables)
+    notes = {name: tmp_path / name for name in ("parent", "child")}
+    run = orchestrator.trigger(
+        parent,
+        address=mlflow.address,
+        experiment=mlflow.experiment,
+        child=child,
+        path=str(notes["parent"]),
+        child_path=str(notes["child"]),
+    )
+    seen = {name: read_note(path) for name, path in notes.items()}
+    runs = {"parent": run, "child": orchestrator.subflow_runs(run)[0]["id"]}
+    other = "child" if killed == "parent" else "parent"
+    orchestrator.wait_for(runs["child"], "Running")
+    os.kill(seen[killed]["pid"], signal.SIGKILL)
+    orchestrator.expect(runs[killed], "Crashed")
+    for name in ("mlflow_run", "trial"):
+        mlflow.wait_for(seen[killed][name], "FAILED")
+    left_alone = [mlflow.status(seen[other][name]) for name in ("mlflow_run", "trial")]
+    orchestrator.cancel(runs[other])
+
+    assert left_alone == ["RUNNING", "RUNNING"]
+    orchestrator.wait_for_end(runs[other])
 
 
 def start_waiting_run(server: Server, pool: str, note: Path) -> tuple[str, int, int]:
@@ -182,12 +228,11 @@ def test_killing_everything_at_once_leaves_the_run_to_the_next_worker(
         live, _, _ = start_waiting_run(orchestrator, pool, tmp_path / "live.json")
         ledger = Ledger(home / "warm-process", pool, orchestrator.address, "one more")
         ledger.open()
-        with ledger.abandoned() as abandoned:
-            left_to_another = list(abandoned)
+        adopted = ledger.adopt()
         ledger.close()
         orchestrator.cancel(live)
 
         assert len(list((home / "warm-process").iterdir())) == 1, "the ledgers are not those of one pool"
         assert "the worker that ran it was killed" in orchestrator.message(run)
-        assert left_to_another == []
+        assert adopted == []
         orchestrator.expect(live, "Cancelled")

@@ -22,7 +22,7 @@ def test_the_event_stream_is_cut_and_restored(orchestrator: Server, pool: str, t
             orchestrator.cancel(run)
             orchestrator.expect(run, "Cancelled", seconds=15)
 
-            proxy.restore_events()
+            proxy.restore()
 
             def runs_at_once() -> bool:
                 started = time.monotonic()

@@ -1,7 +1,10 @@
 """Isolation: a run sees nothing of other runs, and all of its job variables."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, read_note
@@ -105,3 +108,25 @@ def test_the_warm_process_itself_is_unchanged(shared_worker: Worker) -> None:
 
     assert not any(line.startswith((b"LEAKED=", b"COLOUR=")) for line in environment)
     assert Path(f"/proc/{shared_worker.warm_pid}/cwd").readlink() == shared_worker.home
+
+
+def test_no_fork_has_the_environment_of_another_in_its_memory(
+    orchestrator: Server, shared_pool: str, shared_worker: Worker, tmp_path: Path
+) -> None:
+    secrets = {name: (uuid4().hex, uuid4().hex) for name in ("own", "other")}
+    searching, trivial = (orchestrator.deploy(shared_pool, name) for name in ("searches_its_memory", "trivial"))
+    os.kill(shared_worker.warm_pid, signal.SIGSTOP)  # so that it gets the requests of all runs at once
+    runs = [orchestrator.trigger(trivial, {"env": {"SECRET": "".join(secrets["other"])}})]
+    for name, (first, second) in secrets.items():
+        parameters = {"path": str(tmp_path / name), "first_half": first, "second_half": second}
+        runs.append(orchestrator.trigger(searching, {"env": {"SECRET": "".join(secrets["own"])}}, **parameters))
+    try:
+        for run in runs:
+            orchestrator.wait_for(run, "Submitting")
+    finally:
+        os.kill(shared_worker.warm_pid, signal.SIGCONT)
+    for run in runs:
+        orchestrator.expect(run, "Completed", seconds=60)
+
+    assert read_note(tmp_path / "own")["hits"] > 0
+    assert read_note(tmp_path / "other")["hits"] == 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from warm_process.reasons import CgroupMemory, ProcessExit, describe_exit
+from warm_process.reasons import CgroupMemory, OomKills, ProcessExit, describe_exit
 
 GIB = 1 << 30
 
@@ -74,3 +74,15 @@ def test_the_older_control_group_is_read(tmp_path: Path) -> None:
 
 def test_no_control_group(tmp_path: Path) -> None:
     assert CgroupMemory.read(tmp_path / "none", tmp_path) == CgroupMemory()
+
+
+def test_one_kill_is_the_reason_of_one_run() -> None:
+    kills, killed = OomKills(), ProcessExit(-9, ran_to_end=False)
+    both_started, one_kill_later, two_kills_later = (CgroupMemory(GIB, number) for number in range(3))
+    first = kills.describe(killed, before=both_started, after=one_kill_later)
+    second = kills.describe(killed, before=both_started, after=one_kill_later)
+    third = kills.describe(killed, before=both_started, after=two_kills_later)
+
+    assert "out of memory, limit 1 GiB" in first
+    assert second.endswith("killed by signal 9 from outside; it was not out of memory")
+    assert "out of memory, limit 1 GiB" in third
