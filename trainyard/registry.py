@@ -43,10 +43,14 @@ def apply_gate(
         thresholds: The thresholds that `decide` applies; with them `recall_decision` finds the decision again.
     """
     with _model_lock(model):
-        current = champion(model)
-        if _is(current, version):
-            return CURRENT_CHAMPION
-        decision = decide(current)
+        while True:
+            current = champion(model)
+            if _is(current, version):
+                return CURRENT_CHAMPION
+            decision = decide(current)
+            # A run that was cut off from the server for longer than its lease holds the lock no more.
+            if _version_of(champion(model)) == _version_of(current):
+                break
         if decision.promote:
             _set_champion(model, version, current, decision.reason)
         else:
@@ -101,7 +105,11 @@ def _model_lock(model: str) -> AbstractContextManager[None]:
 
 
 def _is(current: ModelVersion | None, version: int) -> bool:
-    return current is not None and int(current.version) == version
+    return _version_of(current) == version
+
+
+def _version_of(current: ModelVersion | None) -> int | None:
+    return None if current is None else int(current.version)
 
 
 def _set_champion(model: str, version: int, current: ModelVersion | None, reason: str) -> None:

@@ -179,6 +179,22 @@ def test_concurrent_candidates_are_compared_one_after_the_other(versions: Mlflow
     assert aliases(versions) == {Alias.CHAMPION: order[-1], Alias.PREVIOUS: order[-2]}
 
 
+def test_a_candidate_is_compared_again_if_the_champion_changed_without_the_lock(versions: MlflowClient) -> None:
+    comparisons = []
+
+    def decide(champion: ModelVersion | None) -> Decision:
+        comparisons.append(int(champion.version) if champion else None)
+        if champion is None:
+            versions.set_registered_model_alias(MODEL, Alias.CHAMPION, "2")
+        return Decision(promote=champion is None, reason="The champion is as good.")
+
+    decision = registry.apply_gate(MODEL, 1, decide)
+
+    assert comparisons == [None, 2]
+    assert not decision.promote
+    assert aliases(versions) == {Alias.CHAMPION: 2, Alias.CHALLENGER: 1}
+
+
 def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout() -> None:
     with (
         lock("a-test"),

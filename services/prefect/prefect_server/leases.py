@@ -23,6 +23,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from trainyard.contract import LOCKS_PATH
 
 LOOK_SECONDS, LOOKS = 4.0, 5
+GRACE_SECONDS = 40
+"""How long leases last at least when the server starts: their holders could not renew them while it was away."""
 
 # As `prefect_server.schema` creates it.
 leases = sa.Table(
@@ -144,14 +146,19 @@ async def read_locks(name: str | None = None) -> list[dict[str, Any]]:
 
 
 async def reconcile_slots() -> None:
-    """Free the slots that a killed server or a lost connection left without a lease, until cancelled.
+    """Free the slots that a killed server or a lost connection left without a lease, until cancelled; begin with a grace.
 
     Prefect takes a slot and writes its lease in two transactions, and gives both up in two. So only a difference that
     lasts over several looks is corrected, by as much as all of them saw: changes under way are over by then.
     """
     looks: deque[dict[UUID, int]] = deque(maxlen=LOOKS)
+    is_first = True
     while True:
         try:
+            if is_first:
+                until = datetime.now(UTC) + timedelta(seconds=GRACE_SECONDS)
+                await _execute(sa.update(leases).where(leases.c.expires_at < until).values(expires_at=until))
+                is_first = False
             looks.append({row.id: int(row.difference) for row in await _execute(DIFFERENCES)})
             for limit_id, difference in lasting_differences(looks).items():
                 correct = sa.text("UPDATE concurrency_limit_v2 SET active_slots = active_slots - :slots WHERE id = :id")
