@@ -22,7 +22,7 @@ from infra.testing.servers import dashboard_server, prefect_server
 from infra.testing.waiting import wait_until
 from tests.support import model_records
 from tests.support.gate import Gate
-from trainyard.contract import MONITORING_EXPERIMENT, Alias, Artifact, MLflowPage, PrefectPage, Tag, Verdict
+from trainyard.contract import MONITORING_EXPERIMENT, Alias, Artifact, MLflowPage, PrefectPage, State, Tag, Verdict
 from trainyard.drift import Shift
 from trainyard.gate import Decision
 from trainyard.tracking import Registered
@@ -431,6 +431,17 @@ def test_the_last_failure_is_shown(user: httpx.Client) -> None:
         fails()
 
     wait_for_text(user, "/", "the file was <too> long", "✕ Failed")
+
+
+def test_a_run_that_waits_for_a_lock_says_who_holds_it(user: httpx.Client, prefect: SyncPrefectClient) -> None:
+    name, post = f"waits-{uuid4().hex[:8]}", prefect._client.post
+    flow_id = post("/flows/", json={"name": name}).json()["id"]
+    message = "Waiting for the lock demand, held by the run quick-fox."
+    state = {"type": "RUNNING", "name": State.WAITING, "message": message}
+    run = post("/flow_runs/", json={"flow_id": flow_id, "state": state}).raise_for_status().json()
+
+    wait_for_text(user, f"/?flow={name}", f"1 run of {name}", f"… Waiting {message}")
+    post(f"/flow_runs/{run['id']}/set_state", json={"state": {"type": "COMPLETED"}, "force": True}).raise_for_status()
 
 
 def test_many_runs_are_shown_page_by_page(user: httpx.Client, prefect: SyncPrefectClient) -> None:

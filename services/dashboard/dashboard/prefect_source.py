@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,7 +44,7 @@ class PrefectSource:
             "limit": rows,
         }
         result = await self._prefect.post("/flow_runs/paginate", query)
-        runs = [select_fields(run, RUN_FIELDS) for run in result["results"]]
+        runs = [select_fields(run, RUN_FIELDS) | {"waits_for": waits_for(run)} for run in result["results"]]
         await self._add_details(runs)
         for run in runs:
             for each in (run, *run["components"]):
@@ -174,3 +174,8 @@ class PrefectSource:
 def select_fields(item: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Return some fields of an item of an answer."""
     return {name: item.get(name) for name in names}
+
+
+def waits_for(run: Mapping[str, Any]) -> str:
+    """Return which lock a run waits for and who holds it, or nothing."""
+    return (run["state"] or {}).get("message") or "" if run["state_name"] == State.WAITING else ""

@@ -19,7 +19,7 @@ STATE_TONES = {
     "SCHEDULED": ("neutral", "◷"),
 }
 """A state type's tone and sign, so that color is never alone."""
-STATE_NAME_TONES = {State.ALERT: ("bad", "!")}
+STATE_NAME_TONES = {State.ALERT: ("bad", "!"), State.WAITING: ("busy", "…")}
 """Names of states that say more than their type."""
 UNATTRIBUTED = "between components"
 MAX_WORKERS, WORKER_SHOWN_SECONDS = 8, 86_400
@@ -33,6 +33,7 @@ def run_row(run: Mapping[str, Any], ui: UIAddresses, now: float) -> dict[str, An
         "flow": run.get("flow") or "a deleted flow",
         "url": PrefectPage.flow_run(ui.prefect, run["id"]),
         "state": run["state_name"],
+        "waits_for": run.get("waits_for", ""),
         "tone": tone,
         "sign": sign,
         "started_at": to_timestamp(run["start_time"]),
