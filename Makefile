@@ -51,7 +51,7 @@ ui: ## both UIs over the data of `make demo`, until Ctrl-C
 	@infra/dev/venv demo && .venv/bin/python -m infra.embedded ui
 
 test: ## all tests; those of the stack where Docker is running
-	@infra/dev/venv test && .venv/bin/python -m pytest $(TESTS)
+	@infra/dev/venv test && $(if $(TESTS),.venv/bin/python -m pytest $(TESTS),infra/dev/run-tests)
 
 test-unit test-integration test-stack: test-%:
 	@infra/dev/venv test && .venv/bin/python -m pytest tests/$*

@@ -3,19 +3,16 @@
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from threading import Thread
 
 import httpx
 import pytest
 from playwright.sync_api import Browser
 
 from infra.testing.browser import chromium
-from infra.testing.servers import end
-from infra.testing.stack import CHECKOUT, Stack, copy_checkout, copy_last_release, has_last_release
+from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
 
 
@@ -35,52 +32,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError("Docker does not answer, and TRAINYARD_REQUIRE_DOCKER wants the stack tested.")
     for item in here:
         item.add_marker(pytest.mark.skip(reason="no Docker Engine answers, so the composed stack is not tested"))
-
-
-class Builds(Thread):
-    """Builds the images of stacks, one stack after the other: tests run meanwhile, on the same cores."""
-
-    def __init__(self, stacks: list[Stack]) -> None:
-        super().__init__(daemon=True)
-        self._stacks = stacks
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_stopped = False
-
-    def run(self) -> None:
-        """Build; a build that fails is repeated by the stack's start, which says why."""
-        for stack in self._stacks:
-            if self._is_stopped:
-                return
-            self._process = subprocess.Popen(
-                ["docker", "compose", "build", "--quiet"],
-                cwd=stack.home,
-                env=stack.environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            self._process.wait()
-
-    def stop(self) -> None:
-        """End the build, if it is not done yet."""
-        self._is_stopped = True
-        if self._process:
-            end(self._process)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the images while the tests before this folder's run: each stack's start finds them in the build cache."""
-    here = [item for item in session.items if Path(__file__).parent in item.path.parents]
-    if not here or session.items[0] in here or session.config.option.collectonly or not docker_answers():
-        return
-    stacks = [Stack(CHECKOUT)]
-    if has_last_release() and any(item.path.name == "test_upgrade.py" for item in here):
-        folder = tempfile.TemporaryDirectory()
-        session.config.add_cleanup(folder.cleanup)
-        copy_last_release(Path(folder.name))
-        stacks.append(Stack.of_last_release(Path(folder.name)))
-    builds = Builds(stacks)
-    builds.start()
-    session.config.add_cleanup(builds.stop)
 
 
 @pytest.fixture(scope="module")
