@@ -248,6 +248,7 @@ class Resource:
     SEND_MAIL: Final = "send-mail"
     """The flow and the deployment that send mail."""
     MONITOR: Final = "monitor"
+    RECONCILE: Final = "reconcile"
     CRASH_LOST_RUNS: Final = "crash-lost-runs"
     CRASH_UNSTARTED_RUNS: Final = "crash-unstarted-runs"
     CANCEL_LOST_RUNS: Final = "cancel-lost-runs"

@@ -178,7 +178,9 @@ def test_provisioning_creates_everything_once_although_every_request_fails_twice
     assert provisioned.prefect_failures["refused"] > 20
     assert provisioned.prefect_failures["dropped"] > 10
     assert provisioned.mlflow_failures["dropped"] > 3
-    assert sorted(deployment["name"] for deployment in deployments) == ["greet", Resource.MONITOR, Resource.SEND_MAIL]
+    assert sorted(deployment["name"] for deployment in deployments) == sorted(
+        ["greet", Resource.MONITOR, Resource.RECONCILE, Resource.SEND_MAIL]
+    )
     assert sorted(automation["name"] for automation in automations) == sorted(
         [
             Resource.CRASH_LOST_RUNS,

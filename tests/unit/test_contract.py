@@ -143,8 +143,8 @@ class TestConfiguration:
         deployments = yaml.safe_load((CHECKOUT / "trainyard/flows/prefect.yaml").read_text())["deployments"]
         by_name = {deployment["name"]: deployment for deployment in deployments}
 
-        assert by_name.keys() == {Resource.MONITOR, Resource.SEND_MAIL}
-        assert by_name[Resource.MONITOR]["tags"] == [RunTag.MAIL_ALERTS]
+        assert by_name.keys() == {Resource.MONITOR, Resource.RECONCILE, Resource.SEND_MAIL}
+        assert by_name[Resource.MONITOR]["tags"] == by_name[Resource.RECONCILE]["tags"] == [RunTag.MAIL_ALERTS]
         assert by_name[Resource.SEND_MAIL]["tags"] == [RunTag.PLATFORM]
         assert by_name[Resource.SEND_MAIL]["work_pool"]["work_queue_name"] == Resource.MAIL_QUEUE
 

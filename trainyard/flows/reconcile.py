@@ -21,17 +21,19 @@ from prefect.states import Cancelled, Completed, Scheduled
 from pydantic import Field
 
 from trainyard import tracking
-from trainyard.contract import Tag
+from trainyard.contract import Resource, Tag
 from trainyard.retries import RETRIES
 
 PAGE_SIZE = 200
 # By the type of a flow run's final state, the status of the MLflow run that it left open.
 STATUSES = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "FAILED", "CANCELLED": "KILLED"}
+MODELS = "models"
+"""The folder of an experiment's models, beside those of its runs."""
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 Minutes = Annotated[float, Field(ge=0)]
 
 
-@flow(name="reconcile", log_prints=True, persist_result=False)
+@flow(name=Resource.RECONCILE, log_prints=True, persist_result=False)
 def reconcile(stuck_minutes: Minutes = 10, mend: bool = True) -> State[Any]:
     """Compare what Prefect, MLflow and the artifact store say, and mend what a fault left behind.
 
@@ -158,13 +160,11 @@ def _is_run(client: MlflowClient, run_id: str) -> bool:
 
 def _owners_of_files(experiment_id: str) -> dict[str, str]:
     """Return the paths of an experiment's folders by the run or model that each belongs to."""
-    folders = _folders(experiment_id)
-    if "models" in folders:
-        folders.remove("models")
-        models = {name: f"{experiment_id}/models/{name}" for name in _folders(f"{experiment_id}/models")}
-    else:
-        models = {}
-    return {name: f"{experiment_id}/{name}" for name in folders} | models
+    folders = dict.fromkeys(_folders(experiment_id), experiment_id)
+    if folders.pop(MODELS, None):
+        above = f"{experiment_id}/{MODELS}"
+        folders |= dict.fromkeys(_folders(above), above)
+    return {name: f"{above}/{name}" for name, above in folders.items()}
 
 
 def _folders(path: str) -> list[str]:
