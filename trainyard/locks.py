@@ -14,10 +14,10 @@ from uuid import UUID
 import httpx
 from prefect import get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import ConcurrencyLeaseHolder
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder, StateType
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import MissingContextError, ObjectAlreadyExists, PrefectHTTPStatusError
+from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
 from prefect.states import Running
 from prefect.utilities.urls import url_for
 
@@ -111,14 +111,16 @@ def _waiting_state(name: str) -> Iterator[None]:
 
 
 def _set_state(run: str, name: str, message: str) -> None:
-    """Name the state of a running run; it goes on without where the server refuses."""
-    with get_client(sync_client=True) as client, suppress(httpx.HTTPError):
-        client.set_flow_run_state(run, Running(name=name, message=message), force=True)
+    """Name the state of a run, unless it was cancelled or ended meanwhile; it goes on without where the server refuses."""
+    with get_client(sync_client=True) as client, suppress(httpx.HTTPError, ObjectNotFound):
+        if client.read_flow_run(UUID(run)).state_type == StateType.RUNNING:
+            # Forced: to Prefect, Running after Running is no transition.
+            client.set_flow_run_state(run, Running(name=name, message=message), force=True)
 
 
 def _describe_holder(name: str) -> str:
     """Return which run holds a lock, as far as the server tells: the platform's does, `prefect server start` does not."""
-    with get_client(sync_client=True) as client, suppress(httpx.HTTPError, PrefectHTTPStatusError, LookupError):
+    with get_client(sync_client=True) as client, suppress(httpx.HTTPError, LookupError):
         holder = _holders(client, name)[0]
         return (
             f"the run {holder['name']} ({url_for('flow-run', holder['flow_run_id'])}) since {holder['since'][:19]} UTC"

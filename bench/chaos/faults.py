@@ -5,7 +5,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
 
 from bench.chaos.plan import SERVICES, Round
 from infra.testing.stack import Stack
@@ -75,9 +74,4 @@ class Faults:
         self.stack.shell(f"docker kill {' '.join(names)}")
         random.Random(seed).shuffle(names)
         self.say("everything is killed and starts as " + ", ".join(name.split("-")[-2] for name in names))
-        starts = [Thread(target=self.stack.shell, args=(f"docker start {name}",)) for name in names]
-        for start in starts:
-            start.start()
-            time.sleep(0.2)
-        for start in starts:
-            start.join()
+        self.stack.shell(f"docker start {' '.join(names)}")  # in this order

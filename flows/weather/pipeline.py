@@ -160,6 +160,8 @@ def run_place(
         try:
             stack.enter_context(lock(f"weather-{place_names.slug(place)}", LOCK_TIMEOUT_SECONDS[overlap]))
         except TimeoutError:
+            if overlap == "wait":
+                raise
             get_run_logger().warning("Skipped %s: another run of it is active.", place)
             return None
         outcome: Outcome = train(preprocess(place, data), training)

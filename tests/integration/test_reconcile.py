@@ -60,6 +60,18 @@ def test_an_open_run_ends_as_its_flow_run_did(
     assert [tracking.get_run(run).info.status for run in (parent, trial)] == [status, status]
 
 
+def test_an_open_trial_ends_although_its_training_has_ended(
+    prefect: SyncPrefectClient, tracking: MlflowClient, experiment: str
+) -> None:
+    parent = open_run(tracking, experiment, run_in(prefect, Crashed()))
+    trial = tracking.create_run(experiment, tags={Tag.PARENT_RUN_ID: parent, Tag.CANDIDATE: "forest"}).info.run_id
+    tracking.set_terminated(parent, "FAILED")
+
+    reconcile(stuck_minutes=60)
+
+    assert tracking.get_run(trial).info.status == "FAILED"
+
+
 @pytest.mark.parametrize(
     ("state", "ended"),
     [(Pending(), StateType.SCHEDULED), (Cancelling(), StateType.CANCELLED), (Running(), StateType.RUNNING)],

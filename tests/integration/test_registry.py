@@ -11,10 +11,15 @@ from uuid import uuid4
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Crashed
 
+from infra.testing.waiting import wait_until
 from trainyard import registry
-from trainyard.contract import NO_CHAMPION, Alias, GateDecision, Tag
+from trainyard.contract import NO_CHAMPION, Alias, GateDecision, State, Tag
 from trainyard.errors import LockTimeoutError, RegistryError
 from trainyard.gate import Decision, Thresholds
 from trainyard.locks import lock
@@ -205,3 +210,27 @@ def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout() -> None:
 
     with lock("a-test", timeout_seconds=5):
         pass
+
+
+def test_a_run_that_ended_while_it_waited_does_not_become_running_again(prefect: SyncPrefectClient) -> None:
+    name = f"lock-{uuid4().hex[:8]}"
+
+    @flow(name=name)
+    def waits() -> None:
+        with lock(name):
+            pass
+
+    def waiting_runs() -> list[FlowRun]:
+        wanted = {"state": {"name": {"any_": [State.WAITING]}}, "tags": {"is_null_": True}}
+        runs = prefect.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
+        return [run for run in runs if run.state and name in (run.state.message or "")]
+
+    with ThreadPoolExecutor(1) as pool:
+        with lock(name):
+            ended = pool.submit(copy_context().run, lambda: waits(return_state=True))
+            (run,) = wait_until(waiting_runs, 20, "the waiting run")
+            prefect.set_flow_run_state(run.id, Crashed(), force=True)
+        ended.result()
+    states = [state.name for state in prefect.read_flow_run_states(run.id)]
+
+    assert "Running" not in states[states.index("Crashed") :]

@@ -19,7 +19,7 @@ from sklearn.dummy import DummyClassifier
 from flows.weather import model
 from flows.weather.features import TARGET, build_examples
 from flows.weather.ingest import fetch_archive, find_place
-from flows.weather.pipeline import EXPERIMENT, weather_pipeline
+from flows.weather.pipeline import EXPERIMENT, LOCK_TIMEOUT_SECONDS, weather_pipeline
 from flows.weather.places import MODEL
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.servers import free_port
@@ -206,6 +206,13 @@ class TestOverlap:
             state = weather_pipeline(places=["Seattle", "Atlantis"], **QUICK, overlap="skip", return_state=True)
 
         assert "1 of 2 places failed, the others are done. Atlantis" in failure_message(state)
+
+    def test_wait_fails_when_the_other_run_does_not_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(LOCK_TIMEOUT_SECONDS, "wait", 0.5)
+        with lock("weather-91-0"):
+            state = weather_pipeline(["91,0"], return_state=True)
+
+        assert "weather-91-0 is locked by another run" in failure_message(state)
 
     def test_wait_starts_when_the_other_run_ends(self, prefect: SyncPrefectClient, open_meteo: OpenMeteoServer) -> None:
         def waiting_runs() -> list[FlowRun]:

@@ -9,7 +9,6 @@ import httpx
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run, ViewType
-from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import read_mlflow_creds
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
@@ -93,9 +92,9 @@ def _open_runs(client: MlflowClient, prefect: SyncPrefectClient) -> Iterator[tup
     """Yield the open runs of ended flow runs, each with the status that it should have."""
     experiments = [each.experiment_id for each in client.search_experiments(view_type=ViewType.ALL)]
     running = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000)
-    parents = {run.info.run_id: run for run in running}
     for run in running:
-        owner = parents.get(run.data.tags.get(Tag.PARENT_RUN_ID, ""), run)  # a trial has the tags of its training
+        parent = run.data.tags.get(Tag.PARENT_RUN_ID)  # a trial, which does not name its flow run
+        owner = client.get_run(parent) if parent else run
         flow_run = owner.data.tags.get(Tag.SUBFLOW_RUN_ID) or owner.data.tags.get(Tag.FLOW_RUN_ID)
         if flow_run and (status := _final_status(prefect, flow_run)):
             yield run, status
@@ -119,9 +118,10 @@ def remove_leftovers(stuck_minutes: float, mend: bool) -> list[str]:
     found: list[str] = []
     for experiment_id, owners in files.items():
         models = {model.model_id: model for model in _models(client, experiment_id)}
+        rows = models.keys() | _run_ids(client, experiment_id)
         found += _fail_incomplete(client, models, stuck_minutes, mend)
         for owner, path in owners.items():
-            if owner not in models and not _is_run(client, owner):
+            if owner not in rows:
                 if mend:
                     _artifacts("DELETE", path)
                 found.append(f"The files {path} belonged to nothing: deleted.")
@@ -148,14 +148,15 @@ def _fail_incomplete(
             yield f"The upload of the model {model.name} ({model.model_id}) was cut off: failed."
 
 
-def _is_run(client: MlflowClient, run_id: str) -> bool:
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True
+def _run_ids(client: MlflowClient, experiment_id: str) -> set[str]:
+    """Return all runs of an experiment, deleted ones too: their files are MLflow's to remove."""
+    found: set[str] = set()
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], run_view_type=ViewType.ALL, max_results=1000, page_token=token)
+        found |= {run.info.run_id for run in page}
+        if not (token := page.token):
+            return found
 
 
 def _owners_of_files(experiment_id: str) -> dict[str, str]:

@@ -174,7 +174,7 @@ def _run_module(module: str, argv: list[str]) -> int:
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
-        if isinstance(stop.__context__, TerminationSignal):  # the run was cancelled
+        if isinstance(stop.__context__, TerminationSignal):  # the run was cancelled, or stopped with its worker
             _end_mlflow_runs("KILLED")
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
