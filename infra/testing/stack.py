@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,15 @@ class Stack:
         self.__dict__.pop("_credentials", None)  # .env may have changed
         self.shell("docker compose up -d --wait --build", timeout=1800)
         return time.monotonic() - start
+
+    def wait_until_healthy(self, seconds: float = 120, services: Collection[str] = RUNNING) -> None:
+        """Return once the services' health checks pass; a check that has failed is repeated every 10 s."""
+
+        def unhealthy() -> list[str]:
+            containers = self.containers()
+            return [name for name in services if containers[name]["State"]["Health"]["Status"] != "healthy"]
+
+        wait_until(lambda: not unhealthy(), seconds, f"{', '.join(services)} to be healthy", every=1)
 
     def logs(self, lines: str = "all") -> str:
         """Return every service's log, or its last lines."""

@@ -88,6 +88,7 @@ def test_a_run_waits_out_the_absence_of_every_server(stack: Stack, api: httpx.Cl
     wait_until(lambda: api.get(f"/flow_runs/{run}").json()["state_type"] == "RUNNING", 30, "the run", every=0.1)
     servers = " ".join(f"{stack.project}-{name}-1" for name in ("prefect", "mlflow", "postgres", "minio", "mail"))
     stack.shell(f"docker pause {servers} && sleep 45; docker unpause {servers}")
+    stack.wait_until_healthy()
 
     def has_ended() -> bool:
         return api.get(f"/flow_runs/{run}").json()["state_type"] in State.FINAL_TYPES

@@ -50,16 +50,13 @@ def test_a_restart_of_a_service_loses_nothing(stack: Stack, service: str) -> Non
     before = installation(stack)
     stack.shell(f"docker compose restart {service}")
 
-    def healthy() -> bool:
-        return bool(stack.containers()[service]["State"]["Health"]["Status"] == "healthy")
-
     def is_unchanged() -> bool:
         try:
             return installation(stack) == before
         except Exception:  # the servers are reconnecting to their database
             return False
 
-    wait_until(healthy, 120, f"{service} to be healthy again", every=1)
+    stack.wait_until_healthy(services=[service])
     wait_until(is_unchanged, 60, f"the same installation after a restart of {service}", every=1)
 
 
@@ -80,7 +77,7 @@ def test_a_server_waits_for_its_schema(stack: Stack, service: str, database: str
     wait_until(lambda: expected in stack.shell(logs).stdout, 60, "the server to say what it waits for")
     waiting = stack.containers()[service]["State"]["Health"]["Status"]
     psql(f"UPDATE {table} SET version_num = '{revision}'")
-    wait_until(lambda: stack.containers()[service]["State"]["Health"]["Status"] == "healthy", 60, service)
+    stack.wait_until_healthy(60, [service])
 
     assert waiting == "starting"
 
