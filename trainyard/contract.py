@@ -201,6 +201,10 @@ class State:
     """The name of the running state of a run that waits for a lock."""
     AWAITING_RERUN: Final = "AwaitingRerun"
     """The name of a run that crashed and is scheduled again."""
+    SKIPPED: Final = "Skipped"
+    """The name of a cancelled run of a schedule that was due again before the run could start."""
+    AWAITING_SLOT: Final = "AwaitingConcurrencySlot"
+    """Prefect's name for a run that waits for a slot of its deployment's concurrency limit."""
     CACHED: Final = "Cached"
     """Prefect's name for a task that was taken from the cache."""
 

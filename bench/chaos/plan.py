@@ -13,8 +13,8 @@ FAULTS_OF_ALL = ("power", "power-in-random-order")
 FAULTS_OF_RUNS = ("kill-run", "kill-warm", "memory")
 FAULTS_OF_VOLUMES = ("disk",)
 VOLUMES = ("postgres", "minio")
-MAX_SECONDS = 60.0
-"""How long a service is frozen or cut off, or a disk full, at most."""
+MIN_SECONDS, MAX_SECONDS = 3.0, 60.0
+"""How long a service is frozen or cut off, or a disk full: the shorter, the more often."""
 OFFSETS = {"task": 1.0, "upload": 1.5, "alias": 0.3, "mail": 0.5}
 """By moment, the most seconds that pass between its beginning and the fault."""
 
@@ -59,6 +59,6 @@ def plan(seed: int, number: int) -> Round:
         target=target,
         moment=moment,
         offset=round(dice.uniform(0, OFFSETS.get(moment, 0)), 2),
-        seconds=round(dice.uniform(3, MAX_SECONDS), 1),
+        seconds=round(MIN_SECONDS * (MAX_SECONDS / MIN_SECONDS) ** dice.random(), 1),
         shuffle=dice.randrange(1 << 30),
     )

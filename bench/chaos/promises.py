@@ -38,6 +38,10 @@ class Promises:
         variables = stack.variables()
         headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
         self.serving = httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=10)
+        self.before: set[str] = set()
+
+    def begin(self) -> None:
+        """Note what is there before a round."""
         self.before = self.left_behind()
 
     def left_behind(self) -> set[str]:

@@ -248,5 +248,6 @@ def test_invalid_data_fails_with_its_reason(tracking: MlflowClient, monkeypatch:
 
 def test_an_unreachable_mlflow_fails_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_WAIT_SECONDS", "2")
 
     assert "MLflow does not answer" in str(train_wine(return_state=True).message)

@@ -29,10 +29,25 @@ def lock(api: httpx.Client) -> str:
     return name
 
 
-def acquire(api: httpx.Client, lock: str, seconds: int = LEASE_SECONDS) -> httpx.Response:
+@pytest.fixture
+def run(api: httpx.Client) -> Iterator[str]:
+    """A running flow run."""
+    flow = api.post("/flows/", json={"name": "holds-a-lock"}).raise_for_status().json()["id"]
+    run = api.post("/flow_runs/", json={"flow_id": flow, "state": {"type": "RUNNING"}}).raise_for_status().json()["id"]
+    yield run
+    end(api, run)
+
+
+def end(api: httpx.Client, run: str) -> None:
+    """Set a run to Crashed, as the worker does when its process was killed."""
+    body = {"state": {"type": "CRASHED"}, "force": True}
+    api.post(f"/flow_runs/{run}/set_state", json=body).raise_for_status()
+
+
+def acquire(api: httpx.Client, lock: str, run: str) -> httpx.Response:
     """Ask for the slot of a lock."""
-    holder = {"type": "flow_run", "id": str(uuid4())}
-    body = {"names": [lock], "slots": 1, "lease_duration": seconds, "holder": holder}
+    holder = {"type": "flow_run", "id": run}
+    body = {"names": [lock], "slots": 1, "lease_duration": LEASE_SECONDS, "holder": holder}
     return api.post("/v2/concurrency_limits/increment-with-lease", json=body)
 
 
@@ -50,34 +65,35 @@ def kill_server(stack: Stack, api: httpx.Client) -> None:
     wait_until(is_back, 60, "the server's restart")
 
 
-def test_a_killed_server_remembers_who_holds_a_lock(stack: Stack, api: httpx.Client, lock: str) -> None:
-    lease = acquire(api, lock).raise_for_status().json()["lease_id"]
+def test_a_killed_server_remembers_who_holds_a_lock(stack: Stack, api: httpx.Client, lock: str, run: str) -> None:
+    lease = acquire(api, lock, run).raise_for_status().json()["lease_id"]
     kill_server(stack, api)
 
-    assert acquire(api, lock).status_code == httpx.codes.LOCKED
+    assert acquire(api, lock, run).status_code == httpx.codes.LOCKED
     renewal = api.post(f"/v2/concurrency_limits/leases/{lease}/renew", json={"lease_duration": LEASE_SECONDS})
     assert renewal.status_code == httpx.codes.NO_CONTENT
     released = api.post("/v2/concurrency_limits/decrement-with-lease", json={"lease_id": lease})
     assert released.status_code == httpx.codes.NO_CONTENT
-    assert acquire(api, lock).is_success
+    assert acquire(api, lock, run).is_success
 
 
 def test_a_lock_is_free_again_after_its_holder_and_the_server_were_killed(
-    stack: Stack, api: httpx.Client, lock: str
+    stack: Stack, api: httpx.Client, lock: str, run: str
 ) -> None:
-    acquire(api, lock).raise_for_status()
+    acquire(api, lock, run).raise_for_status()
     kill_server(stack, api)
+    end(api, run)
 
-    wait_until(lambda: acquire(api, lock).is_success, LEASE_SECONDS + 30, "the lock", every=1)
+    wait_until(lambda: acquire(api, lock, str(uuid4())).is_success, 40, "the lock", every=1)
 
 
-def test_a_slot_that_was_taken_without_a_lease_is_freed(stack: Stack, api: httpx.Client, lock: str) -> None:
+def test_a_slot_that_was_taken_without_a_lease_is_freed(stack: Stack, api: httpx.Client, lock: str, run: str) -> None:
     statement = f"UPDATE concurrency_limit_v2 SET active_slots = 1 WHERE name = '{lock}'"
     stack.exec("postgres", "psql", "-qd", "prefect", "-c", statement)
-    refused = acquire(api, lock)
+    refused = acquire(api, lock, run)
 
     assert refused.status_code == httpx.codes.LOCKED
-    wait_until(lambda: acquire(api, lock).is_success, 60, "the lock", every=1)
+    wait_until(lambda: acquire(api, lock, str(uuid4())).is_success, 60, "the lock", every=1)
 
 
 def test_a_run_waits_out_the_absence_of_every_server(stack: Stack, api: httpx.Client) -> None:

@@ -45,6 +45,17 @@ DIFFERENCES = sa.text("""
     GROUP BY l.id HAVING l.active_slots <> coalesce(sum(s.slots), 0)
 """)
 
+# A run that has ended, was deleted or waits to be run again holds nothing. Of a new lease the run may not be committed yet.
+EXPIRE_LEASES_OF_ENDED_RUNS = sa.text("""
+    UPDATE trainyard.leases s SET expires_at = now()
+    WHERE s.holder ->> 'type' = 'flow_run' AND s.expires_at > now() AND s.created_at < now() - interval '10 seconds'
+    AND NOT EXISTS (
+        SELECT FROM flow_run r
+        WHERE r.id = CAST(s.holder ->> 'id' AS uuid)
+        AND r.state_type NOT IN ('COMPLETED', 'FAILED', 'CRASHED', 'CANCELLED', 'SCHEDULED')
+    )
+""")
+
 HOLDERS = sa.text("""
     SELECT l.name AS limit_name, l."limit", r.id AS flow_run_id, r.name AS run_name, s.created_at
     FROM trainyard.leases s
@@ -146,7 +157,9 @@ async def read_locks(name: str | None = None) -> list[dict[str, Any]]:
 
 
 async def reconcile_slots() -> None:
-    """Free the slots that a killed server or a lost connection left without a lease, until cancelled; begin with a grace.
+    """Free the slots of runs that have ended, and those that a killed server or a lost connection left without a lease.
+
+    Until cancelled; begin with a grace.
 
     Prefect takes a slot and writes its lease in two transactions, and gives both up in two. So only a difference that
     lasts over several looks is corrected, by as much as all of them saw: changes under way are over by then.
@@ -159,6 +172,7 @@ async def reconcile_slots() -> None:
                 until = datetime.now(UTC) + timedelta(seconds=GRACE_SECONDS)
                 await _execute(sa.update(leases).where(leases.c.expires_at < until).values(expires_at=until))
                 is_first = False
+            await _execute(EXPIRE_LEASES_OF_ENDED_RUNS)
             looks.append({row.id: int(row.difference) for row in await _execute(DIFFERENCES)})
             for limit_id, difference in lasting_differences(looks).items():
                 correct = sa.text("UPDATE concurrency_limit_v2 SET active_slots = active_slots - :slots WHERE id = :id")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from prefect.workers.process import ProcessJobConfiguration, ProcessVariables
 from pydantic import Field, PrivateAttr
 
 DEFAULT_RERUNS = 2
+LateRuns = Literal["newest", "all"]
+DEFAULT_LATE_RUNS: LateRuns = "newest"
 
 
 class WarmProcessVariables(ProcessVariables):
-    """The job variables: those of the process worker, and how often a crashed run is run again."""
+    """The job variables: those of the process worker, and what is done with crashed and with missed runs."""
 
     reruns_after_crash: int = Field(
         default=DEFAULT_RERUNS,
@@ -21,12 +23,20 @@ class WarmProcessVariables(ProcessVariables):
             " the worker has to stop is crashed too instead of being returned to the queue."
         ),
     )
+    late_runs: LateRuns = Field(
+        default=DEFAULT_LATE_RUNS,
+        description=(
+            "Which runs of a schedule are run when several are due at once, after a downtime for example: the newest, or"
+            " all, one after the other. Runs that were triggered otherwise are always run."
+        ),
+    )
 
 
 class WarmProcessJobConfiguration(ProcessJobConfiguration):
     """The configuration of a run."""
 
     reruns_after_crash: int = Field(default=DEFAULT_RERUNS, ge=0)
+    late_runs: LateRuns = DEFAULT_LATE_RUNS
 
     _has_command: bool = PrivateAttr(default=False)
 

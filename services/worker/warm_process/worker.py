@@ -88,7 +88,13 @@ class WarmProcessWorker(ProcessWorker):
         await self._start_supervisor()
         self._open_ledger()
         await super().setup()
-        self._worker_client = WorkerClient(super().client, self._ledger.claim)
+        self._worker_client = WorkerClient(
+            super().client,
+            on_claim=self._ledger.claim,
+            on_refusal=self._poller.request,
+            job_variables=self._pool_job_variables,
+            logger=self._log,
+        )
         self._endings = RunEndings(self.client, self._settings, self._ledger, self._supervisor, self._log)
         self._checks = RunChecks(
             self.client, self._settings, self._ledger, self._live, self._endings, self._background, self._log
@@ -169,6 +175,11 @@ class WarmProcessWorker(ProcessWorker):
 
     async def _poll(self) -> bool:
         return bool(await self.get_and_submit_flow_runs())
+
+    def _pool_job_variables(self) -> dict[str, Any]:
+        """Return the defaults of the work pool's job variables."""
+        properties = self.work_pool.base_job_template.get("variables", {}).get("properties", {})
+        return {name: each["default"] for name, each in properties.items() if "default" in each}
 
     def _has_free_slot(self) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""The worker's client: reads a deployment or flow once for all runs of a poll, and records which runs were claimed."""
+"""The worker's client: selects runs, reads a deployment or flow once for all of a poll, and records which were claimed."""
 
 from __future__ import annotations
 
@@ -6,30 +6,47 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from warm_process.selection import RunSelector
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    import logging
+    from collections.abc import Callable, Coroutine, Mapping
+    from datetime import datetime
 
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import State
-    from prefect.client.schemas.responses import OrchestrationResult
+    from prefect.client.schemas.responses import OrchestrationResult, WorkerFlowRunResponse
 
 
 class WorkerClient:
-    """A client that caches deployments and flows, and reports accepted claims.
+    """A client that caches deployments and flows, selects among scheduled runs, and reports accepted and refused claims.
 
     The worker clears the cache after each poll, so that whatever a run gets was read after the poll that found it: a
     deployment that was changed before its run was triggered is never seen in its former state.
     """
 
-    def __init__(self, client: PrefectClient, on_claim: Callable[[UUID, UUID], None]) -> None:
+    def __init__(
+        self,
+        client: PrefectClient,
+        *,
+        on_claim: Callable[[UUID, UUID], None],
+        on_refusal: Callable[[], None],
+        job_variables: Callable[[], Mapping[str, Any]],
+        logger: logging.Logger | logging.LoggerAdapter[Any],
+    ) -> None:
         """Create a client.
 
         Args:
             client: The client that sends the requests.
             on_claim: Gets the id of a run that was claimed and that of its Pending state.
+            on_refusal: Called when the server refuses a claim.
+            job_variables: Returns the defaults of the work pool.
+            logger: Where skipped runs are logged.
         """
         self._client = client
         self._on_claim = on_claim
+        self._on_refusal = on_refusal
+        self._selector = RunSelector(self, job_variables, logger)
         self._reads: dict[UUID, asyncio.Task[Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -39,13 +56,32 @@ class WorkerClient:
         """Clear the cache."""
         self._reads.clear()
 
+    async def get_scheduled_flow_runs_for_work_pool(
+        self,
+        work_pool_name: str,
+        work_queue_names: list[str] | None = None,
+        scheduled_before: datetime | None = None,
+    ) -> list[WorkerFlowRunResponse]:
+        found = await self._client.get_scheduled_flow_runs_for_work_pool(
+            work_pool_name, work_queue_names=work_queue_names, scheduled_before=scheduled_before
+        )
+        return await self._selector.select(
+            found,
+            work_pool_name=work_pool_name,
+            work_queue_names=work_queue_names,
+            scheduled_before=scheduled_before,
+        )
+
     async def set_flow_run_state(
         self, flow_run_id: UUID | str, state: State[Any], force: bool = False
     ) -> OrchestrationResult[Any]:
         result: OrchestrationResult[Any] = await self._client.set_flow_run_state(flow_run_id, state, force=force)
         # Named Submitting, it is the state of a run that was claimed before.
-        if state.is_pending() and state.name == "Pending" and result.state and result.state.is_pending():
-            self._on_claim(UUID(str(flow_run_id)), result.state.id)
+        if state.is_pending() and state.name == "Pending" and result.state:
+            if result.state.is_pending():
+                self._on_claim(UUID(str(flow_run_id)), result.state.id)
+            else:
+                self._on_refusal()
         return result
 
     async def read_deployment(self, deployment_id: UUID) -> Any:

@@ -154,6 +154,7 @@ def prefect_server(folder: Path, **settings: str) -> Iterator[Server]:
         "PREFECT_API_AUTH_STRING": AUTH,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",  # as in the image
         # Few tests read stored events, none task runs, and on SQLite they block everything else.
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": "false",

@@ -1,0 +1,119 @@
+"""Which of the scheduled runs start, and in which order."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import WorkerFlowRunResponse
+from prefect.states import Scheduled
+from warm_process.selection import in_turn, superseded, without_blocked
+
+from infra.testing.waiting import wait_until
+from tests.integration.warm_process.harness import Server, worker
+from trainyard.contract import State
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "ENQUEUE"}}
+EVERY_SECOND = {"schedules": [{"active": True, "schedule": {"interval": 1.0}}]}
+ids = count()
+
+
+def flow_run(deployment: UUID, minutes: float = -1, name: str = "Scheduled", schedule: UUID | None = None) -> FlowRun:
+    """Return a run that is due `minutes` from now."""
+    return FlowRun(
+        name=str(next(ids)),
+        flow_id=uuid4(),
+        deployment_id=deployment,
+        state=Scheduled(name=name),
+        expected_start_time=NOW + timedelta(minutes=minutes),
+        created_by={"id": schedule, "type": "SCHEDULE"} if schedule else None,
+    )
+
+
+def in_queue(queue: UUID, *runs: FlowRun) -> list[WorkerFlowRunResponse]:
+    return [WorkerFlowRunResponse(work_pool_id=uuid4(), work_queue_id=queue, flow_run=run) for run in runs]
+
+
+def test_the_deployments_of_a_queue_take_turns_and_queues_keep_their_order() -> None:
+    urgent, other, one, two = (uuid4() for _ in range(4))
+    first, second, third, fourth = flow_run(one), flow_run(one), flow_run(two), flow_run(one)
+
+    ordered = in_turn([*in_queue(urgent, first, second, third), *in_queue(other, fourth)])
+
+    assert [each.flow_run for each in ordered] == [first, third, second, fourth]
+
+
+def test_only_as_many_waiting_runs_are_submitted_as_there_are_slots() -> None:
+    full, half = uuid4(), uuid4()
+    waiting = [flow_run(each, name=State.AWAITING_SLOT) for each in (full, half, half)]
+    new = flow_run(full)
+
+    kept = without_blocked(in_queue(uuid4(), *waiting, new), {full: 0, half: 1})
+
+    assert [each.flow_run for each in kept] == [waiting[1], new]
+
+
+def test_a_missed_run_is_superseded_by_the_newest_of_its_schedule() -> None:
+    deployment, schedule = uuid4(), uuid4()
+    older, late, newest, future = (flow_run(deployment, at, schedule=schedule) for at in (-30, -20, -10, 0.1))
+    late.state = Scheduled(name="Late")
+    of_another_schedule = flow_run(deployment, -40, schedule=uuid4())
+    by_hand, retried = flow_run(deployment, -50), flow_run(deployment, -60, "AwaitingRetry", schedule)
+    rerun = flow_run(deployment, -70, schedule=schedule)
+    rerun.run_count = 1
+    runs = [future, newest, older, late, of_another_schedule, by_hand, retried, rerun]
+
+    assert superseded(runs, NOW) == [(older, newest), (late, newest)]
+
+
+def test_runs_that_wait_for_a_slot_keep_no_other_waiting(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+    limited = orchestrator.deploy(pool, "wait_for_file", **ONE_AT_A_TIME)
+    release = tmp_path / "release"
+    runs = [
+        orchestrator.trigger(limited, path=str(tmp_path / f"{number}.json"), release=str(release))
+        for number in range(205)
+    ]
+    other = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
+    with worker(orchestrator, pool, tmp_path, limit=2):
+        orchestrator.expect(other, "Completed", seconds=30)
+        later = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
+        orchestrator.expect(later, "Completed", seconds=30)
+        states = [orchestrator.state(run) for run in runs[:3]]
+        release.touch()
+        orchestrator.expect(runs[1], "Completed", seconds=60)
+
+    assert states[0] == "Running"
+    assert not set(states[1:]) - {State.AWAITING_SLOT, "Scheduled", "Late"}
+
+
+def runs_of(server: Server, deployment: str, **conditions: Any) -> list[dict[str, Any]]:
+    query = {"flow_runs": {"deployment_id": {"any_": [deployment]}} | conditions}
+    return server.call("POST", "/flow_runs/filter", json=query)
+
+
+def test_of_the_missed_runs_of_a_schedule_the_newest_is_run_or_all_are(
+    orchestrator: Server, pool: str, tmp_path: Path
+) -> None:
+    newest = orchestrator.deploy(pool, "trivial", **EVERY_SECOND)
+    every = orchestrator.deploy(pool, "trivial", **EVERY_SECOND, job_variables={"late_runs": "all"})
+
+    def missed(deployment: str) -> list[str]:
+        due = {"before_": (datetime.now(UTC) - timedelta(seconds=2)).isoformat()}
+        return [run["id"] for run in runs_of(orchestrator, deployment, expected_start_time=due)]
+
+    wait_until(lambda: all(len(missed(each)) > 3 for each in (newest, every)), 60, "missed runs")
+    skipped, made_up_for = missed(newest), missed(every)
+    with worker(orchestrator, pool, tmp_path):
+        for run in made_up_for:
+            orchestrator.expect(run, "Completed")
+        for run in skipped:
+            orchestrator.expect(run, State.SKIPPED)
+        completed = {"type": {"any_": ["COMPLETED"]}}
+        wait_until(lambda: runs_of(orchestrator, newest, state=completed), 30, "the newest to complete")
+        for deployment in (newest, every):
+            orchestrator.call("POST", f"/deployments/{deployment}/pause_deployment")
+
+    assert "was due again" in orchestrator.message(skipped[0])
