@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from prefect.client.schemas.objects import FlowRun
@@ -64,6 +64,15 @@ def append_python_path(configuration: ProcessJobConfiguration) -> None:
     own, job = os.environ.get("PYTHONPATH"), configuration.env.get("PYTHONPATH")
     if own and job and job != own:
         configuration.env["PYTHONPATH"] = f"{job}{os.pathsep}{own}"
+
+
+@contextlib.contextmanager
+def temporary_folder(configuration: ProcessJobConfiguration) -> Iterator[None]:
+    """Give a run a TMPDIR of its own, unless its job sets one; what the run leaves there is removed when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="run-", ignore_cleanup_errors=True) as folder:
+        if configuration.env.get("TMPDIR") == os.environ.get("TMPDIR"):
+            configuration.env["TMPDIR"] = folder
+        yield
 
 
 def _environment(flow_run: FlowRun, configuration: ProcessJobConfiguration) -> dict[str, str]:

@@ -31,7 +31,7 @@ from warm_process.protocol import Message
 from warm_process.reasons import CgroupMemory, ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.supervisor import CannotForkError, Supervisor
-from warm_process.warm_start import CannotStartError, append_python_path, fork_run
+from warm_process.warm_start import CannotStartError, append_python_path, fork_run, temporary_folder
 from warm_process.worker_client import WorkerClient
 
 if TYPE_CHECKING:
@@ -246,14 +246,15 @@ class WarmProcessWorker(ProcessWorker):
         self, flow_run: FlowRun, claim: Claim, configuration: WarmProcessJobConfiguration, report_pid: ReportPid
     ) -> ProcessWorkerResult:
         append_python_path(configuration)
-        reason = cold_start_reason(configuration) or self._why_never_forked
-        if reason is None:
-            try:
-                return await self._run_forked(flow_run, claim, configuration, report_pid)
-            except CannotForkError as error:
-                reason = str(error)
-        self.get_flow_run_logger(flow_run).info("Cold start in a new interpreter: %s.", reason)
-        return await self._run_cold(flow_run, claim, configuration, report_pid)
+        with temporary_folder(configuration):
+            reason = cold_start_reason(configuration) or self._why_never_forked
+            if reason is None:
+                try:
+                    return await self._run_forked(flow_run, claim, configuration, report_pid)
+                except CannotForkError as error:
+                    reason = str(error)
+            self.get_flow_run_logger(flow_run).info("Cold start in a new interpreter: %s.", reason)
+            return await self._run_cold(flow_run, claim, configuration, report_pid)
 
     async def _run_forked(
         self, flow_run: FlowRun, claim: Claim, configuration: WarmProcessJobConfiguration, report_pid: ReportPid

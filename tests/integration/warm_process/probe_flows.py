@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -85,6 +86,14 @@ def wait(path: str | None = None, seconds: float = 120.0, new_session: bool = Fa
         note(path, pid=os.getpid(), grandchild=child.pid, is_fork=is_fork(), env=dict(os.environ))
     time.sleep(seconds)
     child.kill()
+
+
+@flow
+def leaves_a_file(path: str):
+    """Leave a temporary file, and be killed."""
+    file = tempfile.mkstemp()[1]
+    note(path, file=file, exists=Path(file).exists())
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @flow

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, read_note
 
@@ -101,6 +103,19 @@ def test_the_working_directory_of_a_job(orchestrator: Server, shared_pool: str, 
     assert working_dir == str(place)
     assert elsewhere != str(place)
     wait_until(lambda: not Path(elsewhere).exists(), 5, "the temporary directory to be removed")
+
+
+@pytest.mark.parametrize("env", [{}, {"OMP_NUM_THREADS": "1"}], ids=["fork", "cold start"])
+def test_no_temporary_file_of_a_killed_run_is_left(
+    orchestrator: Server, shared_pool: str, note: Path, env: dict[str, str]
+) -> None:
+    deployment = orchestrator.deploy(shared_pool, "leaves_a_file")
+    run = orchestrator.trigger(deployment, {"env": env}, path=str(note))
+    orchestrator.expect(run, "Crashed")
+    seen = read_note(note)
+
+    assert seen["exists"]
+    wait_until(lambda: not Path(seen["file"]).parent.exists(), 10, "the run's temporary folder to be removed")
 
 
 def test_the_warm_process_itself_is_unchanged(shared_worker: Worker) -> None:

@@ -17,7 +17,7 @@ from trainyard.contract import State
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "ENQUEUE"}}
-EVERY_SECOND = {"schedules": [{"active": True, "schedule": {"interval": 1.0}}]}
+EVERY_SECOND = {"schedules": [{"active": True, "schedule": {"interval": 1.0}, "max_scheduled_runs": 4}]}
 ids = count()
 
 
