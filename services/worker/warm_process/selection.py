@@ -8,7 +8,7 @@ made up for.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -54,6 +54,8 @@ class RunSelector:
         self._client = client
         self._job_variables = job_variables
         self._logger = logger
+        self._selected: dict[UUID, UUID | None] = {}  # by run, the deployment
+        self._turns: Counter[UUID | None] = Counter()  # by deployment, when it had its last turn
 
     async def select(
         self,
@@ -83,7 +85,14 @@ class RunSelector:
                 skipped.add(run.id)
         waiting = {each.flow_run.deployment_id for each in found if is_waiting(each.flow_run)}
         free = {id_: await self._free_slots(id_) for id_ in waiting if id_}
-        return in_turn(without_blocked((each for each in found if each.flow_run.id not in skipped), free))
+        selected = without_blocked((each for each in found if each.flow_run.id not in skipped), free)
+        self._selected = {each.flow_run.id: each.flow_run.deployment_id for each in selected}
+        return in_turn(selected, self._turns)
+
+    def note_submission(self, flow_run_id: UUID) -> None:
+        """Note that a run was submitted, whether the server accepts that or not: its deployment had a turn."""
+        if flow_run_id in self._selected:
+            self._turns[self._selected[flow_run_id]] = max(self._turns.values(), default=0) + 1
 
     async def _runs_of_others(
         self,
@@ -192,15 +201,22 @@ def without_blocked(found: Iterable[WorkerFlowRunResponse], free: Mapping[UUID, 
     return kept
 
 
-def in_turn(found: Iterable[WorkerFlowRunResponse]) -> list[WorkerFlowRunResponse]:
-    """Order runs so that the deployments of a queue take turns; the order of the queues is kept."""
+def in_turn(found: Iterable[WorkerFlowRunResponse], turns: Mapping[UUID | None, int]) -> list[WorkerFlowRunResponse]:
+    """Order runs so that the deployments of a queue take turns; the order of the queues is kept.
+
+    Args:
+        found: The runs.
+        turns: By deployment, when it had its last turn; 0 for one that had none.
+    """
     queues: dict[UUID, dict[UUID | None, list[WorkerFlowRunResponse]]] = {}
     for each in found:
         queues.setdefault(each.work_queue_id, {}).setdefault(each.flow_run.deployment_id, []).append(each)
     return [
         each
         for by_deployment in queues.values()
-        for turn in zip_longest(*by_deployment.values())
+        for turn in zip_longest(
+            *(by_deployment[id_] for id_ in sorted(by_deployment, key=lambda id_: turns.get(id_, 0)))
+        )
         for each in turn
         if each is not None
     ]

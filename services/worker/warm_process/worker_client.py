@@ -75,6 +75,8 @@ class WorkerClient:
     async def set_flow_run_state(
         self, flow_run_id: UUID | str, state: State[Any], force: bool = False
     ) -> OrchestrationResult[Any]:
+        if state.is_pending():
+            self._selector.note_submission(UUID(str(flow_run_id)))
         result: OrchestrationResult[Any] = await self._client.set_flow_run_state(flow_run_id, state, force=force)
         # Named Submitting, it is the state of a run that was claimed before.
         if state.is_pending() and state.name == "Pending" and result.state:

@@ -17,7 +17,6 @@ from trainyard.contract import State
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "ENQUEUE"}}
-EVERY_SECOND = {"schedules": [{"active": True, "schedule": {"interval": 1.0}, "max_scheduled_runs": 4}]}
 ids = count()
 
 
@@ -40,10 +39,10 @@ def in_queue(queue: UUID, *runs: FlowRun) -> list[WorkerFlowRunResponse]:
 def test_the_deployments_of_a_queue_take_turns_and_queues_keep_their_order() -> None:
     urgent, other, one, two = (uuid4() for _ in range(4))
     first, second, third, fourth = flow_run(one), flow_run(one), flow_run(two), flow_run(one)
+    found = [*in_queue(urgent, first, second, third), *in_queue(other, fourth)]
 
-    ordered = in_turn([*in_queue(urgent, first, second, third), *in_queue(other, fourth)])
-
-    assert [each.flow_run for each in ordered] == [first, third, second, fourth]
+    assert [each.flow_run for each in in_turn(found, {})] == [first, third, second, fourth]
+    assert [each.flow_run for each in in_turn(found, {one: 1})] == [third, first, second, fourth]
 
 
 def test_only_as_many_waiting_runs_are_submitted_as_there_are_slots() -> None:
@@ -89,31 +88,27 @@ def test_runs_that_wait_for_a_slot_keep_no_other_waiting(orchestrator: Server, p
     assert not set(states[1:]) - {State.AWAITING_SLOT, "Scheduled", "Late"}
 
 
-def runs_of(server: Server, deployment: str, **conditions: Any) -> list[dict[str, Any]]:
-    query = {"flow_runs": {"deployment_id": {"any_": [deployment]}} | conditions}
-    return server.call("POST", "/flow_runs/filter", json=query)
-
-
 def test_of_the_missed_runs_of_a_schedule_the_newest_is_run_or_all_are(
     orchestrator: Server, pool: str, tmp_path: Path
 ) -> None:
-    newest = orchestrator.deploy(pool, "trivial", **EVERY_SECOND)
-    every = orchestrator.deploy(pool, "trivial", **EVERY_SECOND, job_variables={"late_runs": "all"})
+    begin = (datetime.now(UTC) + timedelta(seconds=8)).replace(microsecond=0)
+    rule = f"DTSTART:{begin:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;COUNT=4"
+    schedules = [{"active": True, "schedule": {"rrule": rule}}]
+    newest = orchestrator.deploy(pool, "trivial", schedules=schedules)
+    every = orchestrator.deploy(pool, "trivial", schedules=schedules, job_variables={"late_runs": "all"})
 
-    def missed(deployment: str) -> list[str]:
-        due = {"before_": (datetime.now(UTC) - timedelta(seconds=2)).isoformat()}
-        return [run["id"] for run in runs_of(orchestrator, deployment, expected_start_time=due)]
+    def scheduled(deployment: str) -> list[dict[str, Any]]:
+        query = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        found = orchestrator.call("POST", "/flow_runs/filter", json=query)
+        return [run for run in found if run["auto_scheduled"]]
 
-    wait_until(lambda: all(len(missed(each)) > 3 for each in (newest, every)), 60, "missed runs")
-    skipped, made_up_for = missed(newest), missed(every)
+    wait_until(lambda: len(scheduled(newest)) == len(scheduled(every)) == 4, 20, "the runs of the schedules")
+    by_hand = orchestrator.trigger(newest)
+    wait_until(lambda: datetime.now(UTC) > begin + timedelta(seconds=4), 10, "the runs to be due")
     with worker(orchestrator, pool, tmp_path):
-        for run in made_up_for:
+        for run in (by_hand, *(run["id"] for run in (*scheduled(every), scheduled(newest)[-1]))):
             orchestrator.expect(run, "Completed")
-        for run in skipped:
-            orchestrator.expect(run, State.SKIPPED)
-        completed = {"type": {"any_": ["COMPLETED"]}}
-        wait_until(lambda: runs_of(orchestrator, newest, state=completed), 30, "the newest to complete")
-        for deployment in (newest, every):
-            orchestrator.call("POST", f"/deployments/{deployment}/pause_deployment")
+    skipped = scheduled(newest)[:-1]
 
-    assert "was due again" in orchestrator.message(skipped[0])
+    assert [run["state_name"] for run in skipped] == [State.SKIPPED] * 3
+    assert "was due again" in skipped[0]["state"]["message"]
