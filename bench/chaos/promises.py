@@ -62,7 +62,7 @@ class Promises:
                 self._runs_that_have_not_ended(),
                 self._runs_that_ran_twice(runs),
                 self._slots(),
-                self._disagreements(),
+                self._disagreements(runs),
                 self._champions(),
                 self._artifacts(),
                 self._mails(runs),
@@ -131,7 +131,11 @@ class Promises:
     def _logged_by(self, run: str) -> list[dict[str, Any]]:
         return self._runs_of_mlflow(condition=f"tags.`{Tag.FLOW_RUN_ID}` = '{run}'")
 
-    def _disagreements(self) -> Iterable[str]:
+    def _disagreements(self, runs: Sequence[str]) -> Iterable[str]:
+        for run in runs:
+            statuses = {each["info"]["status"] for each in self._logged_by(run)}
+            if statuses and self.state(run)["state_type"] == "COMPLETED" and "FINISHED" not in statuses:
+                yield f"the run {run} is completed, MLflow's runs of it are {', '.join(sorted(statuses))}"
         for run in self._runs_of_mlflow(condition="attributes.status = 'RUNNING'"):
             yield f"MLflow's run {run['info']['run_name']} is RUNNING, of the flow run {run['tags'].get(Tag.FLOW_RUN_ID)}"
 

@@ -68,7 +68,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Iterator[Stac
     """The stack that tests share, from a copy of the checkout."""
     home = tmp_path_factory.mktemp("checkout")
     copy_checkout(home)
-    with boot(Stack(home, WORKER_MEMORY="1g")) as stack:  # little, so that a run can be driven out of it
+    # Little memory, so that a run can be driven out of it, and little time for runs when the worker stops.
+    with boot(Stack(home, WORKER_MEMORY="1g", WARM_PROCESS_DRAIN_SECONDS="10")) as stack:
         yield stack
 
 

@@ -254,7 +254,7 @@ def test_a_stopped_worker_settles_the_runs_that_do_not_finish(stack: Stack, api:
 
 
 def test_a_stopped_worker_lets_runs_finish(stack: Stack, api: httpx.Client) -> None:
-    run = trigger(api, "linger", seconds=15)
+    run = trigger(api, "linger", seconds=8)
     wait_until(lambda: "lingering as " in log_of(api, run), 60, "the run to linger", every=0.3)
     stack.shell("docker compose stop worker")
 
