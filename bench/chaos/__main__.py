@@ -7,13 +7,14 @@
 
 import argparse
 import json
+import subprocess
 import tempfile
 from pathlib import Path
 
 from bench.chaos.plan import plan
 from bench.chaos.player import Chaos
 from bench.chaos.report import RESULTS, tables
-from infra.testing.stack import Stack, copy_checkout
+from infra.testing.stack import CHECKOUT, Stack, copy_checkout
 from infra.testing.waiting import wait_until
 
 HOG = '''
@@ -39,6 +40,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout.strip()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -57,7 +60,7 @@ def main() -> None:
             chaos = Chaos(stack, arguments.seed)
             arguments.results.parent.mkdir(exist_ok=True)
             for number in range(arguments.first, arguments.first + arguments.rounds):
-                rows.append(chaos.play(plan(arguments.seed, number)))
+                rows.append({"commit": commit, **chaos.play(plan(arguments.seed, number))})
                 with arguments.results.open("a") as results:
                     results.write(json.dumps(rows[-1]) + "\n")
         finally:
