@@ -15,10 +15,11 @@ import httpx
 from prefect.exceptions import ObjectNotFound
 
 from warm_process.background import BackgroundTasks
+from warm_process.cgroup import CgroupMemory
 from warm_process.ledger import Claim, Ledger
 from warm_process.live_runs import ForkContext, LiveRun
 from warm_process.processes import processes_of, signal_group, signal_processes, terminate_processes_of
-from warm_process.reasons import CgroupMemory, OomKills, ProcessExit
+from warm_process.reasons import OomKills, ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.settle import EndedRun, HookKind, RunHooks, Settlement, owns
 from warm_process.supervisor import CannotForkError, Supervisor

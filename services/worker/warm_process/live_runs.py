@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from warm_process.cgroup import CgroupMemory
 from warm_process.ledger import Claim, Ledger
-from warm_process.reasons import CgroupMemory
 from warm_process.settings import WarmProcessSettings
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration
 
 from warm_process import prefect_private
+from warm_process.cgroup import CgroupMemory
 from warm_process.ledger import Claim
 from warm_process.live_runs import ForkContext, LiveRun
-from warm_process.reasons import CgroupMemory
 from warm_process.supervisor import Fork, Supervisor
 
 

@@ -19,6 +19,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from trainyard.contract import Resource
 from warm_process import prefect_private
 from warm_process.background import BackgroundTasks
+from warm_process.cgroup import CgroupMemory
 from warm_process.checks import RunChecks
 from warm_process.cold_start import ColdProcess, cold_start_reason
 from warm_process.endings import RunEndings
@@ -28,7 +29,7 @@ from warm_process.ledger import Claim, Ledger
 from warm_process.live_runs import LiveRun, LiveRuns
 from warm_process.polling import PollScheduler
 from warm_process.protocol import Message
-from warm_process.reasons import CgroupMemory, ProcessExit
+from warm_process.reasons import ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.supervisor import CannotForkError, Supervisor
 from warm_process.warm_start import CannotStartError, append_python_path, fork_run
