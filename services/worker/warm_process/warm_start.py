@@ -11,7 +11,9 @@ from prefect.workers.process import ProcessJobConfiguration
 
 from warm_process import prefect_private
 from warm_process.cgroup import CgroupMemory
+from warm_process.job import WarmProcessJobConfiguration
 from warm_process.ledger import Claim
+from warm_process.limits import Limits
 from warm_process.live_runs import ForkContext, LiveRun
 from warm_process.supervisor import Fork, Supervisor
 
@@ -26,7 +28,7 @@ async def fork_run(
     channel: prefect_private.ControlChannel,
     flow_run: FlowRun,
     claim: Claim,
-    configuration: ProcessJobConfiguration,
+    configuration: WarmProcessJobConfiguration,
 ) -> AsyncIterator[tuple[LiveRun, Fork]]:
     """Start a run in a fork, whose working directory and control channel exist while the block lasts.
 
@@ -41,7 +43,11 @@ async def fork_run(
         with _working_directory(configuration) as cwd:
             memory = CgroupMemory.read()
             fork = await supervisor.fork(
-                str(flow_run.id), "prefect.engine", env=env, cwd=cwd, quiet=not configuration.stream_output
+                str(flow_run.id),
+                "prefect.engine",
+                env=env,
+                cwd=cwd,
+                quiet=not configuration.stream_output,
             )
             yield (
                 LiveRun(
@@ -51,6 +57,7 @@ async def fork_run(
                     send_signal=lambda number: supervisor.signal(fork, number),
                     memory_before=memory,
                     job_env=configuration.env,
+                    limits=Limits.of(configuration, memory.limit),
                     fork=ForkContext(env, cwd),
                 ),
                 fork,

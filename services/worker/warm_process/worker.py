@@ -26,13 +26,16 @@ from warm_process.endings import RunEndings
 from warm_process.events import EventListener
 from warm_process.job import WarmProcessJobConfiguration, WarmProcessVariables
 from warm_process.ledger import Claim, Ledger
+from warm_process.limits import Limits
 from warm_process.live_runs import LiveRun, LiveRuns
 from warm_process.polling import PollScheduler
+from warm_process.processes import offer_to_oom_killer
 from warm_process.protocol import Message
 from warm_process.reasons import ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.supervisor import CannotForkError, Supervisor
 from warm_process.warm_start import CannotStartError, append_python_path, fork_run
+from warm_process.watch import LimitWatch
 from warm_process.worker_client import WorkerClient
 
 if TYPE_CHECKING:
@@ -97,6 +100,8 @@ class WarmProcessWorker(ProcessWorker):
         self._background.keep_running(self._listen)
         self._background.keep_running(self._poller.run)
         self._background.keep_running(self._check_regularly)
+        watch = LimitWatch(self._live, self._endings, self._background, self._log, warm_pid=self._warm_pid)
+        self._background.keep_running(watch.watch)
         await self._endings.settle_adopted(self._background)
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -126,6 +131,9 @@ class WarmProcessWorker(ProcessWorker):
         environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
         self._supervisor = Supervisor(self._settings, environment, self._log, on_ready=self._record_warm_process)
         self._supervisor.start()
+
+    def _warm_pid(self) -> int | None:
+        return self._supervisor.pid if self._supervisor else None
 
     def _record_warm_process(self, message: Message) -> None:
         facts = {key: message[key] for key in ("seconds", "preloaded", "failed")}
@@ -268,7 +276,9 @@ class WarmProcessWorker(ProcessWorker):
             process = await ColdProcess.start(flow_run.id, lambda status: execute(flow_run, configuration, status))
         except Exception as error:
             raise CannotStartError(f"it could not be started ({type(error).__name__}: {error})") from error
-        run = LiveRun(flow_run, claim, process.pid, process.send_signal, memory, configuration.env)
+        offer_to_oom_killer(process.pid)
+        limits = Limits.of(configuration, memory.limit)
+        run = LiveRun(flow_run, claim, process.pid, process.send_signal, memory, configuration.env, limits)
         async with self._live.track(run, configuration.reruns_after_crash):
             self._report_start(run, report_pid)
             return await self._settle(run, await process.wait())

@@ -262,3 +262,21 @@ def searches_its_memory(path: str, first_half: str, second_half: str):
                 with suppress(OSError):
                     hits += len(sought.findall(memory.read(end - start)))
     note(path, hits=hits)
+
+
+HOARD = "import sys, time; kept = [bytearray(b'x' * (8 << 20)) for _ in range(int(sys.argv[1]) // 8)]; time.sleep(120)"
+
+
+@flow
+def hoard(path: str, mib: int, where: str = "process"):
+    """Fill memory step by step, in this process or in one that it starts, and keep it."""
+    children = []
+    if where != "process":
+        command = [sys.executable, "-c", HOARD, str(mib)]
+        children.append(subprocess.Popen(command, start_new_session=where == "session").pid)
+    note(path, pid=os.getpid(), children=children, is_fork=is_fork())
+    kept: list[bytearray] = []
+    while where == "process" and 8 * len(kept) < mib:
+        kept.append(bytearray(b"x" * (8 << 20)))
+        time.sleep(0.01)
+    time.sleep(120)
