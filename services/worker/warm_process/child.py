@@ -22,6 +22,7 @@ from prefect.exceptions import TerminationSignal
 from warm_process import prefect_private
 from warm_process.processes import offer_to_oom_killer
 from warm_process.protocol import Message
+from warm_process.threads import limit_threads
 
 # The interpreter or a library reads these when it is loaded, which is too late in a fork.
 _START_ONLY = (
@@ -80,6 +81,8 @@ def run(request: Message, *, parent: int, end_fd: int, libc: Any) -> NoReturn:
         _detach(parent, libc)
         _set_stdio(quiet=request["quiet"])
         _apply_environment(_take_environment(Path(request["env_file"])), request["cwd"])
+        if threads := request["threads"]:
+            limit_threads(threads)
         _reset_inherited_state()
         code = _run_module(request["module"], request["argv"])
     except BaseException:  # noqa: BLE001 - nothing may escape into the warm process's loop

@@ -33,6 +33,15 @@ class RunVariables(BaseModel):
             " 512 MiB or 15 %. Linux only."
         ),
     )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "The threads that BLAS and OpenMP use in the run, and the cores that joblib's n_jobs=-1 stands for. By"
+            " default as many as the worker has cores. Variables such as OMP_NUM_THREADS that the run itself sets go"
+            " first."
+        ),
+    )
     wall_time_seconds: float | None = Field(
         default=DEFAULT_WALL_TIME_SECONDS,
         ge=1,

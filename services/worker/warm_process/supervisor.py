@@ -112,6 +112,7 @@ class Supervisor:
         env: Mapping[str, str],
         cwd: str | Path,
         quiet: bool = False,
+        threads: int | None = None,
     ) -> Fork:
         """Run a module in a fork of the warm process.
 
@@ -122,6 +123,7 @@ class Supervisor:
             env: Its whole environment.
             cwd: Its working directory.
             quiet: Whether its output is discarded.
+            threads: How many threads its numerical libraries use; None for as many as those of the warm process.
 
         Raises:
             CannotForkError: The fork failed.
@@ -145,6 +147,7 @@ class Supervisor:
             "env_file": str(env_file),
             "cwd": str(cwd),
             "quiet": quiet,
+            "threads": threads,
         }
         try:
             self._writer.write(encode(request))

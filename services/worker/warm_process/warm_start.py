@@ -16,6 +16,7 @@ from warm_process.ledger import Claim
 from warm_process.limits import Limits
 from warm_process.live_runs import ForkContext, LiveRun
 from warm_process.supervisor import Fork, Supervisor
+from warm_process.threads import set_for_fork
 
 
 class CannotStartError(Exception):
@@ -38,6 +39,7 @@ async def fork_run(
     """
     env = _environment(flow_run, configuration)
     await supervisor.wait_until_ready(env)
+    set_for_fork(env, configuration.threads)
     env |= channel.register(flow_run.id)
     try:
         with _working_directory(configuration) as cwd:
@@ -48,6 +50,7 @@ async def fork_run(
                 env=env,
                 cwd=cwd,
                 quiet=not configuration.stream_output,
+                threads=configuration.threads,
             )
             yield (
                 LiveRun(

@@ -34,6 +34,7 @@ from warm_process.protocol import Message
 from warm_process.reasons import ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.supervisor import CannotForkError, Supervisor
+from warm_process.threads import set_for_cold_start
 from warm_process.warm_start import CannotStartError, append_python_path, fork_run
 from warm_process.watch import LimitWatch
 from warm_process.worker_client import WorkerClient
@@ -271,6 +272,7 @@ class WarmProcessWorker(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Run as the process worker does, and settle the run afterwards."""
         execute = super().run
+        set_for_cold_start(configuration.env, configuration.threads)
         memory = CgroupMemory.read()
         try:
             process = await ColdProcess.start(flow_run.id, lambda status: execute(flow_run, configuration, status))

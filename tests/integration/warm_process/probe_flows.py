@@ -280,3 +280,30 @@ def hoard(path: str, mib: int, where: str = "process"):
         kept.append(bytearray(b"x" * (8 << 20)))
         time.sleep(0.01)
     time.sleep(120)
+
+
+@task
+def openmp_threads() -> int:
+    from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+
+    return _openmp_effective_n_threads(only_physical_cores=False)
+
+
+@flow
+def counts_threads(path: str):
+    """Record the threads and cores that libraries and a child process see."""
+    import joblib
+    import numpy  # noqa: F401 - brings OpenBLAS
+    from threadpoolctl import threadpool_info
+
+    program = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    note(
+        path,
+        is_fork=is_fork(),
+        blas=[found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"],
+        openmp=openmp_threads(),
+        openmp_in_thread=openmp_threads.submit().result(),
+        cores=joblib.cpu_count(),
+        child=child.stdout.strip(),
+    )

@@ -1,7 +1,8 @@
-"""Limits of a run: memory and wall time; who is ended, and what is said about it."""
+"""Limits of a run: memory, threads and wall time; who is ended, and what is said about it."""
 
 import asyncio
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
+from warm_process import threads
 from warm_process.background import BackgroundTasks
-from warm_process.cgroup import CgroupMemory
+from warm_process.cgroup import CgroupMemory, read_core_quota
 from warm_process.endings import RunEndings
 from warm_process.job import WarmProcessJobConfiguration
 from warm_process.ledger import Claim, Ledger
@@ -95,11 +97,27 @@ def test_a_run_over_its_wall_time_is_ended(orchestrator: Server, shared_pool: st
     gone(seen["pid"], seen["grandchild"])
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: nothing to limit")
+@pytest.mark.parametrize("more", [{}, COLD], ids=["fork", "cold"])
+def test_libraries_use_the_threads_that_a_run_has(
+    orchestrator: Server, shared_pool: str, note: Path, more: dict[str, Any]
+) -> None:
+    deployment = orchestrator.deploy(shared_pool, "counts_threads")
+    run = orchestrator.trigger(deployment, {"threads": 1, **more}, path=str(note))
+
+    orchestrator.expect(run, "Completed")
+    seen = read_note(note)
+    assert seen["is_fork"] == (not more)
+    assert set(seen["blas"]) == {1}
+    assert {seen[name] for name in ("openmp", "openmp_in_thread", "cores")} == {1}
+    assert seen["child"] == "1"
+
+
 def test_the_work_pool_offers_the_limits(orchestrator: Server, shared_pool: str) -> None:
     template = orchestrator.call("GET", f"/work_pools/{shared_pool}")["base_job_template"]
     offered = template["variables"]["properties"]
 
-    for name, default in {"memory_mib": None, "wall_time_seconds": 86400}.items():
+    for name, default in {"memory_mib": None, "threads": None, "wall_time_seconds": 86400}.items():
         assert offered[name]["default"] == default
         assert offered[name]["description"]
         assert template["job_configuration"][name] == f"{{{{ {name} }}}}"
@@ -183,6 +201,39 @@ def test_usage_in_the_older_control_group(tmp_path: Path, own_group: Path) -> No
     )
 
     assert CgroupMemory.read(own_group, tmp_path / "root").read_usage() == 600 * MIB
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "100000000 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "200000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: no quota makes them fewer")
+def test_the_quota_of_cores_is_rounded_up(tmp_path: Path, files: dict[str, str], cores: int | None) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+
+    assert read_core_quota(tmp_path) == cores
+
+
+def test_what_a_run_sets_itself_goes_before_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "8")  # the worker's
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    env: dict[str, str | None] = {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "8", "OPENBLAS_NUM_THREADS": "4"}
+    threads.set_for_cold_start(env, 2)
+
+    assert {name: env[name] for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {
+        "OMP_NUM_THREADS": "3",
+        "OPENBLAS_NUM_THREADS": "4",
+    }
+    assert env["MKL_NUM_THREADS"] == env["NUMEXPR_NUM_THREADS"] == env[threads.CORES] == "2"
 
 
 @pytest.fixture
