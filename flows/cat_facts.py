@@ -7,20 +7,20 @@ from prefect import flow, task
 from pydantic import Field
 
 
-@task(retries=4, retry_delay_seconds=0.3)
+@task(retries=4, retry_delay_seconds=0.3, timeout_seconds=60)
 def fetch_fact(url: str) -> str:
     """Return one fact. An error status raises, and Prefect retries the task."""
     response = httpx.get(url, timeout=10).raise_for_status()
     return str(response.json()["fact"])
 
 
-@flow(name="collect-facts", log_prints=True)
+@flow(name="collect-facts", log_prints=True, timeout_seconds=900)
 def collect_facts(url: str, count: int) -> list[str]:
     """Return `count` facts, each fetched by a task run of its own."""
     return [fetch_fact(url) for _ in range(count)]
 
 
-@flow(name="cat-facts", log_prints=True)
+@flow(name="cat-facts", log_prints=True, timeout_seconds=1200)
 def cat_facts(url: str = "https://catfact.ninja/fact", count: Annotated[int, Field(ge=1, le=20)] = 3) -> list[str]:
     """Print facts about cats; `log_prints` makes each line a line of the run's log.
 

@@ -1,9 +1,9 @@
 """The model search: evaluates candidates in parallel, each in a task run of its own."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from joblib import cpu_count
 from prefect import Task, get_run_logger, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,7 +20,7 @@ class SearchSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True)
 
     dask_scheduler_address: str | None = None
-    """A Dask scheduler such as tcp://scheduler:8786; without it candidates run on this machine's cores."""
+    """A Dask scheduler such as tcp://scheduler:8786; without it candidates run on the cores of the run (job variable `threads`)."""
 
 
 SearchResult = tuple[list[Score], list[Trial]]
@@ -69,10 +69,9 @@ def _evaluate_all(evaluate: Task[..., Any], candidates: Sequence[Candidate], sha
 
 
 def _task_runner() -> TaskRunner[Any]:
-    """Return a Dask task runner where a scheduler is set, else a thread for each core of this machine."""
+    """Return a Dask task runner where a scheduler is set, else a thread for each core that the run may use."""
     if address := SearchSettings().dask_scheduler_address:
         from prefect_dask.task_runners import DaskTaskRunner
 
         return DaskTaskRunner(address=address)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolTaskRunner(max_workers=cores)
+    return ThreadPoolTaskRunner(max_workers=cpu_count())

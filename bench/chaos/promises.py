@@ -136,8 +136,9 @@ class Promises:
             statuses = {each["info"]["status"] for each in self._logged_by(run)}
             if statuses and self.state(run)["state_type"] == "COMPLETED" and "FINISHED" not in statuses:
                 yield f"the run {run} is completed, MLflow's runs of it are {', '.join(sorted(statuses))}"
-        for run in self._runs_of_mlflow(condition="attributes.status = 'RUNNING'"):
-            yield f"MLflow's run {run['info']['run_name']} is RUNNING, of the flow run {run['tags'].get(Tag.FLOW_RUN_ID)}"
+        for found in self._runs_of_mlflow(condition="attributes.status = 'RUNNING'"):
+            flow_run = found["tags"].get(Tag.FLOW_RUN_ID)
+            yield f"MLflow's run {found['info']['run_name']} is RUNNING, of the flow run {flow_run}"
 
     def _versions(self) -> list[dict[str, Any]]:
         found = self.mlflow.get("/model-versions/search", params={"max_results": 1000}).raise_for_status().json()

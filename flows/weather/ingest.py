@@ -21,6 +21,7 @@ from trainyard.retries import RETRIES
 
 MAX_TABLE_ROWS = 100
 MAX_LISTED_DAYS = 10
+HOUR = 3600.0
 
 
 @task(name="find-place", **RETRIES, **cached(places, http, days=30))
@@ -74,7 +75,7 @@ def log_observations(observations: Observations) -> None:
     get_run_logger().warning("%s: %s%s", origin.place.name, counts, f" ({listed})" if filled else "")
 
 
-@flow(name="fetch-weather", log_prints=True, persist_result=False)
+@flow(name="fetch-weather", log_prints=True, persist_result=False, timeout_seconds=HOUR)
 def fetch_weather(place: PlaceName = "Seattle", data: Data = DATA) -> Observations:
     """Fetch daily observations of a place, validate them and interpolate small gaps.
 
@@ -100,7 +101,7 @@ def fetch_weather(place: PlaceName = "Seattle", data: Data = DATA) -> Observatio
     return observations
 
 
-@flow(name="preprocess", log_prints=True, persist_result=False)
+@flow(name="preprocess", log_prints=True, persist_result=False, timeout_seconds=1.5 * HOUR)
 def preprocess(place: PlaceName = "Seattle", data: Data = DATA) -> Examples:
     """Fetch the observations of a place and turn them into examples.
 

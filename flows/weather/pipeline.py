@@ -13,7 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from flows.weather import model, parameters, plots, promotion
 from flows.weather import places as place_names
 from flows.weather.features import TARGET, Examples
-from flows.weather.ingest import preprocess
+from flows.weather.ingest import HOUR, preprocess
 from flows.weather.model import Family, FittedModel
 from flows.weather.parameters import DATA, TRAINING, DataParameters, Training, TrainingParameters
 from trainyard import registry, search, tracking
@@ -118,7 +118,7 @@ def summarize(examples: Examples, fitted: FittedModel) -> str:
     )
 
 
-@flow(name="train", log_prints=True, persist_result=False)
+@flow(name="train", log_prints=True, persist_result=False, timeout_seconds=4 * HOUR)
 def train(
     examples: SkipJsonSchema[Examples | None] = None,
     training: Training = TRAINING,
@@ -168,7 +168,7 @@ def run_place(
         return outcome
 
 
-@flow(name="weather-pipeline", log_prints=True, persist_result=False)
+@flow(name="weather-pipeline", log_prints=True, persist_result=False, timeout_seconds=8 * HOUR)
 def weather_pipeline(
     places: parameters.Places = ["Seattle"],  # noqa: B006 - never mutated; Prefect's form needs the default
     years: parameters.Years = DATA.years,

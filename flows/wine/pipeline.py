@@ -20,6 +20,7 @@ from trainyard.outcome import Outcome, log_once, report
 from trainyard.search import search
 
 EXPERIMENT, MODEL, METRIC = "wine", "wine-cultivar", "log_loss"
+HOUR = 3600.0
 TRAIN_ROWS = "train_rows"
 """The tag of a model version with the digest of its training set."""
 Folds = Annotated[int, Field(ge=2, le=20)]
@@ -76,7 +77,7 @@ def promote(data: Split, fitted: FittedModel, logged: tracking.Registered, gate:
     return registry.apply_gate(MODEL, logged.version, compare)
 
 
-@flow(name="load-wine", log_prints=True, persist_result=False)
+@flow(name="load-wine", log_prints=True, persist_result=False, timeout_seconds=600)
 def load_wine() -> Split:
     """Read and validate the wines, and split them into training set and holdout."""
     data = model.split(model.read_wines())
@@ -84,7 +85,7 @@ def load_wine() -> Split:
     return data
 
 
-@flow(name="train-wine", log_prints=True, persist_result=False)
+@flow(name="train-wine", log_prints=True, persist_result=False, timeout_seconds=2 * HOUR)
 def train_wine(
     data: SkipJsonSchema[Split | None] = None,
     folds: Folds = 5,
@@ -108,7 +109,7 @@ def train_wine(
     return outcome
 
 
-@flow(name="wine-pipeline", log_prints=True, persist_result=False)
+@flow(name="wine-pipeline", log_prints=True, persist_result=False, timeout_seconds=3 * HOUR)
 def wine_pipeline(
     folds: Folds = 5,
     gate: Thresholds = Thresholds(),

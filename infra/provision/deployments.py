@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 from importlib.resources import files
 from pathlib import Path
@@ -65,9 +66,15 @@ def compute_fingerprint(settings: Settings) -> str:
     digest.update(f"{[automation('', settings.mail_events) for automation in (mail_run_events, mail_alerts)]}".encode())
     digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
     library = [file for suffix in ("py", "yaml") for file in LIBRARY.rglob(f"*.{suffix}")]
-    for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py")), *sorted(library)]:
+    for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py")), *sorted(library), *job_variables_files()]:
         digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def job_variables_files() -> list[Path]:
+    """Return the file of the worker type that decides the work pool's job template, which takes seconds to make."""
+    worker = importlib.util.find_spec("warm_process")
+    return [Path(folder, "job.py") for folder in (worker.submodule_search_locations or [])] if worker else []
 
 
 def recorded_fingerprint(api: httpx.Client) -> str | None:

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 from infra.embedded.scores import print_scores
 from infra.provision.api import http_client
+from infra.provision.deployments import job_variables_files
 from infra.testing.servers import prefect_client, prefect_server
 from infra.testing.waiting import wait_until
 from tests.support.flaky_proxy import FlakyProxy
@@ -204,6 +205,12 @@ def test_provisioning_again_changes_nothing(project: Path, provisioned: Provisio
     assert "Deployed" not in ended.stdout
     assert api.post("/deployments/filter", json={}).raise_for_status().json() == before
     assert len(runs_of(api, "greet")) == 1
+
+
+def test_the_job_variables_of_the_worker_type_are_part_of_what_is_provisioned() -> None:
+    (file,) = job_variables_files()
+
+    assert "class WarmProcessVariables" in file.read_text()
 
 
 def test_make_run_starts_one_run_and_follows_it_although_every_request_fails_twice(

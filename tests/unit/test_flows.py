@@ -1,11 +1,16 @@
 """The example flows as Prefect sees them: their names, and the forms of their parameters."""
 
+import importlib
+import pkgutil
 import sys
+from typing import Any
 
 import pytest
-from prefect import Flow
+from prefect import Flow, Task
 from prefect.flows import load_flow_from_entrypoint
 
+import flows
+import trainyard.flows
 from flows.cat_facts import cat_facts
 from flows.weather.ingest import fetch_weather, preprocess
 from flows.weather.pipeline import train, weather_pipeline
@@ -13,7 +18,26 @@ from flows.weather.settings import WeatherSettings
 from flows.wine.pipeline import load_wine, train_wine, wine_pipeline
 from trainyard.tracking import TrackingSettings
 
-FLOWS = [cat_facts, fetch_weather, preprocess, train, weather_pipeline, load_wine, train_wine, wine_pipeline]
+# They run in threads, where Prefect cannot interrupt a request and warns of a timeout. Each of their requests has a deadline
+# (trainyard.http, MLflow's client), and the flow has a timeout.
+BOUNDED_BY_THEIR_REQUESTS = {
+    "find-place",
+    "fetch-archive",
+    "request-forecasts",
+    "fetch-predictions",
+    "fetch-ground-truth",
+    "promote",
+}
+FLOWS: list[Flow[..., Any]] = [
+    cat_facts,
+    fetch_weather,
+    preprocess,
+    train,
+    weather_pipeline,
+    load_wine,
+    train_wine,
+    wine_pipeline,
+]
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
@@ -23,6 +47,43 @@ def test_every_parameter_has_a_default_a_description_and_a_field_in_the_form(flo
         if field.get("type") != "object" and name not in ("data", "examples"):  # data frames have no field
             assert field["description"], name
             assert "$ref" in field or field["type"] in {"string", "integer", "number", "boolean", "array"}, name
+
+
+def defined(kind: type) -> list[Any]:
+    """Return the flows or the tasks of the project and the platform."""
+    names = [
+        module.name
+        for package in (flows, trainyard.flows)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    members = [member for name in names for member in vars(importlib.import_module(name)).values()]
+    return list({id(member): member for member in members if isinstance(member, kind)}.values())
+
+
+def test_every_flow_has_a_timeout() -> None:
+    found = defined(Flow)
+
+    assert {flow.name for flow in FLOWS} < {flow.name for flow in found}
+    assert [flow.name for flow in found if not flow.timeout_seconds] == []
+
+
+def test_every_task_that_fetches_has_a_timeout_or_bounded_requests() -> None:
+    fetching = [task for task in defined(Task) if task.retries]  # who talks to a server retries
+
+    assert {task.name for task in fetching} > BOUNDED_BY_THEIR_REQUESTS
+    assert {task.name for task in fetching if not task.timeout_seconds} == BOUNDED_BY_THEIR_REQUESTS
+
+
+def test_a_flow_ends_after_those_that_it_calls() -> None:
+    seconds = {flow.name: flow.timeout_seconds for flow in defined(Flow)}
+
+    for outer, inner in [
+        ("cat-facts", ["collect-facts"]),
+        ("preprocess", ["fetch-weather"]),
+        ("weather-pipeline", ["preprocess", "train"]),
+        ("wine-pipeline", ["load-wine", "train-wine"]),
+    ]:
+        assert seconds[outer] > sum(seconds[name] for name in inner)
 
 
 def test_limits_reach_the_form() -> None:

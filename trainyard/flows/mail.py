@@ -41,7 +41,7 @@ PIPELINE_TAGS = (Tag.FLOW_RUN_ID, Tag.LAST_FLOW_RUN_ID)
 SUBFLOW_TAGS = (Tag.SUBFLOW_RUN_ID, Tag.LAST_SUBFLOW_RUN_ID)
 
 
-@flow(name=Resource.SEND_MAIL, log_prints=True, persist_result=False)
+@flow(name=Resource.SEND_MAIL, log_prints=True, persist_result=False, timeout_seconds=1800)
 def send_mail(flow_run_id: UUID, attempt: int = 1, recipients: list[str] | None = None) -> State[None]:
     """Send the mail about a run that has ended.
 

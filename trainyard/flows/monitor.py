@@ -87,7 +87,7 @@ def get_from_serving(path: str, query: Mapping[str, str] | None = None) -> Any:
     return get_json(f"{settings.serving_url.rstrip('/')}{path}", query or {}, TIMEOUT_SECONDS, headers=headers)
 
 
-@task(name="served-models", persist_result=False, **RETRIES)
+@task(name="served-models", persist_result=False, timeout_seconds=600, **RETRIES)
 def fetch_served_models() -> list[str]:
     """Return the names of the served models."""
     return sorted(get_from_serving(ServingPath.MODELS)["models"])
@@ -238,7 +238,7 @@ def report(checks: Sequence[Check]) -> None:
     create_markdown_artifact("# Checks of the champions\n\n" + "\n".join(lines), key="monitoring-report")
 
 
-@flow(name=Resource.MONITOR, log_prints=True, persist_result=False)
+@flow(name=Resource.MONITOR, log_prints=True, persist_result=False, timeout_seconds=7200)
 def monitor(
     models: list[ModelName] = [],  # noqa: B006 - a form's default
     window_days: WindowDays = 30,

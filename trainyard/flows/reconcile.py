@@ -24,6 +24,7 @@ from trainyard.contract import Resource, Tag
 from trainyard.retries import RETRIES
 
 PAGE_SIZE = 200
+TASK_TIMEOUT_SECONDS = 1200.0
 # By the type of a flow run's final state, the status of the MLflow run that it left open.
 STATUSES = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "FAILED", "CANCELLED": "KILLED"}
 MODELS = "models"
@@ -32,7 +33,7 @@ ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 Minutes = Annotated[float, Field(ge=0)]
 
 
-@flow(name=Resource.RECONCILE, log_prints=True, persist_result=False)
+@flow(name=Resource.RECONCILE, log_prints=True, persist_result=False, timeout_seconds=3600)
 def reconcile(stuck_minutes: Minutes = 10, mend: bool = True) -> State[Any]:
     """Compare what Prefect, MLflow and the artifact store say, and mend what a fault left behind.
 
@@ -51,7 +52,7 @@ def reconcile(stuck_minutes: Minutes = 10, mend: bool = True) -> State[Any]:
     return Completed(message=f"{verb} {count} of faults." if found else "Nothing was left behind.")
 
 
-@task(name="settle-stuck-runs", **RETRIES)
+@task(name="settle-stuck-runs", timeout_seconds=TASK_TIMEOUT_SECONDS, **RETRIES)
 def settle_stuck_runs(stuck_minutes: float, mend: bool) -> list[str]:
     """Schedule runs again that have been Pending for too long, and cancel those that have been Cancelling."""
     found = []
@@ -75,7 +76,7 @@ def _stuck_runs(prefect: SyncPrefectClient, minutes: float) -> list[FlowRun]:
     return [run for run in runs if run.state and run.state.timestamp < before]
 
 
-@task(name="end-open-runs", **RETRIES)
+@task(name="end-open-runs", timeout_seconds=TASK_TIMEOUT_SECONDS, **RETRIES)
 def end_open_runs(mend: bool) -> list[str]:
     """End MLflow's runs that are still running although the flow run that logged them has ended."""
     client, found = MlflowClient(), []
@@ -109,7 +110,7 @@ def _final_status(prefect: SyncPrefectClient, flow_run_id: str) -> str | None:
     return STATUSES.get(state.type.value) if state else None
 
 
-@task(name="remove-leftovers", **RETRIES)
+@task(name="remove-leftovers", timeout_seconds=TASK_TIMEOUT_SECONDS, **RETRIES)
 def remove_leftovers(stuck_minutes: float, mend: bool) -> list[str]:
     """Mark models whose upload was cut off as failed, and delete files that belong to no run or model."""
     client = MlflowClient()

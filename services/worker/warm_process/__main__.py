@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from warm_process.ledger import live_workers
+from warm_process.memory import read_rollup
 from warm_process.settings import WarmProcessSettings
+
+_MIB = 1 << 20
 
 
 def status(root: Path) -> list[dict[str, Any]]:
@@ -33,16 +36,14 @@ def _memory(pid: int | None) -> dict[str, float] | None:
     """Read resident, proportional and private memory; None if the process has ended."""
     if pid is None:
         return None
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
+    sizes = read_rollup(pid)
+    if not sizes:
         return _resident(pid)
-    sizes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
     private = sizes["Private_Clean"] + sizes["Private_Dirty"]
     return {
-        "rss": round(sizes["Rss"] / 1024, 1),
-        "pss": round(sizes["Pss"] / 1024, 1),
-        "private": round(private / 1024, 1),
+        "rss": round(sizes["Rss"] / _MIB, 1),
+        "pss": round(sizes["Pss"] / _MIB, 1),
+        "private": round(private / _MIB, 1),
     }
 
 

@@ -1,7 +1,6 @@
 """Turns a fork of the warm process into the process of one run, as if it had been started for that run alone."""
 
 import atexit
-import contextlib
 import gc
 import importlib
 import json
@@ -21,7 +20,9 @@ from typing import Any, NoReturn
 from prefect.exceptions import TerminationSignal
 
 from warm_process import prefect_private
+from warm_process.processes import offer_to_oom_killer
 from warm_process.protocol import Message
+from warm_process.threads import limit_threads
 
 # The interpreter or a library reads these when it is loaded, which is too late in a fork.
 _START_ONLY = (
@@ -80,6 +81,8 @@ def run(request: Message, *, parent: int, end_fd: int, libc: Any) -> NoReturn:
         _detach(parent, libc)
         _set_stdio(quiet=request["quiet"])
         _apply_environment(_take_environment(Path(request["env_file"])), request["cwd"])
+        if threads := request["threads"]:
+            limit_threads(threads)
         _reset_inherited_state()
         code = _run_module(request["module"], request["argv"])
     except BaseException:  # noqa: BLE001 - nothing may escape into the warm process's loop
@@ -102,9 +105,7 @@ def _detach(parent: int, libc: Any) -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
-        # When memory runs out, the kernel has to kill the run and not the worker, the server or the database.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("500")
+        offer_to_oom_killer(os.getpid())
 
 
 def _set_stdio(*, quiet: bool) -> None:

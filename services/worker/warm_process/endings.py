@@ -15,10 +15,11 @@ import httpx
 from prefect.exceptions import ObjectNotFound
 
 from warm_process.background import BackgroundTasks
+from warm_process.cgroup import CgroupMemory
 from warm_process.ledger import Claim, Ledger
 from warm_process.live_runs import ForkContext, LiveRun
 from warm_process.processes import processes_of, signal_group, signal_processes, terminate_processes_of
-from warm_process.reasons import CgroupMemory, OomKills, ProcessExit
+from warm_process.reasons import OomKills, ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.settle import EndedRun, HookKind, RunHooks, Settlement, owns
 from warm_process.supervisor import CannotForkError, Supervisor
@@ -61,22 +62,36 @@ class RunEndings:
             stop_cause: Why the worker stopped it, if it did.
             logger: The run's own logger.
         """
-        if not process_exit.has_reported or run.ending:
+        if not process_exit.has_reported or run.ending or run.excess:
             signal_processes(processes_of(run.flow_run.id), signal.SIGKILL)
-            reason = stop_cause or self._oom_kills.describe(
+            reason = run.excess.reason if run.excess else stop_cause
+            reason = reason or self._oom_kills.describe(
                 process_exit, before=run.memory_before, after=CgroupMemory.read()
             )
             ended = EndedRun(
                 run.claim,
                 reason,
                 is_cancelled=run.ending == "cancel",
-                is_given_back=stop_cause is not None,
+                is_given_back=stop_cause is not None and run.excess is None,
+                may_rerun=run.excess is None or run.excess.may_rerun,
                 mlflow_env=run.job_env,
             )
             state = await Settlement(self._client, ended, run_hooks=self._hook_runner(run), logger=logger).settle()
             if state and (state.is_crashed() or state.is_scheduled()):
                 logger.error("The run has ended without a result and is now %s: %s.", state.name, reason)
         self._ledger.remove(run.claim)
+
+    async def settle_excess(self, run: LiveRun) -> None:
+        """Settle a run that has exceeded a limit while its process still exists; it may not get any further."""
+        assert run.excess
+        ended = EndedRun(
+            run.claim,
+            run.excess.reason,
+            is_cancelled=run.ending == "cancel",
+            may_rerun=False,  # until its process has ended
+            mlflow_env=run.job_env,
+        )
+        await Settlement(self._client, ended, logger=self._logger).settle()
 
     async def settle_unstarted(self, claim: Claim, reason: str, *, may_repeat: bool = True) -> None:
         """Settle a run that was claimed and has no process.

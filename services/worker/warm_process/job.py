@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from prefect.workers.process import ProcessJobConfiguration, ProcessVariables
-from pydantic import Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr
 
 DEFAULT_RERUNS = 2
 LateRuns = Literal["newest", "all"]
 DEFAULT_LATE_RUNS: LateRuns = "newest"
+DEFAULT_WALL_TIME_SECONDS = 86400.0
+"""A run that hangs does not hold its slot and its locks for ever."""
 
 
-class WarmProcessVariables(ProcessVariables):
-    """The job variables: those of the process worker, and what is done with crashed and with missed runs."""
+class RunVariables(BaseModel):
+    """The job variables that the process worker does not have."""
 
     reruns_after_crash: int = Field(
         default=DEFAULT_RERUNS,
@@ -30,13 +32,41 @@ class WarmProcessVariables(ProcessVariables):
             " all, one after the other. Runs that were triggered otherwise are always run."
         ),
     )
+    memory_mib: int | None = Field(
+        default=None,
+        ge=16,
+        title="Memory in MiB",
+        description=(
+            "The memory that the run may use, with all processes that it starts. A run that uses more is ended as"
+            " crashed, alone, and is not run again. By default it may use the memory of the worker's container, less"
+            " 512 MiB or 15 %. Linux only."
+        ),
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "The threads that BLAS and OpenMP use in the run, and the cores that joblib's n_jobs=-1 stands for. By"
+            " default as many as the worker has cores. Variables such as OMP_NUM_THREADS that the run itself sets go"
+            " first."
+        ),
+    )
+    wall_time_seconds: float | None = Field(
+        default=DEFAULT_WALL_TIME_SECONDS,
+        ge=1,
+        description=(
+            "The time that the run may take from the start of its process, with what it waits for. A run that takes"
+            " longer is ended as crashed and is not run again."
+        ),
+    )
 
 
-class WarmProcessJobConfiguration(ProcessJobConfiguration):
+class WarmProcessVariables(RunVariables, ProcessVariables):
+    """The job variables of the worker type."""
+
+
+class WarmProcessJobConfiguration(RunVariables, ProcessJobConfiguration):
     """The configuration of a run."""
-
-    reruns_after_crash: int = Field(default=DEFAULT_RERUNS, ge=0)
-    late_runs: LateRuns = DEFAULT_LATE_RUNS
 
     _has_command: bool = PrivateAttr(default=False)
 

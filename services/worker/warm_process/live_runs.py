@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from warm_process.cgroup import CgroupMemory
 from warm_process.ledger import Claim, Ledger
-from warm_process.reasons import CgroupMemory
+from warm_process.limits import Excess, Limits
 from warm_process.settings import WarmProcessSettings
 
 if TYPE_CHECKING:
@@ -48,10 +50,14 @@ class LiveRun:
     """Read before its process started."""
     job_env: Mapping[str, str | None]
     """The environment of its job."""
+    limits: Limits
     fork: ForkContext | None = None
     """None for a cold start, whose hooks Prefect runs itself."""
     ending: Intent | None = None
     """Why the worker ends its process; None while it does not."""
+    excess: Excess | None = None
+    """The limit for which the worker ends it; None while it keeps to its limits."""
+    started_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -70,6 +76,10 @@ class LiveRuns:
         self._settings = settings
         self._ledger = ledger
         self._runs: dict[UUID, LiveRun] = {}
+        self._is_any = asyncio.Event()
+
+    def __iter__(self) -> Iterator[LiveRun]:
+        return iter(list(self._runs.values()))
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -77,6 +87,10 @@ class LiveRuns:
     def get(self, flow_run_id: UUID) -> LiveRun | None:
         """Return a run; None if it has no process here."""
         return self._runs.get(flow_run_id)
+
+    async def wait_for_any(self) -> None:
+        """Wait until there is a run."""
+        await self._is_any.wait()
 
     @asynccontextmanager
     async def track(self, run: LiveRun, max_reruns: int) -> AsyncIterator[None]:
@@ -88,6 +102,7 @@ class LiveRuns:
         """
         flow_run_id = run.flow_run.id
         self._runs[flow_run_id] = run
+        self._is_any.set()
         run.claim = self._ledger.record_start(run.claim, run.pid, max_reruns)
         if self.stop_cause:
             run.send_signal(signal.SIGTERM)
@@ -97,14 +112,16 @@ class LiveRuns:
             run.ended.set()
             run.settled.set()
             del self._runs[flow_run_id]
+            if not self._runs:
+                self._is_any.clear()
 
     async def end(self, run: LiveRun, intent: Intent) -> None:
         """End the process of a run: through its engine, then by SIGTERM, then by SIGKILL.
 
         Args:
             run: The run.
-            intent: "cancel", "relinquish" if the run has ended or belongs to another worker, "reschedule" if this
-                worker stops; only "cancel" is reported by the engine.
+            intent: "cancel", "relinquish" if the run has ended, belongs to another worker or has exceeded its wall time,
+                "reschedule" if this worker stops; only "cancel" is reported by the engine.
         """
         if run.ending or run.ended.is_set():
             return

@@ -54,6 +54,12 @@ def is_alive(pid: int) -> bool:
         return True
 
 
+def offer_to_oom_killer(pid: int) -> None:
+    """Have the kernel kill this process when memory runs out, and not the worker, the server or the database."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
+
+
 async def terminate_processes_of(flow_run_id: UUID, grace: float) -> None:
     """Terminate the processes of a run, and kill those that are left after `grace` seconds."""
     deadline = asyncio.get_running_loop().time() + grace

@@ -2,8 +2,9 @@
 
 Worker to warm process:
 
-* ``{"op": "start", "key", "module", "argv", "env_file", "cwd", "quiet"}``: fork, and run the module in the
-  child, with the environment that is in the file; the child removes the file.
+* ``{"op": "start", "key", "module", "argv", "env_file", "cwd", "quiet", "threads"}``: fork, and run the module in
+  the child, with the environment that is in the file; the child removes the file. `threads` is None for those that the
+  warm process has.
 * ``{"op": "signal", "key", "signal"}``: send the signal to the child's process group.
 
 Warm process to worker:

@@ -138,7 +138,7 @@ class RunSelector:
             " late_runs: all, every run is made up for."
         )
         try:
-            state = Cancelled(name=State.SKIPPED, message=message)
+            state: Any = Cancelled(name=State.SKIPPED, message=message)
             result = await self._client.set_flow_run_state(run.id, state)
         except ObjectNotFound:
             return True
@@ -148,11 +148,11 @@ class RunSelector:
     async def _free_slots(self, deployment_id: UUID) -> int:
         deployment = await self._read_deployment(deployment_id)
         limit = deployment.global_concurrency_limit if deployment else None
-        return max(0, limit.limit - limit.active_slots) if limit and limit.active else PAGE
+        return max(0, limit.limit - limit.active_slots) if limit and limit.active else PAGE  # no limit
 
     async def _read_deployment(self, deployment_id: UUID | None) -> DeploymentResponse | None:
         try:
-            return await self._client.read_deployment(deployment_id) if deployment_id else None  # type: ignore[no-any-return]
+            return await self._client.read_deployment(deployment_id) if deployment_id else None
         except ObjectNotFound:
             return None
 

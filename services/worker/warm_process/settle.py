@@ -45,6 +45,8 @@ class EndedRun:
     """Whether the worker stopped it because the run was cancelled."""
     is_given_back: bool = False
     """Whether the worker stopped it because the worker itself was stopped: it is run again, if it may be repeated."""
+    may_rerun: bool = True
+    """Whether it is run again as its claim says; not after it has exceeded a limit, which it would do again."""
     is_unstarted: bool = False
     """Whether it never had a process, so that it is run again whatever its claim says."""
     mlflow_env: Mapping[str, str | None] = field(default_factory=dict)
@@ -78,7 +80,7 @@ def next_state(flow_run: FlowRun, history: Sequence[State[Any]], ended: EndedRun
         return Cancelled(message="The flow run was cancelled.")
     if ended.is_unstarted:
         return Scheduled(message=f"Returned to the queue: {ended.reason}.") if state.is_pending() else None
-    max_reruns = ended.claim.max_reruns if flow_run.deployment_id else 0
+    max_reruns = ended.claim.max_reruns if flow_run.deployment_id and ended.may_rerun else 0
     if ended.is_given_back and max_reruns:
         return Scheduled(message=f"Returned to the queue: {ended.reason}.")
     crash = state.message if state.is_crashed() and state.message else f"The flow run crashed: {ended.reason}."

@@ -68,6 +68,11 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._background = BackgroundTasks(logger)
 
+    @property
+    def pid(self) -> int | None:
+        """The pid of the warm process; None while there is none."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
     def start(self) -> None:
         """Start the warm process in the background and keep it running."""
         self._background.keep_running(self._supervise)
@@ -100,7 +105,14 @@ class Supervisor:
             raise CannotForkError("the warm process is not running") from None
 
     async def fork(
-        self, key: str, module: str, *argv: str, env: Mapping[str, str], cwd: str | Path, quiet: bool = False
+        self,
+        key: str,
+        module: str,
+        *argv: str,
+        env: Mapping[str, str],
+        cwd: str | Path,
+        quiet: bool = False,
+        threads: int | None = None,
     ) -> Fork:
         """Run a module in a fork of the warm process.
 
@@ -111,6 +123,7 @@ class Supervisor:
             env: Its whole environment.
             cwd: Its working directory.
             quiet: Whether its output is discarded.
+            threads: How many threads its numerical libraries use; None for as many as those of the warm process.
 
         Raises:
             CannotForkError: The fork failed.
@@ -134,6 +147,7 @@ class Supervisor:
             "env_file": str(env_file),
             "cwd": str(cwd),
             "quiet": quiet,
+            "threads": threads,
         }
         try:
             self._writer.write(encode(request))

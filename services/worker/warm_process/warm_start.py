@@ -10,10 +10,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration
 
 from warm_process import prefect_private
+from warm_process.cgroup import CgroupMemory
+from warm_process.job import WarmProcessJobConfiguration
 from warm_process.ledger import Claim
+from warm_process.limits import Limits
 from warm_process.live_runs import ForkContext, LiveRun
-from warm_process.reasons import CgroupMemory
 from warm_process.supervisor import Fork, Supervisor
+from warm_process.threads import set_for_fork
 
 
 class CannotStartError(Exception):
@@ -26,7 +29,7 @@ async def fork_run(
     channel: prefect_private.ControlChannel,
     flow_run: FlowRun,
     claim: Claim,
-    configuration: ProcessJobConfiguration,
+    configuration: WarmProcessJobConfiguration,
 ) -> AsyncIterator[tuple[LiveRun, Fork]]:
     """Start a run in a fork, whose working directory and control channel exist while the block lasts.
 
@@ -36,12 +39,18 @@ async def fork_run(
     """
     env = _environment(flow_run, configuration)
     await supervisor.wait_until_ready(env)
+    set_for_fork(env, configuration.threads)
     env |= channel.register(flow_run.id)
     try:
         with _working_directory(configuration) as cwd:
             memory = CgroupMemory.read()
             fork = await supervisor.fork(
-                str(flow_run.id), "prefect.engine", env=env, cwd=cwd, quiet=not configuration.stream_output
+                str(flow_run.id),
+                "prefect.engine",
+                env=env,
+                cwd=cwd,
+                quiet=not configuration.stream_output,
+                threads=configuration.threads,
             )
             yield (
                 LiveRun(
@@ -51,6 +60,7 @@ async def fork_run(
                     send_signal=lambda number: supervisor.signal(fork, number),
                     memory_before=memory,
                     job_env=configuration.env,
+                    limits=Limits.of(configuration, memory.limit),
                     fork=ForkContext(env, cwd),
                 ),
                 fork,

@@ -19,19 +19,24 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from trainyard.contract import Resource
 from warm_process import prefect_private
 from warm_process.background import BackgroundTasks
+from warm_process.cgroup import CgroupMemory
 from warm_process.checks import RunChecks
 from warm_process.cold_start import ColdProcess, cold_start_reason
 from warm_process.endings import RunEndings
 from warm_process.events import EventListener
 from warm_process.job import WarmProcessJobConfiguration, WarmProcessVariables
 from warm_process.ledger import Claim, Ledger
+from warm_process.limits import Limits
 from warm_process.live_runs import LiveRun, LiveRuns
 from warm_process.polling import PollScheduler
+from warm_process.processes import offer_to_oom_killer
 from warm_process.protocol import Message
-from warm_process.reasons import CgroupMemory, ProcessExit
+from warm_process.reasons import ProcessExit
 from warm_process.settings import WarmProcessSettings
 from warm_process.supervisor import CannotForkError, Supervisor
+from warm_process.threads import set_for_cold_start
 from warm_process.warm_start import CannotStartError, append_python_path, fork_run, temporary_folder
+from warm_process.watch import LimitWatch
 from warm_process.worker_client import WorkerClient
 
 if TYPE_CHECKING:
@@ -102,6 +107,8 @@ class WarmProcessWorker(ProcessWorker):
         self._background.keep_running(self._listen)
         self._background.keep_running(self._poller.run)
         self._background.keep_running(self._check_regularly)
+        watch = LimitWatch(self._live, self._endings, self._background, self._log, warm_pid=self._warm_pid)
+        self._background.keep_running(watch.watch)
         await self._endings.settle_adopted(self._background)
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -131,6 +138,9 @@ class WarmProcessWorker(ProcessWorker):
         environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
         self._supervisor = Supervisor(self._settings, environment, self._log, on_ready=self._record_warm_process)
         self._supervisor.start()
+
+    def _warm_pid(self) -> int | None:
+        return self._supervisor.pid if self._supervisor else None
 
     def _record_warm_process(self, message: Message) -> None:
         facts = {key: message[key] for key in ("seconds", "preloaded", "failed")}
@@ -274,12 +284,15 @@ class WarmProcessWorker(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Run as the process worker does, and settle the run afterwards."""
         execute = super().run
+        set_for_cold_start(configuration.env, configuration.threads)
         memory = CgroupMemory.read()
         try:
             process = await ColdProcess.start(flow_run.id, lambda status: execute(flow_run, configuration, status))
         except Exception as error:
             raise CannotStartError(f"it could not be started ({type(error).__name__}: {error})") from error
-        run = LiveRun(flow_run, claim, process.pid, process.send_signal, memory, configuration.env)
+        offer_to_oom_killer(process.pid)
+        limits = Limits.of(configuration, memory.limit)
+        run = LiveRun(flow_run, claim, process.pid, process.send_signal, memory, configuration.env, limits)
         async with self._live.track(run, configuration.reruns_after_crash):
             self._report_start(run, report_pid)
             return await self._settle(run, await process.wait())

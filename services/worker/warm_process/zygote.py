@@ -25,6 +25,7 @@ from warm_process import child, prefect_private
 from warm_process.processes import signal_group
 from warm_process.protocol import Decoder, Message, encode
 from warm_process.settings import DEFAULT_PRELOAD, WarmProcessSettings
+from warm_process.threads import find_libraries, follow_quota
 
 _KILL_TIMEOUT = 5.0
 
@@ -72,8 +73,10 @@ class Zygote:
         """Preload, handle signals, and report to be ready."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker handles Ctrl-C
         began = time.monotonic()
+        follow_quota()
         loaded, failed = preload(self._settings)
         prefect_private.retry_refused_connections()
+        find_libraries()
         gc.collect()
         gc.freeze()
         signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -271,3 +271,48 @@ def searches_its_memory(path: str, first_half: str, second_half: str):
                 with suppress(OSError):
                     hits += len(sought.findall(memory.read(end - start)))
     note(path, hits=hits)
+
+
+HOARD = "import sys, time; kept = [bytearray(b'x' * (8 << 20)) for _ in range(int(sys.argv[1]) // 8)]; time.sleep(120)"
+
+
+@flow
+def hoard(path: str, mib: int, where: str = "process"):
+    """Fill memory step by step, in this process or in one that it starts, and keep it."""
+    children = []
+    if where != "process":
+        command = [sys.executable, "-c", HOARD, str(mib)]
+        children.append(subprocess.Popen(command, start_new_session=where == "session").pid)
+    note(path, pid=os.getpid(), children=children, is_fork=is_fork())
+    kept: list[bytearray] = []
+    while where == "process" and 8 * len(kept) < mib:
+        kept.append(bytearray(b"x" * (8 << 20)))
+        time.sleep(0.01)
+    time.sleep(120)
+
+
+@task
+def openmp_threads() -> int:
+    from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+
+    return _openmp_effective_n_threads(only_physical_cores=False)
+
+
+@flow
+def counts_threads(path: str):
+    """Record the threads and cores that libraries and a child process see."""
+    import joblib
+    import numpy  # noqa: F401 - brings OpenBLAS
+    from threadpoolctl import threadpool_info
+
+    program = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    note(
+        path,
+        is_fork=is_fork(),
+        blas=[found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"],
+        openmp=openmp_threads(),
+        openmp_in_thread=openmp_threads.submit().result(),
+        cores=joblib.cpu_count(),
+        child=child.stdout.strip(),
+    )

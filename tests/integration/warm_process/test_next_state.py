@@ -53,6 +53,7 @@ def test_a_state_that_needs_no_process_stays(state: State, is_unstarted: bool) -
         (Running(), ended(2, is_given_back=True), "Scheduled"),
         (Crashed(message="why"), ended(2, is_given_back=True), "Scheduled"),
         (Running(), ended(0, is_given_back=True), "Crashed"),
+        (Running(), ended(2, may_rerun=False), "Crashed"),
         (Cancelling(), ended(), "Cancelled"),
         (Cancelling(), ended(2), "Cancelled"),
         (Cancelling(), ended(2, is_given_back=True), "Cancelled"),

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from warm_process.reasons import CgroupMemory, OomKills, ProcessExit, describe_exit
+from warm_process.cgroup import CgroupMemory
+from warm_process.reasons import OomKills, ProcessExit, describe_exit
 
 GIB = 1 << 30
 
