@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from trainyard.contract import Event, Resource, State
 
 # By moment, the event that begins it, and the beginning of the name of its task or flow run's deployment.
-TASKS = {"task": "fit", "upload": "log-to-mlflow", "alias": "promote"}
+TASKS = {"task": "fit", "upload": "log-to-mlflow", "register": "log-to-mlflow", "alias": "promote"}
 
 
 class Moments:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 
 SERVICES = ("postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail")
-MOMENTS = ("scheduled", "pending", "started", "task", "lock", "upload", "alias", "mail", "idle")
-"""Of a run: before its first heartbeat (`started`), in a task, waiting for a lock, while its model is uploaded or
+MOMENTS = ("scheduled", "pending", "started", "task", "lock", "upload", "register", "alias", "mail", "idle")
+"""Of a run: before its first heartbeat (`started`), in a task, waiting for a lock, while its model is uploaded and
 registered, while the alias moves, while the mail about it is sent; or without a run."""
 FAULTS_OF_SERVICES = ("kill", "freeze", "cut", "restart")
 FAULTS_OF_ALL = ("power", "power-in-random-order")
@@ -15,8 +15,8 @@ FAULTS_OF_VOLUMES = ("disk",)
 VOLUMES = ("postgres", "minio")
 MIN_SECONDS, MAX_SECONDS = 3.0, 60.0
 """How long a service is frozen or cut off, or a disk full: the shorter, the more often."""
-OFFSETS = {"task": 1.0, "upload": 1.5, "alias": 0.3, "mail": 0.5}
-"""By moment, the most seconds that pass between its beginning and the fault."""
+OFFSETS = {"task": (0.0, 1.0), "upload": (0.0, 1.0), "register": (1.0, 2.0), "alias": (0.0, 0.3), "mail": (0.0, 0.5)}
+"""By moment, how many seconds pass at least and at most between its beginning and the fault. `register` begins as `upload`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan(seed: int, number: int) -> Round:
         fault=fault,
         target=target,
         moment=moment,
-        offset=round(dice.uniform(0, OFFSETS.get(moment, 0)), 2),
+        offset=round(dice.uniform(*OFFSETS.get(moment, (0.0, 0.0))), 2),
         seconds=round(MIN_SECONDS * (MAX_SECONDS / MIN_SECONDS) ** dice.random(), 1),
         shuffle=dice.randrange(1 << 30),
     )

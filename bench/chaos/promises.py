@@ -22,7 +22,8 @@ for page in store.get_paginator("list_objects_v2").paginate(Bucket="mlflow"):
         print(found["Key"])
 """
 # Names of files in memory; of the ledgers, which have names of their own for each worker, the number of files.
-LEFTOVERS = "ls -A /tmp /tmp/prefect 2>/dev/null; echo ledger-files:$(find /var/lib/warm-process -type f | wc -l)"
+# The caches of Prefect and matplotlib appear when the warm process has started.
+LEFTOVERS = "ls -A /tmp /tmp/prefect 2>/dev/null | grep -vxE 'prefect|matplotlib'; echo ledger-files:$(find /var/lib/warm-process -type f | wc -l)"
 LEFTOVERS += "; echo mounts:$(wc -l < /proc/mounts)"
 
 

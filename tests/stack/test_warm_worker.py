@@ -74,6 +74,10 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
                 f"\n  - name: {name}\n    entrypoint: flows/probes.py:{name}\n"
                 "    work_pool: {name: training, job_variables: {reruns_after_crash: 0}}\n"
             )
+        project.write(
+            "\n  - name: one-at-a-time\n    entrypoint: flows/probes.py:linger\n    work_pool: {name: training}\n"
+            "    concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}\n"
+        )
     stack.shell("make deploy")
     with stack.prefect() as api:
         yield api
@@ -305,6 +309,20 @@ def test_two_workers_start_each_of_forty_runs_once(stack: Stack, api: httpx.Clie
         assert [state["type"] for state in states].count("RUNNING") == 1
         workers.add(api.get(f"/flow_runs/{run}").raise_for_status().json()["labels"]["prefect.worker.name"])
     assert len(workers) == 2
+
+
+def test_runs_that_wait_for_a_slot_keep_no_other_waiting(stack: Stack, api: httpx.Client) -> None:
+    first = trigger(api, "one-at-a-time")
+    with ThreadPoolExecutor(8) as callers:
+        waiting = list(callers.map(lambda _: trigger(api, "one-at-a-time"), range(205)))  # more than a page
+    other = trigger(api, "nothing")
+    expect_end(stack, api, other, "Completed")
+    is_running = state_of(api, first)["type"] == "RUNNING"
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda run: api.delete(f"/flow_runs/{run}"), waiting))
+    cancel(api, first)
+
+    assert is_running
 
 
 def test_a_run_whose_worker_never_comes_back_is_crashed_by_the_server(
