@@ -113,7 +113,11 @@ def _waiting_state(name: str) -> Iterator[None]:
 def _set_state(run: str, name: str, message: str) -> None:
     """Name the state of a run, unless it was cancelled or ended meanwhile; it goes on without where the server refuses."""
     with get_client(sync_client=True) as client, suppress(httpx.HTTPError, ObjectNotFound):
-        if client.read_flow_run(UUID(run)).state_type == StateType.RUNNING:
+        found = client.read_flow_run(UUID(run))
+        if found.state_type == StateType.RUNNING:
+            # Else Prefect would count another attempt, of which a flow's `retries` allow so many.
+            found.empirical_policy.resuming = True
+            client.update_flow_run(UUID(run), empirical_policy=found.empirical_policy)
             # Forced: to Prefect, Running after Running is no transition.
             client.set_flow_run_state(run, Running(name=name, message=message), force=True)
 

@@ -212,6 +212,33 @@ def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout() -> None:
         pass
 
 
+def waiting_run(prefect: SyncPrefectClient, lock_name: str) -> FlowRun | None:
+    """Return the run that waits for a lock."""
+    wanted = {"state": {"name": {"any_": [State.WAITING]}}, "tags": {"is_null_": True}}
+    runs = prefect.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
+    return next((run for run in runs if run.state and lock_name in (run.state.message or "")), None)
+
+
+def test_a_run_that_waited_keeps_its_retries(prefect: SyncPrefectClient) -> None:
+    name = f"lock-{uuid4().hex[:8]}"
+    attempts = iter(["first"])
+
+    @flow(name=name, retries=1)
+    def fails_once() -> None:
+        with lock(name):
+            if next(attempts, None):
+                raise ConnectionError
+
+    with ThreadPoolExecutor(1) as pool:
+        with lock(name):
+            ended = pool.submit(copy_context().run, lambda: fails_once(return_state=True))
+            run = wait_until(lambda: waiting_run(prefect, name), 20, "the waiting run")
+        state = ended.result()
+
+    assert state.is_completed()
+    assert prefect.read_flow_run(run.id).run_count == 2
+
+
 def test_a_run_that_ended_while_it_waited_does_not_become_running_again(prefect: SyncPrefectClient) -> None:
     name = f"lock-{uuid4().hex[:8]}"
 
@@ -220,15 +247,10 @@ def test_a_run_that_ended_while_it_waited_does_not_become_running_again(prefect:
         with lock(name):
             pass
 
-    def waiting_runs() -> list[FlowRun]:
-        wanted = {"state": {"name": {"any_": [State.WAITING]}}, "tags": {"is_null_": True}}
-        runs = prefect.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
-        return [run for run in runs if run.state and name in (run.state.message or "")]
-
     with ThreadPoolExecutor(1) as pool:
         with lock(name):
             ended = pool.submit(copy_context().run, lambda: waits(return_state=True))
-            (run,) = wait_until(waiting_runs, 20, "the waiting run")
+            run = wait_until(lambda: waiting_run(prefect, name), 20, "the waiting run")
             prefect.set_flow_run_state(run.id, Crashed(), force=True)
         ended.result()
     states = [state.name for state in prefect.read_flow_run_states(run.id)]
