@@ -79,15 +79,18 @@ class RunSelector:
         if len(found) >= PAGE:
             others = await self._runs_of_others(found, work_pool_name, work_queue_names, scheduled_before)
             found = [*found, *others]
+        now = datetime.now(UTC)
         skipped = set()
-        for run, newest in superseded([each.flow_run for each in found], datetime.now(UTC)):
+        for run, newest in superseded([each.flow_run for each in found], now):
             if await self._skips(run) and await self._skip(run, newest):
                 skipped.add(run.id)
         waiting = {each.flow_run.deployment_id for each in found if is_waiting(each.flow_run)}
         free = {id_: await self._free_slots(id_) for id_ in waiting if id_}
-        selected = without_blocked((each for each in found if each.flow_run.id not in skipped), free)
+        # A run that was refused a slot is due later than before; it keeps its place all the same.
+        by_age = sorted(found, key=lambda each: each.flow_run.expected_start_time or now)
+        selected = without_blocked((each for each in by_age if each.flow_run.id not in skipped), free)
         self._selected = {each.flow_run.id: each.flow_run.deployment_id for each in selected}
-        return in_turn(selected, self._turns)
+        return in_turn(selected, self._turns, queues=list(dict.fromkeys(each.work_queue_id for each in found)))
 
     def note_submission(self, flow_run_id: UUID) -> None:
         """Note that a run was submitted, whether the server accepts that or not: its deployment had a turn."""
@@ -201,19 +204,22 @@ def without_blocked(found: Iterable[WorkerFlowRunResponse], free: Mapping[UUID, 
     return kept
 
 
-def in_turn(found: Iterable[WorkerFlowRunResponse], turns: Mapping[UUID | None, int]) -> list[WorkerFlowRunResponse]:
-    """Order runs so that the deployments of a queue take turns; the order of the queues is kept.
+def in_turn(
+    found: Iterable[WorkerFlowRunResponse], turns: Mapping[UUID | None, int], *, queues: Sequence[UUID]
+) -> list[WorkerFlowRunResponse]:
+    """Order runs so that the deployments of a queue take turns.
 
     Args:
         found: The runs.
         turns: By deployment, when it had its last turn; 0 for one that had none.
+        queues: The queues in their order, which is kept.
     """
-    queues: dict[UUID, dict[UUID | None, list[WorkerFlowRunResponse]]] = {}
+    by_queue: dict[UUID, dict[UUID | None, list[WorkerFlowRunResponse]]] = {queue: {} for queue in queues}
     for each in found:
-        queues.setdefault(each.work_queue_id, {}).setdefault(each.flow_run.deployment_id, []).append(each)
+        by_queue[each.work_queue_id].setdefault(each.flow_run.deployment_id, []).append(each)
     return [
         each
-        for by_deployment in queues.values()
+        for by_deployment in by_queue.values()
         for turn in zip_longest(
             *(by_deployment[id_] for id_ in sorted(by_deployment, key=lambda id_: turns.get(id_, 0)))
         )

@@ -72,12 +72,13 @@ class LimitWatch:
     async def _look_at_memory(self, runs: Mapping[int, LiveRun]) -> None:
         *_, newest = runs.values()
         limits = {pid: run.limits for pid, run in runs.items()}
+        # Before the look: what it finds may still contain the memory of a run that ends meanwhile.
+        is_one_ending = any(run.excess and not run.ended.is_set() for run in self._live)
         # In a thread, because the kernel adds up the pages of a large process in some milliseconds.
         found = await asyncio.to_thread(_measure, limits, newest.memory_before, self._warm_pid())
         for pid, used in found.used.items():
             if excess := runs[pid].limits.check_memory(used):
                 self._end(runs[pid], excess, found.members[pid])
-        is_one_ending = any(run.excess and not run.ended.is_set() for run in self._live)
         if found.is_exhausted and newest.memory_before.limit and not is_one_ending:
             pid, excess = choose_largest(found.used, newest.memory_before.limit)
             self._end(runs[pid], excess, found.members[pid])
