@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from bench.chaos.plan import plan
@@ -57,12 +58,12 @@ def main() -> None:
             stack.up()
             stack.wait_for_first_run()
             wait_until(lambda: stack.model_versions(), 60, "the first model")
-            chaos = Chaos(stack, arguments.seed)
             arguments.results.parent.mkdir(exist_ok=True)
-            for number in range(arguments.first, arguments.first + arguments.rounds):
-                rows.append({"commit": commit, **chaos.play(plan(arguments.seed, number))})
-                with arguments.results.open("a") as results:
-                    results.write(json.dumps(rows[-1]) + "\n")
+            with closing(Chaos(stack, arguments.seed)) as chaos:
+                for number in range(arguments.first, arguments.first + arguments.rounds):
+                    rows.append({"commit": commit, **chaos.play(plan(arguments.seed, number))})
+                    with arguments.results.open("a") as results:
+                        results.write(json.dumps(rows[-1]) + "\n")
         finally:
             stack.remove()
     print(f"\n{tables(rows)}")

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from prefect.events.clients import get_events_subscriber
@@ -23,7 +24,20 @@ class Moments:
         self.events: list[Any] = []
         self.arrived = threading.Condition()
         self.connected = threading.Event()
-        threading.Thread(target=lambda: asyncio.run(self._listen()), daemon=True).start()
+        self._loop = asyncio.new_event_loop()
+        self._listening = self._loop.create_task(self._listen())
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._listening)
+        self._loop.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._loop.call_soon_threadsafe(self._listening.cancel)
+        self._thread.join(10)
 
     async def _listen(self) -> None:
         names = EventNameFilter(prefix=[f"{Event.FLOW_RUN}.", "prefect.task-run."])

@@ -30,6 +30,11 @@ class Chaos:
         with stack.prefect() as api:
             self.deployments = {each["name"]: each["id"] for each in api.post("/deployments/filter", json={}).json()}
 
+    def close(self) -> None:
+        """Close the connections to the stack."""
+        self.moments.close()
+        self.promises.close()
+
     def say(self, text: str) -> None:
         """Print a line of the timeline, in seconds since the round began."""
         line = f"{time.monotonic() - self.started:7.2f} s  {text}"

@@ -42,6 +42,11 @@ class Promises:
         self.serving = httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=10)
         self.before: set[str] = set()
 
+    def close(self) -> None:
+        """Close the connections to the stack's servers."""
+        for client in (self.prefect, self.mlflow, self.mail, self.serving):
+            client.close()
+
     def begin(self) -> None:
         """Note what is there before a round."""
         self.before = self.left_behind()

@@ -198,11 +198,11 @@ class Stack:
         versions: list[dict[str, Any]] = answer.raise_for_status().json().get("model_versions", [])
         return versions
 
-    def up(self) -> float:
-        """Run the README's command; return how long it took in seconds."""
+    def up(self, *services: str) -> float:
+        """Run the README's command, for some services and what they depend on or for all; return how long it took in seconds."""
         start = time.monotonic()
         self.__dict__.pop("_credentials", None)  # .env may have changed
-        self.shell("docker compose up -d --wait --build", timeout=1800)
+        self.shell(f"docker compose up -d --wait --build {' '.join(services)}", timeout=1800)
         return time.monotonic() - start
 
     def wait_until_healthy(self, seconds: float = 120, services: Collection[str] = RUNNING) -> None:

@@ -1,6 +1,7 @@
 """Some rounds of `make chaos` on the stack that tests share, always the same."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -11,7 +12,6 @@ from infra.testing.stack import Stack
 SEED = 1
 FAULTS = [
     ("kill", "prefect", "task"),
-    ("kill-run", "worker", "upload"),
     ("cut", "postgres", "alias"),
     ("power", "all", "upload"),
 ]
@@ -27,7 +27,8 @@ def chaos(stack: Stack) -> Iterator[Chaos]:
     stack.environment["COMPOSE_FILE"] += ":bench/chaos/compose.yml"
     try:
         stack.shell("docker compose up -d --build agent")
-        yield Chaos(stack, SEED)
+        with closing(Chaos(stack, SEED)) as chaos:
+            yield chaos
     finally:
         stack.shell("docker compose rm --stop --force agent")
         stack.environment["COMPOSE_FILE"] = compose_files

@@ -87,7 +87,7 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     installation = {name: stack.environment[name] for name in ("COMPOSE_PROJECT_NAME", *PORTS)}
     last = Stack.of_last_release(old_home, **installation)
     try:
-        last.up()
+        last.up("worker", "serving")  # and what they depend on
         last.wait_for_first_run()
         wait_until(lambda: predict(last), 60, "the champion to be served", every=1)
         wait_until(lambda: recorded_predictions(last), 30, "the recorded prediction", every=0.5)

@@ -70,48 +70,38 @@ def test_a_missed_run_is_superseded_by_the_newest_of_its_schedule() -> None:
     assert superseded(runs, NOW) == [(older, newest), (late, newest)]
 
 
-def test_runs_that_wait_for_a_slot_keep_no_other_waiting(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+def test_runs_that_wait_for_a_slot_and_missed_runs(orchestrator: Server, pool: str, tmp_path: Path) -> None:
     limited = orchestrator.deploy(pool, "wait_for_file", **ONE_AT_A_TIME)
-    release = tmp_path / "release"
-    runs = [
-        orchestrator.trigger(limited, path=str(tmp_path / f"{number}.json"), release=str(release))
-        for number in range(205)
-    ]
-    other = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
-    with worker(orchestrator, pool, tmp_path, limit=2):
-        orchestrator.expect(other, "Completed", seconds=30)
-        later = orchestrator.trigger(orchestrator.deploy(pool, "trivial"))
-        orchestrator.expect(later, "Completed", seconds=30)
-        states = [orchestrator.state(run) for run in runs[:3]]
-        release.touch()
-        completed = {"flow_runs": {"deployment_id": {"any_": [limited]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
-        wait_until(lambda: orchestrator.call("POST", "/flow_runs/count", json=completed) > 2, 60, "runs that waited")
-
-    assert states[0] == "Running"
-    assert not set(states[1:]) - {State.AWAITING_SLOT, "Scheduled", "Late"}
-
-
-def test_of_the_missed_runs_of_a_schedule_the_newest_is_run_or_all_are(
-    orchestrator: Server, pool: str, tmp_path: Path
-) -> None:
-    begin = (datetime.now(UTC) + timedelta(seconds=8)).replace(microsecond=0)
-    rule = f"DTSTART:{begin:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;COUNT=4"
+    begin = (datetime.now(UTC) + timedelta(seconds=4)).replace(microsecond=0)
+    rule = f"DTSTART:{begin:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;COUNT=3"
     schedules = [{"active": True, "schedule": {"rrule": rule}}]
     newest = orchestrator.deploy(pool, "trivial", schedules=schedules)
     every = orchestrator.deploy(pool, "trivial", schedules=schedules, job_variables={"late_runs": "all"})
+    release = tmp_path / "release"
+    waiting = [
+        orchestrator.trigger(limited, path=str(tmp_path / f"{number}.json"), release=str(release))
+        for number in range(6)
+    ]
+    by_hand = orchestrator.trigger(newest)
 
     def scheduled(deployment: str) -> list[dict[str, Any]]:
         query = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
         found = orchestrator.call("POST", "/flow_runs/filter", json=query)
         return [run for run in found if run["auto_scheduled"]]
 
-    wait_until(lambda: len(scheduled(newest)) == len(scheduled(every)) == 4, 20, "the runs of the schedules")
-    by_hand = orchestrator.trigger(newest)
-    wait_until(lambda: datetime.now(UTC) > begin + timedelta(seconds=4), 10, "the runs to be due")
-    with worker(orchestrator, pool, tmp_path):
-        for run in (by_hand, *(run["id"] for run in (*scheduled(every), scheduled(newest)[-1]))):
+    wait_until(lambda: datetime.now(UTC) > begin + timedelta(seconds=3), 20, "the runs to be due")
+    with worker(orchestrator, pool, tmp_path, limit=2):
+        orchestrator.expect(by_hand, "Completed")
+        for found in (*scheduled(every), scheduled(newest)[-1]):
+            orchestrator.expect(found["id"], "Completed")
+        states = [orchestrator.state(run) for run in waiting]
+        release.touch()
+        for run in waiting[:3]:
             orchestrator.expect(run, "Completed")
-    skipped = scheduled(newest)[:-1]
+    missed = scheduled(newest)[:-1]
 
-    assert [run["state_name"] for run in skipped] == [State.SKIPPED] * 3
-    assert "was due again" in skipped[0]["state"]["message"]
+    assert states[0] == "Running"
+    assert not set(states[1:]) - {State.AWAITING_SLOT, "Scheduled", "Late"}
+    assert missed
+    assert {run["state_name"] for run in missed} == {State.SKIPPED}
+    assert "was due again" in missed[0]["state"]["message"]
