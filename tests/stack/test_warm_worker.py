@@ -77,6 +77,8 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
         project.write(
             "\n  - name: one-at-a-time\n    entrypoint: flows/probes.py:linger\n    work_pool: {name: training}\n"
             "    concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}\n"
+            "\n  - name: in-another-queue\n    entrypoint: flows/probes.py:nothing\n"
+            "    work_pool: {name: training, work_queue_name: mail}\n"
         )
     stack.shell("make deploy")
     with stack.prefect() as api:
@@ -315,8 +317,8 @@ def test_runs_that_wait_for_a_slot_keep_no_other_waiting(stack: Stack, api: http
     first = trigger(api, "one-at-a-time")
     with ThreadPoolExecutor(8) as callers:
         waiting = list(callers.map(lambda _: trigger(api, "one-at-a-time"), range(205)))  # more than a page
-    other = trigger(api, "nothing")
-    expect_end(stack, api, other, "Completed")
+    for other in ("nothing", "in-another-queue"):
+        expect_end(stack, api, trigger(api, other), "Completed")
     is_running = state_of(api, first)["type"] == "RUNNING"
     with ThreadPoolExecutor(8) as callers:
         list(callers.map(lambda run: api.delete(f"/flow_runs/{run}"), waiting))

@@ -24,6 +24,7 @@ from trainyard.contract import State
 from warm_process.job import DEFAULT_LATE_RUNS
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
 
@@ -41,6 +42,7 @@ class RunSelector:
     def __init__(
         self,
         client: WorkerClient,
+        server: PrefectClient,
         job_variables: Callable[[], Mapping[str, Any]],
         logger: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
@@ -48,10 +50,12 @@ class RunSelector:
 
         Args:
             client: The worker's client.
+            server: The client behind it, which does not select.
             job_variables: Returns the defaults of the work pool.
             logger: Where skipped runs are logged.
         """
         self._client = client
+        self._server = server
         self._job_variables = job_variables
         self._logger = logger
         self._selected: dict[UUID, UUID | None] = {}  # by run, the deployment
@@ -104,29 +108,34 @@ class RunSelector:
         queue_names: Collection[str] | None,
         before: datetime | None,
     ) -> list[WorkerFlowRunResponse]:
-        """Read the due runs of the deployments that a full page has no run of.
+        """Read the due runs of the queues and deployments that a full page has no run of.
 
-        Queues with a limit are left out, because only the server's own selection counts their runs.
+        Of a queue with a limit that has filled the page no other deployment is read, because only the server's own
+        selection counts its runs.
         """
-        seen = {each.flow_run.deployment_id for each in found}
+        all_queues = await self._server.read_work_queues(work_pool_name=pool)
+        polled = [each for each in all_queues if not each.is_paused and (not queue_names or each.name in queue_names)]
+        in_page = {each.work_queue_id for each in found}
+        missing = [queue.name for queue in polled if queue.id not in in_page]
+        in_missing_queues: list[WorkerFlowRunResponse] = []
+        if missing:
+            in_missing_queues = await self._server.get_scheduled_flow_runs_for_work_pool(
+                pool, work_queue_names=missing, scheduled_before=before
+            )
+        seen = {each.flow_run.deployment_id for each in (*found, *in_missing_queues)}
         in_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-        others = [each.id for each in await self._client.read_deployments(work_pool_filter=in_pool)]
+        others = [each.id for each in await self._server.read_deployments(work_pool_filter=in_pool)]
         others = [id_ for id_ in others if id_ not in seen]
         if not others:
-            return []
-        queues = {
-            queue.id
-            for queue in await self._client.read_work_queues(work_pool_name=pool)
-            if not queue.is_paused
-            and queue.concurrency_limit is None
-            and (not queue_names or queue.name in queue_names)
-        }
-        runs = await self._client.get_scheduled_flow_runs_for_deployments(others, scheduled_before=before)
-        return [
+            return in_missing_queues
+        without_limit = {queue.id for queue in polled if queue.id in in_page and queue.concurrency_limit is None}
+        runs = await self._server.get_scheduled_flow_runs_for_deployments(others, scheduled_before=before)
+        of_others = [
             WorkerFlowRunResponse(work_pool_id=found[0].work_pool_id, work_queue_id=run.work_queue_id, flow_run=run)
             for run in runs
-            if run.work_queue_id in queues and run.empirical_policy.retry_type != "in_process"
+            if run.work_queue_id in without_limit and run.empirical_policy.retry_type != "in_process"
         ]
+        return [*of_others, *in_missing_queues]
 
     async def _skips(self, run: FlowRun) -> bool:
         deployment = await self._read_deployment(run.deployment_id)

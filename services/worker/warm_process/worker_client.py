@@ -46,7 +46,7 @@ class WorkerClient:
         self._client = client
         self._on_claim = on_claim
         self._on_refusal = on_refusal
-        self._selector = RunSelector(self, job_variables, logger)
+        self._selector = RunSelector(self, client, job_variables, logger)
         self._reads: dict[UUID, asyncio.Task[Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
