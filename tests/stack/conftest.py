@@ -69,7 +69,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Iterator[Stac
     home = tmp_path_factory.mktemp("checkout")
     copy_checkout(home)
     # Little memory, so that a run can be driven out of it, and little time for runs when the worker stops.
-    with boot(Stack(home, WORKER_MEMORY="1g", WARM_PROCESS_DRAIN_SECONDS="10")) as stack:
+    with boot(Stack(home, WORKER_MEMORY="1g", WARM_PROCESS_DRAIN_SECONDS="6")) as stack:
         yield stack
 
 
