@@ -16,7 +16,7 @@ FAULTS = [
     ("power", "all", "upload"),
 ]
 EVERY_ROUND = [plan(SEED, number) for number in range(len(pairs()) * len(MOMENTS))]
-ROUNDS = [each for fault in FAULTS for each in EVERY_ROUND if (each.fault, each.target, each.moment) == fault]
+ROUNDS = [next(each for each in EVERY_ROUND if (each.fault, each.target, each.moment) == fault) for fault in FAULTS]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 The server returns the runs that are due, oldest first, no more than a page. Taken as they come, the runs of one deployment
 that wait for a slot keep all others waiting (PrefectHQ/prefect#19403), and after a downtime every missed run of a schedule is
-made up for.
+caught up.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class RunSelector:
         due = newest.expected_start_time
         message = (
             f"Skipped: its schedule was due again at {due:%Y-%m-%d %H:%M:%S} UTC before it could start. With the job variable"
-            " late_runs: all, every run is made up for."
+            " late_runs: all, every missed run is caught up."
         )
         try:
             state: Any = Cancelled(name=State.SKIPPED, message=message)
