@@ -29,7 +29,7 @@ class RunVariables(BaseModel):
         default=DEFAULT_LATE_RUNS,
         description=(
             "Which runs of a schedule are run when several are due at once, after a downtime for example: the newest, or"
-            " all, one after the other. Runs that were triggered otherwise are always run."
+            " all, the oldest first. Runs that were triggered otherwise are always run."
         ),
     )
     memory_mib: int | None = Field(
