@@ -22,6 +22,8 @@ CHECKOUT = Path(__file__).parents[2]
 RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "upstream"}
 PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
 LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
+# A server closes an idle connection after some seconds, perhaps just as the next request is sent.
+NO_IDLE_CONNECTIONS = httpx.Limits(max_keepalive_connections=0)
 ONE_SHOTS = {"secrets", "databases", "prefect-migrate", "mlflow-migrate", "provision"}
 
 PSS = """
@@ -165,13 +167,15 @@ class Stack:
         """Return a client of Prefect's API with the credentials of `make env`."""
         variables = self._credentials
         user, password = variables["PREFECT_API_AUTH_STRING"].split(":", 1)
-        return httpx.Client(base_url=variables["PREFECT_API_URL"], auth=(user, password), timeout=30)
+        address = variables["PREFECT_API_URL"]
+        return httpx.Client(base_url=address, auth=(user, password), timeout=30, limits=NO_IDLE_CONNECTIONS)
 
     def mlflow(self) -> httpx.Client:
         """Return a client of MLflow's API with the credentials of `make env`."""
         variables = self._credentials
         login = (variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"])
-        return httpx.Client(base_url=f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow", auth=login, timeout=30)
+        address = f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow"
+        return httpx.Client(base_url=address, auth=login, timeout=30, limits=NO_IDLE_CONNECTIONS)
 
     def flow_runs(self, flow: str) -> list[dict[str, Any]]:
         """Return the runs of a flow that somebody asked for, the newest first; those of a schedule are left out."""
