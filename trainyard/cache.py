@@ -4,23 +4,26 @@ Results lie in Prefect's default result storage, on the stack a bucket that all 
 taken from the cache ends in the state `State.CACHED`.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any, TypeVar
 
 from prefect import Task, get_run_logger
 from prefect.cache_policies import CachePolicy
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.results import ResultRecord, get_result_store  # type: ignore[attr-defined]
-from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
+from prefect.settings import PREFECT_TASKS_REFRESH_CACHE
 
 from trainyard.contract import State
 from trainyard.fingerprint import code_fingerprint, fingerprint
 
 Result = TypeVar("Result")
+_refreshed_since: ContextVar[datetime | None] = ContextVar("refreshed_since", default=None)
 
 
 @dataclass
@@ -50,8 +53,11 @@ class InputsAndCode(CachePolicy):
         """
         code = code_fingerprint(task_ctx.task.fn, self.modules)
         key = f"cache/{task_ctx.task.name}/{fingerprint([code, inputs])}"
-        if not PREFECT_TASKS_REFRESH_CACHE.value():
-            _warn_if_unreadable(key)
+        if PREFECT_TASKS_REFRESH_CACHE.value():
+            return key
+        _warn_if_unreadable(key)
+        if (since := _refreshed_since.get()) and task_ctx.task.cache_expiration:
+            _expire_if_older(key, since, task_ctx.task.cache_expiration)
         return key
 
 
@@ -72,9 +78,17 @@ def cached(*modules: ModuleType, days: float = 7) -> dict[str, Any]:
 
 @contextmanager
 def refreshing(refresh: bool) -> Iterator[None]:
-    """If `refresh` is set, recompute and overwrite the cached results of all tasks that run in this context."""
-    with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: refresh or PREFECT_TASKS_REFRESH_CACHE.value()}):
+    """If `refresh` is set, recompute and overwrite the cached results of all tasks that run in this context.
+
+    Results that the current flow run has stored itself are used: what an earlier attempt has finished is not run again.
+    """
+    context = FlowRunContext.get()
+    started = context.flow_run.created if context and context.flow_run else None
+    token = _refreshed_since.set(started or datetime.now(UTC) if refresh else _refreshed_since.get())
+    try:
         yield
+    finally:
+        _refreshed_since.reset(token)
 
 
 def run_cached(task: Task[..., Result], *arguments: Any, is_valid: Callable[[Result], bool]) -> tuple[Result, bool]:
@@ -109,3 +123,16 @@ def _warn_if_unreadable(key: str) -> None:
     except Exception as error:  # noqa: BLE001 - unpickling may raise anything
         reason = f"{type(error).__name__}: {error}"
         get_run_logger().warning("The cache entry %s cannot be read (%s); the task runs again.", key, reason)
+
+
+def _expire_if_older(key: str, since: datetime, lifetime: timedelta) -> None:
+    """Expire an entry that was stored before a time, so that Prefect recomputes it."""
+    storage: Any = get_result_store().result_storage
+    try:
+        record = json.loads(storage.read_path(key, _sync=True))
+        stored = datetime.fromisoformat(record["metadata"]["expiration"]) - lifetime
+    except Exception:  # noqa: BLE001 - missing or damaged: recomputed anyway
+        return
+    if stored < since:
+        record["metadata"]["expiration"] = stored.isoformat()
+        storage.write_path(key, json.dumps(record).encode(), _sync=True)

@@ -145,9 +145,12 @@ def require_server(wait_seconds: float | None = None) -> None:
 def log_training(training: TrainingRecord) -> Registered:
     """Log a run with its candidates and register its model; inside a flow run, the run links to it.
 
-    The model is registered last, so that a failure leaves a failed run and no version.
+    The model is registered last, so that a failure leaves a failed run and no version. Where the process was killed after
+    that, the next attempt of the flow run finds the version and does not register it again.
     """
     experiment = mlflow.set_experiment(training.experiment)
+    if found := _find_registered(training, experiment.experiment_id):
+        return found
     tags = {**training.tags, Tag.MODEL: training.model}
     with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | flow_run_tags()) as run:
         mlflow.log_params(dict(training.params))
@@ -170,6 +173,23 @@ def log_training(training: TrainingRecord) -> Registered:
         registered = mlflow.register_model(model.model_uri, training.model, tags=tags)
         mlflow.set_tag(Tag.MODEL_VERSION, registered.version)
     return Registered(training.model, int(registered.version), experiment.experiment_id, run.info.run_id)
+
+
+def _find_registered(training: TrainingRecord, experiment_id: str) -> Registered | None:
+    """Return the version that an earlier attempt of the current flow run has registered of the same training, if any."""
+    root = runtime.flow_run.root_flow_run_id
+    if root is None:
+        return None
+    client, params = MlflowClient(), {name: str(value) for name, value in training.params.items()}
+    condition = f"tags.`{Tag.FLOW_RUN_ID}` = '{root}' AND tags.`{Tag.MODEL}` = '{training.model}'"
+    for run in client.search_runs([experiment_id], condition):
+        if (run.data.params, run.data.metrics) != (params, dict(training.metrics)):
+            continue
+        for found in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+            client.set_tag(run.info.run_id, Tag.MODEL_VERSION, found.version)
+            client.set_terminated(run.info.run_id)  # whoever settled the attempt has ended it as failed
+            return Registered(training.model, int(found.version), experiment_id, run.info.run_id)
+    return None
 
 
 def _mlflow_dataset(dataset: Dataset) -> PandasDataset:

@@ -72,13 +72,34 @@ def test_a_change_of_code_is_a_miss(tmp_path: Path) -> None:
 
 
 def test_refreshing_recomputes_and_stores_the_new_result() -> None:
+    @flow(persist_result=False)
+    def refresh() -> str:
+        with refreshing(True):
+            state: Any = make_task()(FRAME, 2, return_state=True)
+        return str(state.name)
+
     run(FRAME)
-    with refreshing(True):
-        refreshed, _ = run(FRAME)
-    with refreshing(False):
-        after, _ = run(FRAME)
+    refreshed = refresh()
+    after, _ = run(FRAME)
 
     assert (refreshed, after) == ("Completed", StateName.CACHED)
+
+
+def test_a_retry_of_a_refresh_uses_what_the_attempt_before_has_finished() -> None:
+    names: list[str] = []
+
+    @flow(retries=1, persist_result=False)
+    def refresh() -> None:
+        with refreshing(True):
+            state: Any = make_task()(FRAME, 2, return_state=True)
+        names.append(str(state.name))
+        if len(names) == 1:
+            raise ConnectionError("The first attempt fails.")
+
+    run(FRAME)
+    refresh()
+
+    assert names == ["Completed", StateName.CACHED]
 
 
 def test_an_expired_entry_is_a_miss() -> None:
