@@ -21,10 +21,10 @@ for page in store.get_paginator("list_objects_v2").paginate(Bucket="mlflow"):
     for found in page.get("Contents", []):
         print(found["Key"])
 """
-# Names of files in memory; of the ledgers, which have names of their own for each worker, the number of files.
+# Files in memory, mounts, and of the ledgers, whose files have names of their own, a line for each file.
 # The caches of Prefect and matplotlib appear when the warm process has started.
-LEFTOVERS = "ls -A /tmp /tmp/prefect 2>/dev/null | grep -vxE 'prefect|matplotlib'; echo ledger-files:$(find /var/lib/warm-process -type f | wc -l)"
-LEFTOVERS += "; echo mounts:$(wc -l < /proc/mounts)"
+LEFTOVERS = "ls -A /tmp /tmp/prefect 2>/dev/null | grep -vxE 'prefect|matplotlib|.*:'"
+LEFTOVERS += "; find /var/lib/warm-process -type f -printf 'of-the-ledger\\n'; cut -d' ' -f2 /proc/mounts"
 
 
 class Promises:
@@ -40,7 +40,7 @@ class Promises:
         variables = stack.variables()
         headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
         self.serving = httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=10)
-        self.before: set[str] = set()
+        self.before: Counter[str] = Counter()
 
     def close(self) -> None:
         """Close the connections to the stack's servers."""
@@ -51,14 +51,14 @@ class Promises:
         """Note what is there before a round."""
         self.before = self.left_behind()
 
-    def left_behind(self) -> set[str]:
-        """Return the processes below the worker, the files in its folders and the number of its mounts."""
+    def left_behind(self) -> Counter[str]:
+        """Count the processes below the worker, the files in its folders and its mounts."""
         worker = self.faults.pids()["worker"]
         lines = self.faults.agent("processes", worker).splitlines()
-        processes = Counter(re.sub(r"\d+", "N", line) for line in lines)  # file descriptors differ
+        names = (re.sub(r"\d+", "N", line)[:100] for line in lines)  # file descriptors differ
+        processes = Counter(f"process {name}" for name in names)
         files = self.stack.exec("worker", "bash", "-c", LEFTOVERS).stdout.split()
-        counted = {f"{number} times the process {line[:100]}" for line, number in processes.items()}
-        return counted | {f"the file {name}" for name in files}
+        return processes + Counter(f"file or mount {name}" for name in files)
 
     def violations(self, runs: Sequence[str]) -> list[str]:
         """Return what does not hold for the runs of the round and the installation, by the first promise that is broken."""
@@ -77,7 +77,8 @@ class Promises:
                 if found := list(check):
                     return found
             # Last: what belongs to a run that has not ended is no leftover.
-            return sorted(f"left behind: {each}" for each in self.left_behind() - self.before)
+            left = self.left_behind() - self.before
+            return sorted(f"left behind: {count} times the {each}" for each, count in left.items())
         except (httpx.HTTPError, AssertionError, KeyError) as error:
             return [f"a service does not answer: {type(error).__name__}: {str(error)[:200]}"]
 
