@@ -3,6 +3,7 @@
 A run that waits says so in its log, with the run that holds the lock, and is in the state `Waiting` meanwhile.
 """
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def lock(name: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     Raises:
         LockTimeoutError: Another run holds it for longer than that.
     """
+    logging.getLogger("prefect._internal.concurrency").addFilter(_is_no_refusal)
     began = monotonic()
     with ExitStack() as held:
         with ExitStack() as waiting:
@@ -83,6 +85,11 @@ def _try_acquire(name: str, held: ExitStack) -> bool:
             raise
         return False
     return True
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Leave out what Prefect logs as an error each time that a lock is still held; the lock gets the same as an exception."""
+    return "ConcurrencySlotAcquisition" not in record.getMessage()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Experiment, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from prefect import runtime
@@ -29,6 +29,8 @@ from trainyard.errors import TrackingUnreachableError
 from trainyard.evaluation import as_table
 
 POLL_SECONDS = 0.5
+REPEATED = ("UniqueViolation", "UNIQUE constraint failed")
+"""How the databases refuse what they have stored already."""
 SERVING_PACKAGES = ("scikit-learn", "skops", "pandas", "numpy")
 """The requirements of a logged model, pinned to the versions that trained it."""
 
@@ -151,6 +153,16 @@ def log_training(training: TrainingRecord) -> Registered:
     experiment = mlflow.set_experiment(training.experiment)
     if found := _find_registered(training, experiment.experiment_id):
         return found
+    try:
+        return _log_run(training, experiment)
+    except MlflowException as error:
+        # MLflow's client repeats a request whose answer was lost, and its server refuses to store a run's output twice.
+        if not any(text in str(error) for text in REPEATED):
+            raise
+        return _log_run(training, experiment)
+
+
+def _log_run(training: TrainingRecord, experiment: Experiment) -> Registered:
     tags = {**training.tags, Tag.MODEL: training.model}
     with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | flow_run_tags()) as run:
         mlflow.log_params(dict(training.params))

@@ -200,7 +200,7 @@ def test_a_candidate_is_compared_again_if_the_champion_changed_without_the_lock(
     assert aliases(versions) == {Alias.CHAMPION: 2, Alias.CHALLENGER: 1}
 
 
-def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout() -> None:
+def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
     with (
         lock("a-test"),
         pytest.raises(LockTimeoutError, match="a-test is locked by another run"),
@@ -208,6 +208,7 @@ def test_a_lock_is_held_by_one_and_waited_for_until_the_timeout() -> None:
     ):
         pytest.fail("two hold it")
 
+    assert not [record.message for record in caplog.records if record.name == "prefect._internal.concurrency"]
     with lock("a-test", timeout_seconds=5):
         pass
 

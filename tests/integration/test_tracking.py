@@ -6,6 +6,7 @@ from mlflow import MlflowClient
 from prefect import flow
 from sklearn.linear_model import LogisticRegression
 
+from tests.support.flaky_proxy import FlakyProxy
 from trainyard.contract import Tag
 from trainyard.tracking import Dataset, Registered, TrainingRecord, log_training
 
@@ -56,3 +57,16 @@ def test_another_training_and_another_flow_run_register_versions_of_their_own(tr
     versions = {each.version for each in (*train(0.2, 0.3), *train(0.2))}
 
     assert len(versions) == 3
+
+
+def test_a_lost_answer_does_not_fail_the_training(
+    tracking: MlflowClient, mlflow_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(tracking.search_model_versions(f"name = '{MODEL}'"))
+    with FlakyProxy(mlflow_address, only="/runs/outputs", times=1) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        (logged,) = train(0.4)
+
+    assert proxy.failures["dropped"] == 1
+    assert tracking.get_run(logged.run_id).info.status == "FINISHED"
+    assert len(tracking.search_model_versions(f"name = '{MODEL}'")) == before + 1

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from threading import Lock, Thread
 from types import TracebackType
 from typing import Self
@@ -15,14 +16,14 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 class FlakyProxy:
     """Answers the first of equal requests with 503; forwards the second and drops the connection instead of answering.
 
-    All later ones pass. Requests of Prefect's own client, which waits seconds before each retry, get the 503 only.
+    All later ones pass, all whose path does not end with `only`, and all after `times` dropped ones. Requests of Prefect's own client, which waits seconds before each retry, get the 503 only.
 
     Attributes:
         url: Its address.
         failures: How many requests were answered with 503 ("refused"), and how many lost their response ("dropped").
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, only: str = "", times: float = inf) -> None:
         address = urlsplit(target).netloc
         attempts: Counter[str] = Counter()
         lock, self.failures = Lock(), Counter[str]()
@@ -37,7 +38,8 @@ class FlakyProxy:
                 key = f"{self.command} {self.path} {sender} {hashlib.sha256(body).hexdigest()}"
                 with lock:
                     attempts[key] += 1
-                    attempt = attempts[key]
+                    passes = not self.path.endswith(only) or failures["dropped"] >= times
+                    attempt = 3 if passes else attempts[key]
                 if attempt == 1:
                     failures["refused"] += 1
                     self.respond(503, [("Retry-After", "0")], b"database is locked")
