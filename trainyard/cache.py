@@ -82,9 +82,12 @@ def refreshing(refresh: bool) -> Iterator[None]:
 
     Results that the current flow run has stored itself are used: what an earlier attempt has finished is not run again.
     """
+    if not refresh:
+        yield
+        return
     context = FlowRunContext.get()
-    started = context.flow_run.created if context and context.flow_run else None
-    token = _refreshed_since.set(started or datetime.now(UTC) if refresh else _refreshed_since.get())
+    created = context.flow_run.created if context and context.flow_run else None
+    token = _refreshed_since.set(created or datetime.now(UTC))
     try:
         yield
     finally:

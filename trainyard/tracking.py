@@ -29,8 +29,8 @@ from trainyard.errors import TrackingUnreachableError
 from trainyard.evaluation import as_table
 
 POLL_SECONDS = 0.5
-REPEATED = ("UniqueViolation", "UNIQUE constraint failed")
-"""How the databases refuse what they have stored already."""
+DUPLICATE_ROW = ("UniqueViolation", "UNIQUE constraint failed")
+"""How MLflow's error names a row that Postgres or SQLite has already."""
 SERVING_PACKAGES = ("scikit-learn", "skops", "pandas", "numpy")
 """The requirements of a logged model, pinned to the versions that trained it."""
 
@@ -157,9 +157,9 @@ def log_training(training: TrainingRecord) -> Registered:
         return _log_run(training, experiment)
     except MlflowException as error:
         # MLflow's client repeats a request whose answer was lost, and its server refuses to store a run's output twice.
-        if not any(text in str(error) for text in REPEATED):
+        if not any(text in str(error) for text in DUPLICATE_ROW):
             raise
-        return _log_run(training, experiment)
+        return _find_registered(training, experiment.experiment_id) or _log_run(training, experiment)
 
 
 def _log_run(training: TrainingRecord, experiment: Experiment) -> Registered:

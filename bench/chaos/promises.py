@@ -23,7 +23,7 @@ for page in store.get_paginator("list_objects_v2").paginate(Bucket="mlflow"):
 """
 # Files in memory, mounts, and of the ledgers, whose files have names of their own, a line for each file.
 # The caches of Prefect and matplotlib appear when the warm process has started.
-LEFTOVERS = "ls -A /tmp /tmp/prefect 2>/dev/null | grep -vxE 'prefect|matplotlib|.*:'"
+LEFTOVERS = "find /tmp /tmp/prefect -mindepth 1 -maxdepth 1 2>/dev/null | grep -vxE '/tmp/(prefect|matplotlib)'"
 LEFTOVERS += "; find /var/lib/warm-process -type f -printf 'of-the-ledger\\n'; cut -d' ' -f2 /proc/mounts"
 
 
@@ -61,7 +61,7 @@ class Promises:
         return processes + Counter(f"file or mount {name}" for name in files)
 
     def violations(self, runs: Sequence[str]) -> list[str]:
-        """Return what does not hold for the runs of the round and the installation, by the first promise that is broken."""
+        """Return how the first broken promise is broken, for the runs of the round and the installation; nothing if all hold."""
         try:
             checks: tuple[Iterable[str], ...] = (
                 self._unhealthy(),
@@ -78,7 +78,7 @@ class Promises:
                     return found
             # Last: what belongs to a run that has not ended is no leftover.
             left = self.left_behind() - self.before
-            return sorted(f"left behind: {count} times the {each}" for each, count in left.items())
+            return sorted(f"left behind: {each} ({count})" for each, count in left.items())
         except (httpx.HTTPError, AssertionError, KeyError) as error:
             return [f"a service does not answer: {type(error).__name__}: {str(error)[:200]}"]
 

@@ -16,7 +16,12 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 class FlakyProxy:
     """Answers the first of equal requests with 503; forwards the second and drops the connection instead of answering.
 
-    All later ones pass, all whose path does not end with `only`, and all after `times` dropped ones. Requests of Prefect's own client, which waits seconds before each retry, get the 503 only.
+    All later ones pass. Requests of Prefect's own client, which waits seconds before each retry, get the 503 only.
+
+    Args:
+        target: The server's address.
+        only: How the path of a request ends that is failed.
+        times: After how many dropped connections all requests pass.
 
     Attributes:
         url: Its address.
