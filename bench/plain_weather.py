@@ -18,7 +18,7 @@ from flows.weather.features import TARGET  # noqa: E402
 from flows.weather.observations import Place  # noqa: E402
 from flows.weather.settings import WeatherSettings  # noqa: E402
 from trainyard import tracking  # noqa: E402
-from trainyard.contract import Alias  # noqa: E402
+from trainyard.contract import Alias, Tag  # noqa: E402
 from trainyard.gate import Thresholds  # noqa: E402
 
 MODEL = "plain-rain-tomorrow"
@@ -34,6 +34,7 @@ candidates = model.make_candidates()
 with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     scores = list(pool.map(lambda candidate: model.cross_validate(train, candidate, 5), candidates))
 fitted_model = model.fit_and_score(train, holdout, model.choose_best(scores))
+refitted = model.refit(fitted_model)
 figures = plots.draw(fitted_model)
 work_end = time.perf_counter()
 
@@ -44,7 +45,8 @@ logged = tracking.log_training(
     tracking.TrainingRecord(
         experiment="plain",
         model=MODEL,
-        estimator=fitted_model.estimator,
+        estimator=refitted,
+        evaluated=fitted_model.estimator,
         inputs=holdout.drop(columns=TARGET).head(5),
         dataset=dataset,
         params={"holdout_fraction": 0.2, "folds": 5},
@@ -57,9 +59,9 @@ logged = tracking.log_training(
 )
 client = MlflowClient()
 current = client.get_registered_model(MODEL).aliases.get(Alias.CHAMPION)
-champion = mlflow.sklearn.load_model(f"models:/{MODEL}/{current}") if current else None
-champion_tags = client.get_model_version(MODEL, current).tags if current else None
-decision = promotion.compare_with_champion(tags, fitted_model, champion_tags, champion, Thresholds())
+champion_tags = client.get_model_version(MODEL, current).tags if current else {}
+champion = mlflow.sklearn.load_model(champion_tags[Tag.EVALUATED_MODEL]) if current else None
+decision = promotion.compare_with_champion(tags, fitted_model, champion_tags or None, champion, Thresholds())
 alias = Alias.CHAMPION if decision.promote else Alias.CHALLENGER
 client.set_registered_model_alias(MODEL, alias, str(logged.version))
 end = time.perf_counter()

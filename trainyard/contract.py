@@ -30,6 +30,12 @@ class Tag:
     """Why a candidate failed."""
     CODE: Final = "code"
     """A digest of the code that made the model."""
+    RECIPE: Final = "recipe"
+    """A digest of what people decide about a training, its code and parameters; data and seeds do not count."""
+    CANDIDATE_DIGEST: Final = "candidate_digest"
+    """A digest of a candidate's evaluation: with the same digest, nothing new was learned."""
+    EVALUATED_MODEL: Final = "evaluated_model"
+    """The URI of the estimator that the metrics are of, fitted without the holdout; the version itself knows all rows."""
 
     GATE_DECISION: Final = "gate.decision"
     """`GateDecision`, on a model version."""
@@ -40,6 +46,14 @@ class Tag:
     """The version that was champion at the decision, or `NO_CHAMPION`."""
     GATE_THRESHOLDS: Final = "gate.terms"
     """The thresholds as JSON."""
+    GATE_COMPARISONS: Final = "gate.comparisons"
+    """On a champion: the number of comparisons with it by recipe, as JSON."""
+    GATE_LAST_REASON: Final = "gate.last_reason"
+    """On a champion: why the newest candidate did not replace it."""
+    GATE_LAST_AT: Final = "gate.last_at"
+    """ISO 8601, UTC."""
+    GATE_LAST_CANDIDATE: Final = "gate.last_candidate"
+    """The newest candidate's digest, and the thresholds, as JSON."""
 
     VERDICT: Final = "verdict"
     """`Verdict`, on a run of the experiment `MONITORING_EXPERIMENT`."""
@@ -119,6 +133,8 @@ class Column:
     PROBABILITY: Final = "probability"
     TRAINING_MEAN: Final = "training_mean"
     RECENT_MEAN: Final = "recent_mean"
+    LEAD_DAYS: Final = "lead_days"
+    """Days from a forecast to the time that it is about, rounded up."""
 
 
 FORECAST_COLUMNS: Final = (
@@ -128,6 +144,7 @@ FORECAST_COLUMNS: Final = (
     Column.VERSION,
     Column.PROBABILITY,
     Column.OBSERVED,
+    Column.LEAD_DAYS,
 )
 DRIFT_COLUMNS: Final = (
     "column",
@@ -137,6 +154,11 @@ DRIFT_COLUMNS: Final = (
     Column.TRAINING_MEAN,
     Column.RECENT_MEAN,
     "drifted",
+    "training_nulls",
+    "recent_nulls",
+    "outside",
+    "test",
+    "reason",
 )
 FORMER_COLUMNS: Final = {
     Artifact.FORECASTS: {"place": Column.SUBJECT, "day": Column.TIME},
@@ -146,7 +168,7 @@ FORMER_COLUMNS: Final = {
 
 
 def table_rows(table: Any, artifact: str) -> list[dict[str, Any]]:
-    """Return a table's rows by column name, under today's names.
+    """Return a table's rows by column name, under today's names; a row with another number of cells is left out.
 
     Args:
         table: The JSON of a table, or anything else, which has no rows.
@@ -156,7 +178,7 @@ def table_rows(table: Any, artifact: str) -> list[dict[str, Any]]:
         return []
     former = FORMER_COLUMNS.get(artifact, {})
     names = [former.get(name, name) for name in table[Table.COLUMNS]]
-    return [dict(zip(names, row, strict=False)) for row in table[Table.DATA]]
+    return [dict(zip(names, row, strict=True)) for row in table[Table.DATA] if len(row) == len(names)]
 
 
 class ScoreName:
@@ -277,14 +299,25 @@ class Bucket:
     RESULTS: Final = "prefect-results"
 
 
+class ModelMetadata:
+    """Keys of the metadata in a logged model's MLmodel file."""
+
+    DTYPES: Final = "trainyard.dtypes"
+    """By column of the signature, the frame's type that the estimator was fitted on, as pandas names it."""
+    MISSING_NAN: Final = "trainyard.missing_nan"
+    """The columns of the type `object` whose missing values are NaN and not None."""
+
+
 class ServingPath:
     """Paths of the serving API."""
 
     MODELS: Final = "/models"
+    TRAFFIC: Final = "/traffic"
+    """The last hour's requests, errors and latency by model and version (`serving.api.status.TrafficResponse`)."""
 
     @staticmethod
     def of_model(model: str, page: str) -> str:
-        """Return a page of a model: `predict`, `predictions` or `forecast`."""
+        """Return a page of a model: `predict`, `predictions`, `forecast` or `shadow`."""
         return f"/models/{quote(model, safe='')}/{page}"
 
 

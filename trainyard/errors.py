@@ -23,9 +23,13 @@ class SourceUnreachableError(SourceError):
 
 
 class RateLimitedError(SourceError):
-    """The source asks for fewer requests (429)."""
+    """The source asks for fewer requests (429); `reason` is what it says about that, if anything."""
 
     transient = True
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class WaitTooLongError(SourceError):

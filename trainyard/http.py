@@ -18,6 +18,8 @@ import httpx
 
 from trainyard.errors import BadAnswerError, RateLimitedError, RefusedError, SourceUnreachableError, WaitTooLongError
 
+__state__ = ("_pauses",)
+
 MAX_WAIT_SECONDS = 120.0
 """The longest Retry-After that a request waits for; a longer one fails immediately."""
 
@@ -88,7 +90,9 @@ def get_json(
     if response.status_code in {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}:
         _respect_retry_after(host, response, max_wait_seconds)
     if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise RateLimitedError(f"{url} asks for fewer requests (429). Run again in some minutes.")
+        reason = _refusal(body)
+        said = f": {reason}" if reason else "."
+        raise RateLimitedError(f"{url} asks for fewer requests (429){said} Run again in some minutes.", reason)
     if response.is_server_error:
         raise SourceUnreachableError(f"{url} answers with status {response.status_code}.")
     content = _parse(url, response, body)
@@ -145,6 +149,15 @@ def _respect_retry_after(host: str, response: httpx.Response, max_wait_seconds: 
     if seconds is not None:
         _pauses.postpone(host, seconds)
         check_wait(host, seconds, max_wait_seconds)
+
+
+def _refusal(body: bytearray) -> str:
+    """Return the reason that the JSON of a refusal gives, or an empty string."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return ""
+    return str(content.get("reason", ""))[:500] if isinstance(content, dict) else ""
 
 
 def _fetch(

@@ -2,6 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def brier_losses(observed: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
+    """Return the squared error of each row's probability of the positive class; their mean is the Brier score."""
+    losses: NDArray[np.float64] = (np.asarray(probability, dtype=float) - np.asarray(observed, dtype=float)) ** 2
+    return losses
+
+
+def log_losses(true_class_probability: ArrayLike) -> NDArray[np.float64]:
+    """Return the negative logarithm of the probability of each row's true class; their mean is the log loss.
+
+    Probabilities are clipped as in `sklearn.metrics.log_loss`.
+    """
+    probability = np.asarray(true_class_probability, dtype=float)
+    smallest = np.finfo(probability.dtype).eps
+    losses: NDArray[np.float64] = -np.log(np.clip(probability, smallest, 1 - smallest))
+    return losses
+
 
 def flatten_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return the scores under one name each: `log_loss` of `model` becomes `model_log_loss`."""

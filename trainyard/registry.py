@@ -6,18 +6,22 @@ run this module.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from trainyard.contract import NO_CHAMPION, Alias, GateDecision, Tag
 from trainyard.errors import RegistryError
-from trainyard.gate import Decision, Thresholds
+from trainyard.gate import Decision, Reuse, Thresholds
 from trainyard.locks import lock
 
 CURRENT_CHAMPION = Decision(promote=True, reason="It is the champion.")
@@ -28,26 +32,93 @@ def champion(model: str) -> ModelVersion | None:
     return _version_by_alias(model, Alias.CHAMPION)
 
 
+@dataclass(frozen=True)
+class Champion:
+    """The champion that a candidate is compared with."""
+
+    model: str
+    version: int
+    tags: Mapping[str, str]
+    reuse: Reuse
+    """How often it has been compared, this comparison included."""
+
+    def load_estimator(self) -> Any:
+        """Return the estimator that its metrics are of: fitted without its holdout, so that both can be compared on one."""
+        return mlflow.sklearn.load_model(self.tags.get(Tag.EVALUATED_MODEL) or f"models:/{self.model}/{self.version}")
+
+
+Compare = Callable[[Champion | None], Decision]
+"""Decides about a candidate; called with the champion, which no other run can replace meanwhile."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The gate's decision about a candidate that need not have a version yet."""
+
+    decision: Decision
+    compared_with: int | None
+    """The champion's version."""
+    version: int | None
+    """The version that this candidate has already."""
+    is_new: bool
+    """Whether it is worth a version: it is to be promoted, or neither champion nor challenger has its recipe."""
+
+
+def propose(model: str, candidate: str, recipe: str, compare: Compare, thresholds: Thresholds) -> Proposal:
+    """Decide whether a candidate is to become the champion, and whether it is worth a version.
+
+    The champion is tagged with the comparison and, for people, with the reason. The decision about an unchanged candidate
+    is taken from these tags and does not count as another comparison.
+
+    Args:
+        model: The registered model.
+        candidate: A digest of the candidate's evaluation.
+        recipe: A digest of the code and the parameters that made it.
+        compare: Decides.
+        thresholds: The thresholds that `compare` applies.
+    """
+    with _model_lock(model):
+        current, challenger = champion(model), _version_by_alias(model, Alias.CHALLENGER)
+        known = [each for each in (current, challenger) if each is not None]
+        same = (int(each.version) for each in known if each.tags.get(Tag.CANDIDATE_DIGEST) == candidate)
+        version = None if thresholds.force else next(same, None)
+        if version is not None and _is(current, version):
+            return Proposal(CURRENT_CHAMPION, version, version, is_new=False)
+        decision = _recall(current or challenger, candidate, thresholds)
+        if decision is None:
+            decision = compare(_count_comparison(current, recipe))
+            if known and not decision.promote:
+                _note_refusal(known[0], candidate, thresholds, decision.reason)
+        is_new = decision.promote or recipe not in [each.tags.get(Tag.RECIPE) for each in known]
+        return Proposal(decision, _version_of(current), version, is_new)
+
+
 def apply_gate(
     model: str,
     version: int,
-    decide: Callable[[ModelVersion | None], Decision],
+    compare: Compare,
     thresholds: Thresholds | None = None,
+    proposal: Proposal | None = None,
 ) -> Decision:
-    """Promote a candidate to champion, or make it the challenger; tag it with the decision and the reason.
+    """Promote a version to champion, or make it the challenger; tag it with the decision and the reason.
 
     Args:
         model: The registered model.
         version: The candidate.
-        decide: Called with the current champion, which no other run can replace meanwhile.
-        thresholds: The thresholds that `decide` applies; with them `recall_decision` finds the decision again.
+        compare: Decides.
+        thresholds: The thresholds that `compare` applies.
+        proposal: The decision about the candidate, which holds unless the champion has changed since.
     """
     with _model_lock(model):
         while True:
             current = champion(model)
             if _is(current, version):
                 return CURRENT_CHAMPION
-            decision = decide(current)
+            if proposal is not None and proposal.compared_with == _version_of(current):
+                decision = proposal.decision
+            else:
+                recipe = MlflowClient().get_model_version(model, str(version)).tags.get(Tag.RECIPE, "")
+                decision = compare(_count_comparison(current, recipe))
             # A run that was cut off from the server for longer than its lease holds the lock no more.
             if _version_of(champion(model)) == _version_of(current):
                 break
@@ -60,14 +131,38 @@ def apply_gate(
         return decision
 
 
-def recall_decision(model: str, version: int, thresholds: Thresholds) -> Decision | None:
-    """Return an earlier decision about a version, or None where the thresholds or the champion have changed since."""
-    current = champion(model)
-    if _is(current, version):
-        return CURRENT_CHAMPION
-    tags = MlflowClient().get_model_version(model, str(version)).tags
-    expected = {Tag.GATE_DECISION: GateDecision.CHALLENGER, **_decision_context(current, thresholds)}
-    return Decision(promote=False, reason=tags[Tag.GATE_REASON]) if expected.items() <= tags.items() else None
+def _count_comparison(current: ModelVersion | None, recipe: str) -> Champion | None:
+    """Count a comparison with a recipe in the champion's tags."""
+    if current is None:
+        return None
+    counts: dict[str, int] = json.loads(current.tags.get(Tag.GATE_COMPARISONS, "{}"))
+    counts[recipe] = counts.get(recipe, 0) + 1
+    MlflowClient().set_model_version_tag(current.name, current.version, Tag.GATE_COMPARISONS, json.dumps(counts))
+    own = current.tags.get(Tag.RECIPE, "")
+    others = [each for each in counts if each != own]  # in the order of their first comparison
+    reuse = Reuse(counts[recipe], 1 if recipe == own else others.index(recipe) + 1, recipe == own)
+    return Champion(current.name, int(current.version), current.tags, reuse)
+
+
+def _note_refusal(version: ModelVersion, candidate: str, thresholds: Thresholds, reason: str) -> None:
+    tags = {
+        Tag.GATE_LAST_REASON: reason,
+        Tag.GATE_LAST_AT: datetime.now(UTC).isoformat(timespec="seconds"),
+        Tag.GATE_LAST_CANDIDATE: _candidate_and_thresholds(candidate, thresholds),
+    }
+    for tag, value in tags.items():
+        MlflowClient().set_model_version_tag(version.name, version.version, tag, value)
+
+
+def _recall(version: ModelVersion | None, candidate: str, thresholds: Thresholds) -> Decision | None:
+    """Return the refusal of an unchanged candidate by unchanged thresholds, or None."""
+    if version is None or version.tags.get(Tag.GATE_LAST_CANDIDATE) != _candidate_and_thresholds(candidate, thresholds):
+        return None
+    return Decision(promote=False, reason=version.tags[Tag.GATE_LAST_REASON])
+
+
+def _candidate_and_thresholds(candidate: str, thresholds: Thresholds) -> str:
+    return json.dumps({"candidate": candidate, "thresholds": thresholds.model_dump()})
 
 
 def promote(model: str, version: int) -> str:
@@ -94,6 +189,8 @@ def rollback(model: str) -> str:
     """
     with _model_lock(model):
         current, previous = champion(model), _version_by_alias(model, Alias.PREVIOUS)
+        if not _is_registered(model):
+            raise RegistryError(f"There is no registered model {model}.")
         if previous is None or current is None:
             raise RegistryError(f"{model} has no version to go back to: no alias {Alias.PREVIOUS!r} in the registry.")
         _set_champion(model, int(previous.version), current, f"Rolled back from version {current.version}.")
@@ -144,7 +241,14 @@ def _version_by_alias(model: str, alias: str) -> ModelVersion | None:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
+        # To an account that may not do everything, MLflow denies what does not exist.
+        if error.error_code == "PERMISSION_DENIED" and not _is_registered(model):
+            return None
         raise
+
+
+def _is_registered(model: str) -> bool:
+    return bool(MlflowClient().search_registered_models(f"name = '{model}'"))
 
 
 def _require_version(model: str, version: int) -> None:

@@ -8,7 +8,7 @@ from prefect import Task, get_run_logger, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trainyard.cache import run_cached
+from trainyard.cache import run_cached, stored_at_once
 from trainyard.candidates import Candidate, Score
 from trainyard.errors import SearchError
 from trainyard.tracking import Trial
@@ -61,7 +61,7 @@ def search_once(task: Task[..., SearchResult], *arguments: Any) -> SearchResult:
 
 def _evaluate_all(evaluate: Task[..., Any], candidates: Sequence[Candidate], shared: dict[str, Any]) -> list[Any]:
     """Return the score of each candidate, or the exception with which it failed."""
-    with _task_runner() as runner:
+    with stored_at_once(), _task_runner() as runner:
         arguments = {name: unmapped(value) for name, value in shared.items()}
         futures = runner.map(evaluate, {"candidate": candidates, **arguments})
         futures.wait()

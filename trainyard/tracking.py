@@ -24,7 +24,7 @@ from prefect.utilities.urls import url_for
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sklearn.base import BaseEstimator
 
-from trainyard.contract import MLflowPage, Tag
+from trainyard.contract import MLflowPage, ModelMetadata, Tag
 from trainyard.errors import TrackingUnreachableError
 from trainyard.evaluation import as_table
 
@@ -87,6 +87,11 @@ class TrainingRecord:
     """Tags of the run and of the registered version."""
     trusted_types: Sequence[str] = ()
     """Types that the model's file contains and skops does not trust by default; list only types that you reviewed."""
+    evaluated: BaseEstimator | None = None
+    """The estimator that the metrics are of, where `estimator` was fitted again on all rows; later candidates are compared
+    with it."""
+    description: str = ""
+    """What people should know about the version: Markdown."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Registered:
     """A logged training and the model version that it registered."""
 
     model: str
-    version: int
+    version: int | None
+    """None where the training taught nothing new and so registered no version."""
     experiment_id: str
     run_id: str
 
@@ -106,6 +112,8 @@ class Registered:
     @property
     def version_url(self) -> str:
         """The address of the version's page in MLflow."""
+        if self.version is None:
+            return MLflowPage.model(_ui_address(), self.model)
         return MLflowPage.version(_ui_address(), self.model, self.version)
 
 
@@ -144,47 +152,76 @@ def require_server(wait_seconds: float | None = None) -> None:
             sleep(POLL_SECONDS)
 
 
-def log_training(training: TrainingRecord) -> Registered:
+def log_training(training: TrainingRecord, *, register: bool = True) -> Registered:
     """Log a run with its candidates and register its model; inside a flow run, the run links to it.
 
     The model is registered last, so that a failure leaves a failed run and no version. Where the process was killed after
     that, the next attempt of the flow run finds the version and does not register it again.
+
+    Args:
+        training: The training.
+        register: Without it the run has parameters, metrics and tags only: no candidates, no files and no version.
     """
     experiment = mlflow.set_experiment(training.experiment)
-    if found := _find_registered(training, experiment.experiment_id):
+    if register and (found := _find_registered(training, experiment.experiment_id)):
         return found
     try:
-        return _log_run(training, experiment)
+        return _log_run(training, experiment, register=register)
     except MlflowException as error:
         # MLflow's client repeats a request whose answer was lost, and its server refuses to store a run's output twice.
         if not any(text in str(error) for text in DUPLICATE_ROW):
             raise
-        return _find_registered(training, experiment.experiment_id) or _log_run(training, experiment)
+        found = _find_registered(training, experiment.experiment_id) if register else None
+        return found or _log_run(training, experiment, register=register)
 
 
-def _log_run(training: TrainingRecord, experiment: Experiment) -> Registered:
+def _log_run(training: TrainingRecord, experiment: Experiment, *, register: bool) -> Registered:
     tags = {**training.tags, Tag.MODEL: training.model}
     with mlflow.start_run(run_name=runtime.flow_run.name, tags=tags | flow_run_tags()) as run:
         mlflow.log_params(dict(training.params))
         mlflow.log_metrics(dict(training.metrics))
         mlflow.log_input(_mlflow_dataset(training.dataset), "training")
+        if not register:
+            return Registered(training.model, None, experiment.experiment_id, run.info.run_id)
         _log_trials(training.trials, run.info.run_id, experiment.experiment_id, training.tags)
         for name, figure in training.figures.items():
             mlflow.log_figure(figure, name)
         for name, table in training.tables.items():
             mlflow.log_dict(as_table(table), name)
-        model = mlflow.sklearn.log_model(
-            training.estimator,
-            name="model",
-            signature=infer_signature(training.inputs, training.estimator.predict(training.inputs)),
-            input_example=training.inputs,
-            serialization_format="skops",
-            skops_trusted_types=list(training.trusted_types),
-            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
-        )
-        registered = mlflow.register_model(model.model_uri, training.model, tags=tags)
+        if training.evaluated is not None:
+            tags[Tag.EVALUATED_MODEL] = _log_model(training, training.evaluated, "evaluated")
+        registered = mlflow.register_model(_log_model(training, training.estimator, "model"), training.model, tags=tags)
+        if description := _describe(training):
+            MlflowClient().update_model_version(training.model, registered.version, description)
         mlflow.set_tag(Tag.MODEL_VERSION, registered.version)
     return Registered(training.model, int(registered.version), experiment.experiment_id, run.info.run_id)
+
+
+def _log_model(training: TrainingRecord, estimator: BaseEstimator, name: str) -> str:
+    """Log an estimator of a training with the active run; return its URI."""
+    described = describe_model(estimator, training.inputs, training.dataset.frame, training.trusted_types)
+    logged = mlflow.sklearn.log_model(estimator, name=name, **described)
+    return str(logged.model_uri)
+
+
+def _describe(training: TrainingRecord) -> str:
+    refitted = (
+        "The model was fitted again on all rows after its evaluation. Metrics, plots and holdout predictions are those of "
+        f"the same estimator fitted without the holdout, which the tag `{Tag.EVALUATED_MODEL}` names."
+    )
+    return "\n\n".join(filter(None, [training.description, refitted if training.evaluated is not None else ""]))
+
+
+def find_registered(model: str, version: int) -> Registered | None:
+    """Return the training of a version, or None where its run was deleted."""
+    client = MlflowClient()
+    try:
+        run = client.get_run(str(client.get_model_version(model, str(version)).run_id))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return Registered(model, version, run.info.experiment_id, run.info.run_id)
 
 
 def _find_registered(training: TrainingRecord, experiment_id: str) -> Registered | None:
@@ -202,6 +239,41 @@ def _find_registered(training: TrainingRecord, experiment_id: str) -> Registered
             client.set_terminated(run.info.run_id)  # whoever settled the attempt has ended it as failed
             return Registered(training.model, int(found.version), experiment_id, run.info.run_id)
     return None
+
+
+def describe_model(
+    estimator: BaseEstimator, inputs: pd.DataFrame, frame: pd.DataFrame, trusted_types: Sequence[str]
+) -> dict[str, Any]:
+    """Return what MLflow's `log_model` and `save_model` are told of a fitted estimator.
+
+    Args:
+        estimator: Predicts from frames like `inputs`.
+        inputs: Some rows of features.
+        frame: All rows.
+        trusted_types: Types in the estimator's file that skops does not trust by itself.
+    """
+    return {
+        "signature": infer_signature(inputs, estimator.predict(inputs)),
+        "input_example": inputs,
+        "serialization_format": "skops",
+        "skops_trusted_types": list(trusted_types),
+        "pip_requirements": [f"{package}=={version(package)}" for package in SERVING_PACKAGES],
+        "metadata": describe_types(inputs, frame),
+    }
+
+
+def describe_types(inputs: pd.DataFrame, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return what a signature does not tell of the columns: pandas' types, and how a missing value is written.
+
+    Args:
+        inputs: Some rows of features.
+        frame: All rows, in which missing values are looked for; it may have other columns too.
+    """
+    by_object = [name for name in inputs if inputs[name].dtype == object]
+    seen = {name: pd.concat([part[name] for part in (inputs, frame) if name in part]) for name in by_object}
+    with_nan = [str(name) for name, values in seen.items() if any(isinstance(v, float) for v in values[values.isna()])]
+    dtypes = {str(name): str(dtype) for name, dtype in inputs.dtypes.items()}
+    return {ModelMetadata.DTYPES: dtypes, ModelMetadata.MISSING_NAN: with_nan}
 
 
 def _mlflow_dataset(dataset: Dataset) -> PandasDataset:
@@ -256,7 +328,8 @@ def mark_reused(registered: Registered) -> bool:
     """Mark an existing training as reused by the current flow run; return False if its run or version was deleted."""
     client, last = MlflowClient(), (Tag.LAST_FLOW_RUN_ID, Tag.LAST_SUBFLOW_RUN_ID)
     try:
-        client.get_model_version(registered.model, str(registered.version))
+        if registered.version is not None:
+            client.get_model_version(registered.model, str(registered.version))
         tags = [RunTag(tag, value) for tag, value in flow_run_tags().items() if tag in last]
         client.log_batch(registered.run_id, tags=tags)
         return True

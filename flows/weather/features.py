@@ -26,7 +26,7 @@ class Examples(BaseModel):
     wet_day_mm: float
     frame: Frame
     filled_days: int = 0
-    """Number of interpolated days; they are part of features and never a target."""
+    """Number of filled days; they are part of features and never a target."""
 
 
 def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def build_features(observations: pd.DataFrame, wet_day_mm: float = 1.0) -> pd.Da
 
 
 def build_examples(observations: Observations, wet_day_mm: float = 1.0, min_observations: int = 365) -> Examples:
-    """Return features and target of every day whose next day was observed, not interpolated.
+    """Return features and target of every day whose next day was observed, not filled.
 
     Raises:
         DataError: Fewer than `min_observations` days were observed, all days are wet or all are dry, or a feature is

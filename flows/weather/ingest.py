@@ -3,44 +3,78 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pandas as pd
-from prefect import flow, get_run_logger, task
+from prefect import Flow, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_table_artifact
 
-from flows.weather import features, open_meteo, places, recorded
+from flows.weather import features, history, places, quota, recorded
 from flows.weather.features import Examples
 from flows.weather.observations import Observations, Place
-from flows.weather.parameters import DATA, Data, PlaceName
+from flows.weather.parameters import DATA, Data, DataParameters, PlaceOrName
 from flows.weather.settings import WeatherSettings
 from flows.weather.validation import GapLimits
-from trainyard import http
 from trainyard.cache import cached
-from trainyard.errors import DataError, SourceUnreachableError
+from trainyard.errors import DataError, RateLimitedError, SourceError, SourceUnreachableError, WaitTooLongError
 from trainyard.retries import RETRIES
 
 MAX_TABLE_ROWS = 100
 MAX_LISTED_DAYS = 10
 HOUR = 3600.0
+NOT_NOW = (SourceUnreachableError, RateLimitedError, WaitTooLongError)
+"""The source does not deliver at the moment; where they are allowed, recorded observations replace its own."""
 
 
-@task(name="find-place", **RETRIES, **cached(places, http, days=30))
+@task(name="find-place", **RETRIES, **cached(days=30))
 def find_place(name: str, url: str) -> Place:
     """Return the place of a name from the geocoding service at `url`."""
-    answer = http.get_json(url, places.geocoding_query(name), WeatherSettings().weather_timeout_seconds)
-    return places.parse_geocoding(answer, name)
+    return places.parse_geocoding(quota.get_json(url, places.geocoding_query(name)), name)
 
 
-@task(name="fetch-archive", **RETRIES, **cached(open_meteo, days=0.25))  # the archive corrects its newest days
+@task(name="fetch-archive", **RETRIES, **cached(days=0.25))  # the archive corrects its newest days
 def fetch_archive(url: str, place: Place, first: date, last: date, limits: GapLimits) -> Observations:
     """Return the validated observations of a place from `first` to `last` from the archive at `url`."""
-    return open_meteo.observe(url, place, first, last, WeatherSettings().weather_timeout_seconds, limits)
+    return history.fetch(url, place, first, last, limits)
 
 
-@task(name="build-features", **cached(features))
+@task(name="build-features", **cached())
 def build_features(observations: Observations, wet_day_mm: float, min_observations: int) -> Examples:
     """Return the examples of the observations."""
     return features.build_examples(observations, wet_day_mm, min_observations)
+
+
+def name_run(component: Flow[..., Any], name: str | None) -> Any:
+    """Return a flow whose runs have a name; without one, Prefect chooses it."""
+    if name is None:
+        return component
+    return component.with_options(flow_run_name=name.replace("{", "{{").replace("}", "}}"))
+
+
+def locate(place: str | Place, data: DataParameters) -> Place:
+    """Return the place of a name or of "latitude,longitude".
+
+    Raises:
+        UnknownSubjectError: There is no such place.
+        SourceError: The geocoding service did not deliver.
+    """
+    if isinstance(place, Place):
+        return place
+    try:
+        return places.parse_coordinates(place) or find_place(place, WeatherSettings().weather_geocoding_url)
+    except NOT_NOW as error:
+        if data.allow_recorded and recorded.has_recordings(place):
+            return places.SEATTLE
+        raise _with_advice(error) from error
+
+
+def _with_advice(error: SourceError) -> SourceError:
+    if not isinstance(error, SourceUnreachableError):
+        return error
+    return SourceUnreachableError(
+        f"{error} Check the network and WEATHER_ARCHIVE_URL and WEATHER_GEOCODING_URL, or run with "
+        "place=Seattle and allow_recorded=true to train on recorded observations (2012 to 2015)."
+    )
 
 
 def choose_period(years: int) -> tuple[date, date]:
@@ -64,10 +98,10 @@ def problems_on_run_page() -> Iterator[None]:
 
 
 def log_observations(observations: Observations) -> None:
-    """Print what was fetched, and log a warning if days were interpolated or rows dropped."""
+    """Print what was fetched, and log a warning if days were filled or rows dropped."""
     days, origin, filled = observations.frame.index, observations.origin, observations.filled
     print(f"{origin.place.name}: {len(days)} days from {days.min():%F} to {days.max():%F} ({origin.source})")
-    counts = f"{len(filled)} days filled by interpolation, {observations.dropped_duplicates} repeated rows dropped"
+    counts = f"{len(filled)} days filled with earlier values, {observations.dropped_duplicates} repeated rows dropped"
     if not (filled or observations.dropped_duplicates):
         print(f"{origin.place.name}: {counts}")
         return
@@ -75,9 +109,10 @@ def log_observations(observations: Observations) -> None:
     get_run_logger().warning("%s: %s%s", origin.place.name, counts, f" ({listed})" if filled else "")
 
 
-@flow(name="fetch-weather", log_prints=True, persist_result=False, timeout_seconds=HOUR)
-def fetch_weather(place: PlaceName = "Seattle", data: Data = DATA) -> Observations:
-    """Fetch daily observations of a place, validate them and interpolate small gaps.
+# Longer than a request waits for Open-Meteo's limits, twice: for the name and for the days.
+@flow(name="fetch-weather", log_prints=True, persist_result=False, timeout_seconds=2.5 * HOUR)
+def fetch_weather(place: PlaceOrName = "Seattle", data: Data = DATA) -> Observations:
+    """Fetch daily observations of a place, validate them and fill small gaps.
 
     Raises:
         UnknownSubjectError: There is no such place.
@@ -86,23 +121,20 @@ def fetch_weather(place: PlaceName = "Seattle", data: Data = DATA) -> Observatio
     """
     settings, limits = WeatherSettings(), GapLimits(data.max_gap_days, data.max_filled_share)
     with problems_on_run_page():
+        point = locate(place, data)
         try:
-            point = places.parse_coordinates(place) or find_place(place, settings.weather_geocoding_url)
             observations = fetch_archive(settings.weather_archive_url, point, *choose_period(data.years), limits)
-        except SourceUnreachableError as error:
-            if not (data.allow_recorded and recorded.has_recordings(place)):
-                raise SourceUnreachableError(
-                    f"{error} Check the network and WEATHER_ARCHIVE_URL and WEATHER_GEOCODING_URL, or run with "
-                    "place=Seattle and allow_recorded=true to train on recorded observations (2012 to 2015)."
-                ) from error
+        except NOT_NOW as error:
+            if not (data.allow_recorded and recorded.has_recordings(point)):
+                raise _with_advice(error) from error
             get_run_logger().warning("%s USING RECORDED OBSERVATIONS of Seattle, 2012 to 2015.", error)
             observations = recorded.read_recorded(data.years, limits)
     log_observations(observations)
     return observations
 
 
-@flow(name="preprocess", log_prints=True, persist_result=False, timeout_seconds=1.5 * HOUR)
-def preprocess(place: PlaceName = "Seattle", data: Data = DATA) -> Examples:
+@flow(name="preprocess", log_prints=True, persist_result=False, timeout_seconds=3 * HOUR)
+def preprocess(place: PlaceOrName = "Seattle", data: Data = DATA) -> Examples:
     """Fetch the observations of a place and turn them into examples.
 
     Raises:
@@ -110,7 +142,7 @@ def preprocess(place: PlaceName = "Seattle", data: Data = DATA) -> Examples:
         SourceError: As in `fetch_weather`.
         DataError: The observations are not valid, too few, or all wet or all dry.
     """
-    observations = fetch_weather(place, data)
+    observations = name_run(fetch_weather, runtime.flow_run.name)(place, data)
     with problems_on_run_page():
         examples = build_features(observations, data.wet_day_mm, data.min_observations)
     share = examples.frame[features.TARGET].mean()

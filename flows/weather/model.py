@@ -206,14 +206,25 @@ def fit_and_score(train: pd.DataFrame, holdout: pd.DataFrame, candidate: Candida
     return FittedModel(candidate, estimator, flatten_scores(scores), train, holdout, predictions)
 
 
-def evaluation_tables(fitted: FittedModel) -> dict[str, pd.DataFrame]:
-    """Return the holdout's predictions for the dashboard, and a sample of the training set for the monitor.
+def refit(fitted: FittedModel) -> Pipeline:
+    """Return the estimator fitted again on all days, so that the model that is served knows the newest ones."""
+    examples = pd.concat([fitted.train, fitted.holdout])
+    return make_estimator(fitted.candidate).fit(examples.drop(columns=TARGET), examples[TARGET])
+
+
+def evaluation_tables(fitted: FittedModel, refitted: Pipeline) -> dict[str, pd.DataFrame]:
+    """Return the holdout's predictions for the dashboard, and a sample of the training data for the monitor.
 
     The time of a row is the day that it predicts.
+
+    Args:
+        fitted: What the holdout was evaluated with.
+        refitted: What is served, fitted on all days.
     """
-    features = fitted.train.drop(columns=TARGET)
+    examples = pd.concat([fitted.train, fitted.holdout])
+    features = examples.drop(columns=TARGET)
     observed = fitted.holdout[TARGET].astype(int)
-    prediction = predict(fitted.estimator, fitted.train)
+    prediction = predict(refitted, examples)
     return {
         Artifact.HOLDOUT: holdout_table(observed, fitted.predictions, _tomorrow(fitted.holdout)),
         Artifact.TRAINING_SAMPLE: training_sample(features, prediction, _tomorrow(features)),

@@ -51,7 +51,7 @@ class Observations(BaseModel):
     origin: Origin
     frame: Frame
     filled: tuple[date, ...] = ()
-    """Days of which at least one value was missing and is interpolated."""
+    """Days of which at least one value was missing and is filled with the newest earlier one."""
     dropped_duplicates: int = 0
     """Number of identical rows that were dropped."""
 

@@ -27,15 +27,33 @@ DAILY = {
 def observe(
     url: str, place: Place, first: date, last: date, timeout_seconds: float, limits: GapLimits | None = None
 ) -> Observations:
-    """Return the validated observations of a place from `first` to `last` from the archive at `url`.
+    """Return the validated observations of a place from `first` to `last` by one request to the archive at `url`.
 
     Raises:
         SourceError: The archive did not deliver, as in `trainyard.http.get_json`.
         DataError: The answer has another form than documented, or breaks a rule of `flows.weather.validation`.
     """
-    query = archive_query(place, first, last)
-    days = parse_archive(get_json(url, query, timeout_seconds))
-    origin = Origin(place=place, source="open-meteo", url=str(httpx.URL(url, params=query)))
+    days = parse_archive(get_json(url, archive_query(place, first, last), timeout_seconds))
+    return validate(days, url, place, first, last, limits)
+
+
+def validate(
+    days: pd.DataFrame, url: str, place: Place, first: date, last: date, limits: GapLimits | None = None
+) -> Observations:
+    """Return the validated observations of a place from `first` to `last` from the archive at `url`.
+
+    Args:
+        days: As `parse_archive` returns them, of one or several answers.
+        url: The archive's address.
+        place: The place.
+        first: The first day that was requested.
+        last: The last one.
+        limits: How much may be missing.
+
+    Raises:
+        DataError: The days break a rule of `flows.weather.validation`.
+    """
+    origin = Origin(place=place, source="open-meteo", url=str(httpx.URL(url, params=archive_query(place, first, last))))
     return validate_days(days, origin, limits, requested=(first, last))
 
 

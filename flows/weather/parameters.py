@@ -3,8 +3,10 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from flows.weather.model import FAMILIES, Family
+from flows.weather.observations import Place
 from trainyard.gate import Thresholds
 
 
@@ -14,7 +16,7 @@ def _parameter(description: str, **bounds: Any) -> Any:
 
 
 _PlaceName = Annotated[str, Field(min_length=2, max_length=100)]
-PlaceName = Annotated[_PlaceName, _parameter('A name ("Seattle") or "latitude,longitude".')]
+PlaceOrName = Annotated[_PlaceName | SkipJsonSchema[Place], _parameter('A name ("Seattle") or "latitude,longitude".')]
 Places = Annotated[
     list[_PlaceName],
     _parameter(
@@ -30,10 +32,13 @@ AllowRecorded = Annotated[
     bool, _parameter("Fall back to recorded observations (Seattle only) if Open-Meteo cannot be reached.")
 ]
 MaxGapDays = Annotated[
-    int, _parameter("Longest gap, in days, that is interpolated; with a longer one the run fails.", ge=0, le=30)
+    int,
+    _parameter(
+        "Longest gap, in days, that is filled with earlier values; with a longer one the run fails.", ge=0, le=30
+    ),
 ]
 MaxFilledShare = Annotated[
-    float, _parameter("Largest share of days that is interpolated; with a larger one the run fails.", ge=0, le=0.2)
+    float, _parameter("Largest share of days that is filled; with a larger one the run fails.", ge=0, le=0.2)
 ]
 HoldoutFraction = Annotated[
     float, _parameter("Share of the days, the newest, that are held out for evaluation.", ge=0.05, le=0.5)

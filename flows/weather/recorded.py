@@ -9,9 +9,9 @@ import pandas as pd
 from vega_datasets import local_data
 
 from flows.weather.observations import Observations, Origin, Place
+from flows.weather.places import SEATTLE, is_home, place_key
 from flows.weather.validation import GapLimits, validate_days
 
-SEATTLE = Place(name="Seattle, Washington, United States", latitude=47.4444, longitude=-122.3139)
 COLUMNS = {
     "precipitation": "precipitation_mm",
     "temp_max": "temp_max_c",
@@ -20,9 +20,12 @@ COLUMNS = {
 }
 
 
-def has_recordings(place: str) -> bool:
-    """Return whether the text names Seattle, the one place with recordings."""
-    return place.split(",")[0].strip().casefold() == "seattle"
+def has_recordings(place: Place | str) -> bool:
+    """Return whether a place or the name of one is Seattle, the one place with recordings.
+
+    The station lies 18 km from the coordinates of the city.
+    """
+    return is_home(place) if isinstance(place, str) else place_key(place) == place_key(SEATTLE)
 
 
 def read_recorded(years: int, limits: GapLimits | None = None) -> Observations:

@@ -4,14 +4,15 @@ The rules, for days in any order with the columns of `Observations`:
 
 - Identical rows of one day are dropped and counted; different rows of one day are refused.
 - The newest days are dropped until one is complete, because archives lag. So are the oldest, which have no earlier
-  neighbour to interpolate from.
+  day to be filled from.
 - Days outside the requested period are refused, and so is data that begins or ends more than `max_age_days` inside it.
 - Impossible values are refused. The bounds lie just outside the records measured on Earth (WMO World Weather and
   Climate Extremes Archive, https://wmo.asu.edu): 1825 mm of rain in 24 hours, -89.2 and 56.7 °C, a gust of 113.2 m/s.
   A day's maximum temperature is not below its minimum.
 - Up to `max_gap_days` consecutive days that are missing or blank, and up to `max_filled_share` of all days, are filled
-  by linear interpolation in time, and listed. Only blank values are filled, except that both extremes of temperature
-  are filled where one is blank, so that their order holds. Longer or more gaps are refused.
+  with the newest earlier values, and listed. Later values never fill a day: they would tell a model what it is to
+  predict. Only blank values are filled, except that both extremes of temperature are filled where one is blank, so that
+  their order holds. Longer or more gaps are refused.
 
 Units are the source's to declare: `flows.weather.open_meteo` refuses an answer in other ones.
 """
@@ -35,7 +36,7 @@ TEMPERATURES = ["temp_max_c", "temp_min_c"]
 
 @dataclass(frozen=True)
 class GapLimits:
-    """How much may be missing, and is then interpolated or left out."""
+    """How much may be missing, and is then filled or left out."""
 
     max_gap_days: int = 3
     """Consecutive days."""
@@ -51,7 +52,7 @@ def validate_days(
     limits: GapLimits | None = None,
     requested: tuple[date, date] | None = None,
 ) -> Observations:
-    """Validate the days of a source by the rules above, and interpolate small gaps.
+    """Validate the days of a source by the rules above, and fill small gaps.
 
     Args:
         days: An index of dates in any order, and WEATHER_COLUMNS in float64.
@@ -87,7 +88,7 @@ def validate_days(
     ]
     if problems:
         raise refused_data_error(problems, RUN_AGAIN)
-    frame, filled = _interpolate(whole)
+    frame, filled = _fill_gaps(whole)
     return Observations(
         origin=origin,
         frame=frame,
@@ -139,16 +140,28 @@ def make_problem(column: str, check: str, days: pd.DatetimeIndex | None = None, 
     }
 
 
-def _interpolate(whole: pd.DataFrame) -> tuple[pd.DataFrame, pd.DatetimeIndex]:
-    """Return the days with blanks interpolated linearly in time, and the days that had any.
+def fill_forward(days: pd.DataFrame) -> pd.DataFrame:
+    """Return every day from the first complete one to the last, gaps of any length filled from earlier days.
+
+    Raises:
+        DataError: There is no complete day.
+    """
+    complete = days.index[days.notna().all(axis="columns")]
+    if complete.empty:
+        raise DataError(NO_COMPLETE_DAY)
+    return _fill_gaps(days.reindex(pd.date_range(complete.min(), complete.max(), name="date")))[0]
+
+
+def _fill_gaps(whole: pd.DataFrame) -> tuple[pd.DataFrame, pd.DatetimeIndex]:
+    """Return the days with blanks filled from earlier days, and the days that had any.
 
     `whole` has a row for every day, blank where the day was missing; its first and last are complete.
     """
     blank = whole.isna()
     frame = whole.copy()
-    # Interpolated together they keep their order: each lies between neighbours for which it holds.
+    # Filled together they keep their order: both are of the same day.
     frame.loc[blank[TEMPERATURES].any(axis="columns"), TEMPERATURES] = np.nan
-    return frame.interpolate(method="time"), pd.DatetimeIndex(whole.index[blank.any(axis="columns")])
+    return frame.ffill(), pd.DatetimeIndex(whole.index[blank.any(axis="columns")])
 
 
 def _bounded(low: float, high: float, unit: str) -> pa.Column:

@@ -155,6 +155,12 @@ def fit(data: Split, candidate: Candidate) -> FittedModel:
     return FittedModel(candidate, estimator, flatten_scores(scores), probabilities)
 
 
+def refit(data: Split, candidate: Candidate) -> BaseEstimator:
+    """Return the candidate's estimator fitted on all wines, as it is served."""
+    wines = pd.concat([data.train, data.holdout])
+    return make_estimator(candidate).fit(wines.drop(columns=TARGET), wines[TARGET])
+
+
 def true_class_probability(estimator: Any, wines: pd.DataFrame) -> NDArray[np.float64]:
     """Return the probability that a fitted estimator gives each wine's true cultivar."""
     probabilities = estimator.predict_proba(wines.drop(columns=TARGET))
@@ -163,10 +169,16 @@ def true_class_probability(estimator: Any, wines: pd.DataFrame) -> NDArray[np.fl
     return probability
 
 
-def evaluation_tables(data: Split, fitted: FittedModel) -> dict[str, pd.DataFrame]:
-    """Return the holdout's predictions for the dashboard, and a sample of the training set for the monitor."""
-    features = data.train.drop(columns=TARGET)
+def evaluation_tables(data: Split, fitted: FittedModel, refitted: Any) -> dict[str, pd.DataFrame]:
+    """Return the holdout's predictions for the dashboard, and a sample of the training data for the monitor.
+
+    Args:
+        data: The wines.
+        fitted: What the holdout was evaluated with.
+        refitted: What is served, fitted on all wines.
+    """
+    features = pd.concat([data.train, data.holdout]).drop(columns=TARGET)
     return {
         Artifact.HOLDOUT: holdout_table(data.holdout[TARGET], fitted.holdout_probabilities),
-        Artifact.TRAINING_SAMPLE: training_sample(features, fitted.estimator.predict(features)),
+        Artifact.TRAINING_SAMPLE: training_sample(features, refitted.predict(features)),
     }

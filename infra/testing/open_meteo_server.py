@@ -68,6 +68,25 @@ PLACES = [
         "country": "Chile",
         "admin1": "Arica y Parinacota",
     },
+    *(
+        {
+            "id": number,
+            "name": "Springfield",
+            "latitude": latitude,
+            "longitude": longitude,
+            "elevation": 180.0,
+            "feature_code": "PPL",
+            "country_code": "US",
+            "timezone": "America/Chicago",
+            "population": population,
+            "country": "United States",
+            "admin1": region,
+        }
+        for number, latitude, longitude, population, region in (
+            (4409896, 37.21533, -93.29824, 169176, "Missouri"),
+            (4250542, 39.80172, -89.64371, 116565, "Illinois"),
+        )
+    ),
 ]
 
 
@@ -101,7 +120,7 @@ def _negative_rain(daily: dict[str, list[Any]]) -> None:
 
 
 # Places with invalid data: coordinates, and the function that spoils the data. Without a function the archive refuses
-# the place with status 400. Only the gaps of Patchville are small enough to be interpolated.
+# the place with status 400. Only the gaps of Patchville are small enough to be filled.
 SPOILT: dict[str, tuple[float, float, Callable[[dict[str, list[Any]]], None] | None]] = {
     "Gapville": (47.01, -30.0, _gap),
     "Patchville": (47.02, -30.0, _small_gaps),
@@ -129,9 +148,9 @@ PLACES += [
 
 
 def geocode(query: dict[str, str]) -> dict[str, Any]:
-    """Return the answer of /v1/search; without a match it has no `results`."""
-    name = query.get("name", "").split(",")[0].strip().casefold()
-    found = [place for place in PLACES if str(place["name"]).casefold() == name]
+    """Return the answer of /v1/search: places of exactly this name, the largest first; without one it has no `results`."""
+    name = query.get("name", "").casefold()
+    found = [place for place in PLACES if str(place["name"]).casefold() == name][: int(query.get("count", "10"))]
     answer: dict[str, Any] = {"results": found} if found else {}
     return answer | {"generationtime_ms": 0.42}
 
@@ -230,6 +249,7 @@ class OpenMeteoServer:
 
     Switches, which may be set while it runs:
     fail_first: the number of requests of each path that are answered with `fail_status`.
+    refusals: reasons with which the next requests are refused (429), one for each request, as Open-Meteo does.
     retry_after: the header Retry-After of those failures, a number of seconds or an HTTP date.
     truncate: bodies are cut in the middle of the JSON, with a matching Content-Length.
     cut: the connection is closed in the middle of the body.
@@ -242,6 +262,7 @@ class OpenMeteoServer:
     def __init__(self, port: int = 0, host: str = "127.0.0.1", fail_first: int = 0, fail_status: int = 503) -> None:
         self.fail_first, self.fail_status = fail_first, fail_status
         self.retry_after: str | None = None
+        self.refusals: list[str] = []
         self.truncate = self.cut = self.lengthless = self.stalled = False
         self.trickle = 0.0
         self.change: Callable[[dict[str, Any]], object] | None = None
@@ -277,8 +298,11 @@ class OpenMeteoServer:
             self.counts[path] += 1
             self.queries.append((path, query))
             failing = self.counts[path] <= self.fail_first
+            refusal = self.refusals.pop(0) if self.refusals else None
         if failing:
             return self.fail_status, {"error": True, "reason": "told to fail"}
+        if refusal:
+            return 429, {"error": True, "reason": refusal}
         if path == "/fact":
             fact = "A cat's nose print is as unique as a fingerprint."
             return 200, {"fact": fact, "length": len(fact)}

@@ -15,6 +15,7 @@ from infra.testing.waiting import wait_until
 
 NOWHERE = {
     "WEATHER_ARCHIVE_URL": "http://127.0.0.1:9/v1/archive",
+    "WEATHER_FORECAST_URL": "http://127.0.0.1:9/v1/forecast",
     "WEATHER_GEOCODING_URL": "http://127.0.0.1:9/v1/search",
 }
 

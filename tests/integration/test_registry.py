@@ -1,5 +1,6 @@
 """The aliases of a model in a real registry, under a real lock."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
@@ -21,8 +21,9 @@ from infra.testing.waiting import wait_until
 from trainyard import registry
 from trainyard.contract import NO_CHAMPION, Alias, GateDecision, State, Tag
 from trainyard.errors import LockTimeoutError, RegistryError
-from trainyard.gate import Decision, Thresholds
+from trainyard.gate import Decision, Reuse, Thresholds
 from trainyard.locks import lock
+from trainyard.registry import Champion
 
 MODEL = "test-registry"
 GATE = Thresholds()
@@ -52,11 +53,11 @@ def aliases(tracking: MlflowClient) -> dict[str, int]:
     return {alias: int(version) for alias, version in tracking.get_registered_model(MODEL).aliases.items()}
 
 
-def accept(_: ModelVersion | None) -> Decision:
+def accept(_: Champion | None) -> Decision:
     return Decision(promote=True, reason="It is better.")
 
 
-def reject(_: ModelVersion | None) -> Decision:
+def reject(_: Champion | None) -> Decision:
     return Decision(promote=False, reason="It is worse.")
 
 
@@ -91,32 +92,89 @@ def test_the_champion_is_not_compared_with_itself() -> None:
     assert registry.apply_gate(MODEL, 1, reject).promote
 
 
-@pytest.mark.usefixtures("rejected")
-class TestRecallDecision:
-    def test_it_finds_a_decision_with_the_same_thresholds_and_champion(self, rejected: Decision) -> None:
-        assert registry.recall_decision(MODEL, 2, GATE) == rejected
+class TestPropose:
+    @pytest.fixture(autouse=True)
+    def _champion(self, versions: MlflowClient) -> None:
+        """Version 1, of the recipe `old`, with the evaluation `one`."""
+        for tag, value in {Tag.RECIPE: "old", Tag.CANDIDATE_DIGEST: "one"}.items():
+            versions.set_model_version_tag(MODEL, "1", tag, value)
+        registry.apply_gate(MODEL, 1, accept)
 
-    def test_it_finds_none_for_a_version_without_one(self) -> None:
-        assert registry.recall_decision(MODEL, 3, GATE) is None
+    @staticmethod
+    def propose(
+        candidate: str, recipe: str, compare: registry.Compare = reject, gate: Thresholds = GATE
+    ) -> registry.Proposal:
+        return registry.propose(MODEL, candidate, recipe, compare, gate)
 
-    def test_it_finds_none_with_other_thresholds(self) -> None:
-        assert registry.recall_decision(MODEL, 2, Thresholds(min_improvement=0.1)) is None
+    def test_the_champion_itself_is_no_candidate(self) -> None:
+        proposal = self.propose("one", "new")
 
-    def test_it_finds_none_after_a_change_of_the_champion(self) -> None:
+        assert proposal.decision == registry.CURRENT_CHAMPION
+        assert (proposal.version, proposal.is_new) == (1, False)
+
+    @pytest.mark.parametrize(
+        ("recipe", "compare", "is_new"),
+        [("old", reject, False), ("old", accept, True), ("new", reject, True)],
+    )
+    def test_a_version_is_worth_it_for_a_promotion_or_a_new_recipe(
+        self, recipe: str, compare: registry.Compare, is_new: bool
+    ) -> None:
+        proposal = self.propose("two", recipe, compare)
+
+        assert (proposal.compared_with, proposal.version, proposal.is_new) == (1, None, is_new)
+
+    def test_a_second_candidate_of_the_challengers_recipe_is_not_worth_a_version(self, versions: MlflowClient) -> None:
+        versions.set_model_version_tag(MODEL, "2", Tag.RECIPE, "new")
+        registry.apply_gate(MODEL, 2, reject)
+
+        assert not self.propose("three", "new").is_new
+
+    def test_each_comparison_is_counted_by_recipe(self, versions: MlflowClient) -> None:
+        uses: list[Reuse] = []
+
+        def note(champion: Champion | None) -> Decision:
+            assert champion is not None
+            uses.append(champion.reuse)
+            return reject(champion)
+
+        for candidate, recipe in (("a", "old"), ("b", "new"), ("c", "newer"), ("d", "new"), ("e", "old")):
+            self.propose(candidate, recipe, note)
+
+        assert uses == [Reuse(1, 1, True), Reuse(1, 1), Reuse(1, 2), Reuse(2, 1), Reuse(2, 1, True)]
+        counted = versions.get_model_version(MODEL, "1").tags[Tag.GATE_COMPARISONS]
+        assert json.loads(counted) == {"old": 2, "new": 2, "newer": 1}
+
+    def test_an_unchanged_candidate_is_refused_again_without_another_comparison(self, versions: MlflowClient) -> None:
+        first = self.propose("two", "old")
+        again = self.propose("two", "old", accept)
+        tags = versions.get_model_version(MODEL, "1").tags
+
+        assert again == first
+        assert tags[Tag.GATE_LAST_REASON] == "It is worse."
+        assert json.loads(tags[Tag.GATE_COMPARISONS]) == {"old": 1}
+
+    def test_other_thresholds_are_applied_to_an_unchanged_candidate(self) -> None:
+        self.propose("two", "old")
+
+        assert self.propose("two", "old", accept, Thresholds(min_improvement=0)).decision.promote
+
+    def test_a_promotion_begins_a_new_count(self, versions: MlflowClient) -> None:
+        self.propose("two", "new")
+        registry.promote(MODEL, 2)
+        self.propose("three", "new")
+
+        assert json.loads(versions.get_model_version(MODEL, "2").tags[Tag.GATE_COMPARISONS]) == {"new": 1}
+
+    def test_the_decision_holds_while_the_champion_does(self) -> None:
+        proposal = self.propose("two", "new", accept)
+
+        assert registry.apply_gate(MODEL, 2, reject, GATE, proposal).promote
+
+    def test_a_candidate_is_compared_again_if_the_champion_changed_since(self) -> None:
+        proposal = self.propose("two", "new", accept)
         registry.promote(MODEL, 3)
 
-        assert registry.recall_decision(MODEL, 2, GATE) is None
-
-    def test_it_finds_none_for_a_version_that_was_champion_since(self) -> None:
-        registry.promote(MODEL, 2)
-        registry.rollback(MODEL)
-
-        assert registry.recall_decision(MODEL, 2, GATE) is None
-
-    def test_the_champion_stays_with_any_thresholds(self) -> None:
-        decision = registry.recall_decision(MODEL, 1, Thresholds(min_improvement=0.1))
-
-        assert decision == Decision(promote=True, reason="It is the champion.")
+        assert not registry.apply_gate(MODEL, 2, reject, GATE, proposal).promote
 
 
 @pytest.mark.usefixtures("rejected")
@@ -168,8 +226,8 @@ def test_concurrent_candidates_are_compared_one_after_the_other(versions: Mlflow
     barrier, comparisons = Barrier(4), []
 
     def candidate(version: int) -> None:
-        def decide(champion: ModelVersion | None) -> Decision:
-            comparisons.append((int(champion.version) if champion else None, version))
+        def decide(champion: Champion | None) -> Decision:
+            comparisons.append((champion.version if champion else None, version))
             return Decision(promote=True, reason="It is better.")
 
         barrier.wait()
@@ -187,8 +245,8 @@ def test_concurrent_candidates_are_compared_one_after_the_other(versions: Mlflow
 def test_a_candidate_is_compared_again_if_the_champion_changed_without_the_lock(versions: MlflowClient) -> None:
     comparisons = []
 
-    def decide(champion: ModelVersion | None) -> Decision:
-        comparisons.append(int(champion.version) if champion else None)
+    def decide(champion: Champion | None) -> Decision:
+        comparisons.append(champion.version if champion else None)
         if champion is None:
             versions.set_registered_model_alias(MODEL, Alias.CHAMPION, "2")
         return Decision(promote=champion is None, reason="The champion is as good.")

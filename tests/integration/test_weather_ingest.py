@@ -1,19 +1,31 @@
 """Ingestion with a real Prefect server: retries, the fallback, and the run page's table of problems."""
 
 import json
+from collections.abc import Iterator
+from datetime import date, timedelta
 from typing import Any
 
+import pandas as pd
 import pytest
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import State
+from prefect.variables import Variable
 
-from flows.weather.ingest import fetch_archive, fetch_weather, find_place, preprocess
+from flows.weather import quota
+from flows.weather.ingest import choose_period, fetch_archive, fetch_weather, find_place, preprocess
+from flows.weather.observations import Place
 from flows.weather.parameters import DataParameters
+from flows.weather.validation import GapLimits
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.servers import free_port
+from trainyard import rate_limits
+from trainyard.cache import refreshing
 
 ONE_YEAR, TWO_YEARS = DataParameters(years=1), DataParameters(years=2)
+
+variables: Any = Variable  # whose types do not know that it is called from synchronous code
 
 pytestmark = pytest.mark.usefixtures("prefect", "open_meteo")
 
@@ -103,7 +115,7 @@ class TestGaps:
 
         (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
         assert examples.filled_days == 3
-        assert "Patchville, Testshire, Testland: 3 days filled by interpolation, 1 repeated rows dropped" in warning
+        assert "Patchville, Testshire, Testland: 3 days filled with earlier values, 1 repeated rows dropped" in warning
 
     def test_a_lower_limit_refuses_them(self) -> None:
         state = preprocess("Patchville", DataParameters(years=2, max_gap_days=1), return_state=True)
@@ -160,6 +172,86 @@ class TestRetries:
 
         assert "Run again after" in failure_message(state)
         assert open_meteo.counts == {"/v1/search": 1}
+
+
+MINUTELY = "Minutely API request limit exceeded. Please try again in one minute."
+DAILY = "Daily API request limit exceeded. Please try again tomorrow."
+
+
+class TestLimits:
+    @pytest.fixture(autouse=True)
+    def _no_calls_yet(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(rate_limits, "RESET_MARGIN_SECONDS", 1)
+        variables.unset(quota.LIMIT.variable, _sync=True)
+        yield
+        variables.unset(quota.LIMIT.variable, _sync=True)
+
+    def test_a_refusal_waits_until_its_limit_is_over(self, open_meteo: OpenMeteoServer) -> None:
+        open_meteo.refusals = [MINUTELY, MINUTELY]
+
+        state = fetch_weather("Oslo", ONE_YEAR, return_state=True)
+
+        assert state.is_completed()
+        assert open_meteo.counts == {"/v1/search": 3, "/v1/archive": 1}
+
+    def test_recorded_observations_replace_those_of_a_limit_that_lasts_too_long(
+        self, open_meteo: OpenMeteoServer
+    ) -> None:
+        open_meteo.refusals = [DAILY]
+
+        observations = fetch_weather("Seattle", DataParameters(allow_recorded=True))
+
+        assert observations.origin.source == "vega-datasets-recorded"
+        assert open_meteo.counts == {"/v1/search": 1}
+
+    def test_no_other_run_asks_before_the_limit_is_over(self, open_meteo: OpenMeteoServer) -> None:
+        open_meteo.refusals = [DAILY]
+        first = fetch_weather("Oslo", ONE_YEAR, return_state=True)
+        second = fetch_weather("Seattle", ONE_YEAR, return_state=True)
+
+        assert "Run again after" in failure_message(first)
+        assert "Run again after" in failure_message(second)
+        assert open_meteo.counts == {"/v1/search": 1}
+
+    def test_a_request_counts_for_all_runs(self) -> None:
+        fetch_weather("Oslo", TWO_YEARS)
+
+        counts = variables.get(quota.LIMIT.variable, _sync=True)
+        assert counts["on_day"] == pytest.approx(1 + 0.4 * 731 / 14, abs=0.1)
+
+
+class TestIncremental:
+    def test_only_days_that_the_archive_may_still_correct_are_fetched_again(self, open_meteo: OpenMeteoServer) -> None:
+        place = Place(name="nowhere", latitude=12.0, longitude=34.0)
+        url, limits, day = f"{open_meteo.url}/v1/archive", GapLimits(), timedelta(days=1)
+        first, last = choose_period(5)
+
+        @flow(persist_result=False)
+        def fetch(begin: date, end: date, refresh: bool) -> pd.DataFrame:
+            with refreshing(refresh):
+                return fetch_archive(url, place, begin, end, limits).frame
+
+        before = fetch(first - day, last - day, False)
+        after = fetch(first, last, False)
+        fetch(first, last, True)
+        periods = [(query["start_date"], query["end_date"]) for _, query in open_meteo.queries]
+        settled = max(year for year in range(2000, last.year) if (last - date(year, 12, 31)).days > 90)
+        calls = quota.count_calls(date(settled + 1, 1, 1), last)
+
+        assert periods == [
+            (f"{first - day}", f"{last - day}"),
+            (f"{settled + 1}-01-01", f"{last}"),
+            (f"{first}", f"{last}"),
+        ]
+        assert calls < 14
+        pd.testing.assert_frame_equal(after[: f"{settled}"], before[f"{first}" : f"{settled}"], check_freq=False)
+
+    def test_years_with_gaps_are_fetched_again(self, open_meteo: OpenMeteoServer) -> None:
+        fetch_weather("Patchville", TWO_YEARS)
+        fetch_weather("Patchville", DataParameters(years=2, max_gap_days=4))
+        (first, second) = [query["start_date"] for path, query in open_meteo.queries if path == "/v1/archive"]
+
+        assert first == second
 
 
 class TestUnreachable:

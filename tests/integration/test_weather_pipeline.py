@@ -5,21 +5,23 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any
 
-import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
 
 from flows.weather import model
 from flows.weather.features import TARGET, build_examples
 from flows.weather.ingest import fetch_archive, find_place
-from flows.weather.pipeline import EXPERIMENT, LOCK_TIMEOUT_SECONDS, weather_pipeline
+from flows.weather.pipeline import EXPERIMENT, LOCK_TIMEOUT_SECONDS, MAX_PARALLEL_PLACES, weather_pipeline
 from flows.weather.places import MODEL
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.servers import free_port
@@ -27,12 +29,14 @@ from infra.testing.waiting import wait_until
 from tests.support.champions import register
 from tests.unit.weather import make_observations
 from trainyard import contract
-from trainyard.candidates import Candidate, Score
-from trainyard.contract import Alias, Tag
+from trainyard.contract import Alias, RunTag, Tag
+from trainyard.flows.mail import find_components
 from trainyard.locks import lock
 from trainyard.outcome import Outcome
 
-OSLO = "rain-tomorrow-oslo-oslo-county-norway"
+OSLO = "rain-tomorrow-59.91n-10.75e"
+REFUSED_KEY = "47.06n-30.00w"
+"""Of Refuseville, whose run ends soon after it has the lock."""
 QUICK: dict[str, Any] = {"years": 2, "families": ["logistic-regression"], "folds": 3}
 
 pytestmark = pytest.mark.usefixtures("prefect", "tracking", "open_meteo")
@@ -76,6 +80,14 @@ def run(**parameters: Any) -> Outcome:
     return outcome
 
 
+def run_with_mail(prefect: SyncPrefectClient, names: list[str]) -> FlowRun:
+    """Run the pipeline as a worker runs it for a deployment that is tagged for mails; return its run."""
+    parameters = QUICK | {"places": names}
+    pipeline = prefect.create_flow_run(weather_pipeline, parameters=parameters, tags=[RunTag.MAIL])
+    run_flow(weather_pipeline, pipeline, parameters, return_type="state")
+    return pipeline
+
+
 def failure_message(state: State[Any]) -> str:
     """Return the message that the failed run's page shows."""
     assert state.is_failed(), state
@@ -103,15 +115,15 @@ class TestCandidates:
     def partly_failed(self, monkeypatch: pytest.MonkeyPatch) -> Outcome:
         """A training of which the first of three candidates failed."""
         broken, *_ = model.make_candidates(["logistic-regression"])
-        cross_validate = model.cross_validate
+        fit = LogisticRegression.fit
 
-        def fail_for_one(days: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
-            if candidate == broken:
+        def fail_for_one(estimator: LogisticRegression, *arguments: Any, **options: Any) -> LogisticRegression:
+            if dict(broken.params) == {"C": estimator.C}:
                 raise MemoryError("too little for this candidate")
-            return cross_validate(days, candidate, folds)
+            return fit(estimator, *arguments, **options)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(model, "cross_validate", fail_for_one)
+        with monkeypatch.context() as patch:  # in an installed package, whose code does not count for the cache
+            patch.setattr(LogisticRegression, "fit", fail_for_one)
             return run()
 
     def test_a_candidate_that_fails_is_a_failed_child_run_and_the_rerun_evaluates_it_alone(
@@ -129,7 +141,7 @@ class TestCandidates:
             return states if states.total() == 3 else None  # the server records task runs with a delay
 
         assert child_run_states(tracking, partly_failed) == {"FAILED": 1, "FINISHED": 2}
-        assert child_run_states(tracking, rerun) == {"FINISHED": 3}
+        assert rerun.registered == partly_failed.registered, "the best candidate is the same"
         assert wait_until(evaluations, 20, "the task runs") == {"Completed": 1, "Cached": 2}
 
     def test_they_are_evaluated_on_a_dask_cluster_where_one_is_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +171,38 @@ class TestPromotion:
 
         assert "does not reach" in outcome.decision.reason
         assert aliases_of(tracking) == {Alias.CHAMPION: weak_champion, Alias.CHALLENGER: outcome.registered.version}
+
+    def test_a_retraining_that_is_not_better_costs_one_run_and_no_version(self, tracking: MlflowClient) -> None:
+        champion = run()
+        later = run(years=3)
+        (comparison,) = tracking.search_runs([later.registered.experiment_id], f"run_id = '{later.registered.run_id}'")
+
+        assert later.registered.version is None
+        assert later.registered.run_id != champion.registered.run_id
+        assert child_run_states(tracking, later) == {}
+        assert comparison.data.metrics == pytest.approx(later.metrics)
+        assert comparison.data.tags[Tag.GATE_REASON] == later.decision.reason
+        assert aliases_of(tracking) == {Alias.CHAMPION: 1}
+        assert count_versions(tracking) == 1
+        assert tracking.get_model_version(MODEL, "1").tags[Tag.GATE_LAST_REASON] == later.decision.reason
+
+    def test_a_forced_run_promotes_an_equal_model(self, tracking: MlflowClient) -> None:
+        run()
+        forced = run(refresh=True, gate={"force": True})
+
+        assert forced.is_champion
+        assert aliases_of(tracking) == {Alias.CHAMPION: 2, Alias.PREVIOUS: 1}
+
+    def test_a_retraining_that_fails_leaves_the_champion(
+        self, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        champion = run()
+        monkeypatch.setattr(model, "make_estimator", lambda candidate: None)
+        state = weather_pipeline(**QUICK, refresh=True, return_state=True)
+
+        assert state.is_failed()
+        assert aliases_of(tracking) == {Alias.CHAMPION: champion.registered.version}
+        assert count_versions(tracking) == 1
 
     @pytest.mark.usefixtures("unreachable")
     def test_a_model_of_recorded_data_does_not_replace_a_champion_of_live_data(
@@ -190,6 +234,45 @@ class TestPlaces:
         assert {each.name for each in tracking.search_registered_models()} == {MODEL, OSLO}
         assert aliases_of(tracking) == aliases_of(tracking, OSLO) == {Alias.CHAMPION: 1}
 
+    def test_only_the_pipeline_of_many_places_has_a_mail_and_it_lists_their_components(
+        self, prefect: SyncPrefectClient
+    ) -> None:
+        pipeline = run_with_mail(prefect, ["Gapville", "Atlantis", "Refuseville"])
+
+        def components() -> dict[tuple[str, str], str] | None:
+            found = {(each.name, each.flow): each.state for each in find_components(prefect, pipeline)}
+            return found if len(found) == 4 else None  # the server records task runs, which link them, with a delay
+
+        places = {f"{place} {pipeline.name}" for place in ("Gapville", "Refuseville")}  # Atlantis is not found
+        expected = {(place, flow): "Failed" for place in places for flow in ("preprocess", "fetch-weather")}
+        assert wait_until(components, 60, "the components") == expected
+
+    def test_the_components_of_a_single_place_have_mails_of_their_own(self, prefect: SyncPrefectClient) -> None:
+        pipeline = run_with_mail(prefect, ["Gapville"])
+        children = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [pipeline.id]}})
+        found = wait_until(lambda: prefect.read_flow_runs(flow_run_filter=children), 60, "the components")
+
+        assert [RunTag.MAIL in each.tags for each in found] == [True]
+        assert find_components(prefect, pipeline) == []
+
+    def test_places_run_in_a_bounded_number_of_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        running, most, together = set[int](), 0, Barrier(MAX_PARALLEL_PLACES)
+
+        def count(*_: Any) -> Any:
+            nonlocal most
+            running.add(get_ident())
+            most = max(most, len(running))
+            together.wait(60)  # until so many run at once
+            running.discard(get_ident())
+            raise LookupError("no such place")
+
+        monkeypatch.setattr("flows.weather.pipeline.name_run", count)
+        weather_pipeline(
+            places=[f"{latitude},0" for latitude in range(3 * MAX_PARALLEL_PLACES)], **QUICK, return_state=True
+        )
+
+        assert most == MAX_PARALLEL_PLACES
+
     @pytest.mark.parametrize(("place", "message"), [("Nowhereville", "knows no place"), ("Arica", "nothing to learn")])
     def test_a_single_place_fails_with_its_own_error_and_registers_nothing(
         self, tracking: MlflowClient, place: str, message: str
@@ -202,17 +285,18 @@ class TestPlaces:
 
 class TestOverlap:
     def test_skip_leaves_out_a_place_with_another_active_run(self) -> None:
-        with lock("weather-seattle"):
-            state = weather_pipeline(places=["Seattle", "Atlantis"], **QUICK, overlap="skip", return_state=True)
+        with lock("weather-47.61n-122.33w"):
+            places = ["Seattle", "47.60621,-122.33207", "Atlantis"]
+            state = weather_pipeline(places=places, **QUICK, overlap="skip", return_state=True)
 
-        assert "1 of 2 places failed, the others are done. Atlantis" in failure_message(state)
+        assert "1 of 3 places failed, the others are done. Atlantis" in failure_message(state)
 
     def test_wait_fails_when_the_other_run_does_not_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(LOCK_TIMEOUT_SECONDS, "wait", 0.5)
-        with lock("weather-91-0"):
-            state = weather_pipeline(["91,0"], return_state=True)
+        with lock(f"weather-{REFUSED_KEY}"):
+            state = weather_pipeline(["Refuseville"], return_state=True)
 
-        assert "weather-91-0 is locked by another run" in failure_message(state)
+        assert f"weather-{REFUSED_KEY} is locked by another run" in failure_message(state)
 
     def test_wait_starts_when_the_other_run_ends(self, prefect: SyncPrefectClient, open_meteo: OpenMeteoServer) -> None:
         def waiting_runs() -> list[FlowRun]:
@@ -220,17 +304,17 @@ class TestOverlap:
             return prefect.read_flow_runs(flow_run_filter=state)
 
         with ThreadPoolExecutor(1) as pool:
-            with lock("weather-91-0"):
-                waiting = pool.submit(copy_context().run, lambda: weather_pipeline(["91,0"], return_state=True))
+            with lock(f"weather-{REFUSED_KEY}"):
+                waiting = pool.submit(copy_context().run, lambda: weather_pipeline(["Refuseville"], return_state=True))
                 (run,) = wait_until(waiting_runs, 20, "the waiting run")
                 ended_early = waiting.done()
             state = waiting.result()
         states = [(each.name, each.message) for each in prefect.read_flow_run_states(run.id)]
 
         assert not ended_early
-        assert (contract.State.WAITING, "Waiting for the lock weather-91-0, held by another run.") in states
+        assert (contract.State.WAITING, f"Waiting for the lock weather-{REFUSED_KEY}, held by another run.") in states
         assert [name for name, _ in states][-3:] == [contract.State.WAITING, "Running", "Failed"]
-        assert "not on Earth" in failure_message(state), "it ran after the lock was released"
+        assert "No data is available" in failure_message(state), "it ran after the lock was released"
 
     def test_two_runs_at_once_register_one_version(self, tracking: MlflowClient) -> None:
         with ThreadPoolExecutor(2) as pool:

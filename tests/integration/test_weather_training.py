@@ -1,8 +1,10 @@
 """One training of the weather pipeline, its unchanged rerun and its refresh, with real Prefect and MLflow servers."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID
 
 import mlflow
@@ -18,10 +20,11 @@ from flows.weather.pipeline import weather_pipeline
 from flows.weather.places import HOME, MODEL
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.waiting import wait_until
-from trainyard.contract import Alias, Artifact, GateDecision, MLflowPage, PrefectPage, State, Tag
+from trainyard.contract import Alias, Artifact, Column, GateDecision, MLflowPage, PrefectPage, State, Tag
+from trainyard.evaluation import from_table
 from trainyard.outcome import Outcome
 
-CACHED_TASKS = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit", "log_run"}
+CACHED_TASKS = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit"}
 MLFLOW_UI, PREFECT_UI = "http://mlflow.test:5001", "http://prefect.test:4200"
 
 
@@ -54,6 +57,7 @@ def open_meteo(environment: pytest.MonkeyPatch) -> Iterator[OpenMeteoServer]:
     """A server with Open-Meteo's API and synthetic weather, from which the flows fetch."""
     with OpenMeteoServer() as server:
         environment.setenv("WEATHER_ARCHIVE_URL", f"{server.url}/v1/archive")
+        environment.setenv("WEATHER_FORECAST_URL", f"{server.url}/v1/forecast")
         environment.setenv("WEATHER_GEOCODING_URL", f"{server.url}/v1/search")
         yield server
 
@@ -157,7 +161,7 @@ class TestTraining:
         assert inputs is not None
         (dataset,) = [each.dataset for each in inputs.dataset_inputs]
         assert dataset.name == "open-meteo"
-        assert "latitude=47.60621" in dataset.source
+        assert "latitude=47.61" in dataset.source
 
     @pytest.mark.parametrize(
         ("folder", "expected"),
@@ -194,6 +198,25 @@ class TestTraining:
         assert info.signature is not None
         assert np.isfinite(probability).all()
         assert probability.sum(axis=1) == pytest.approx(1)
+
+    def test_the_served_model_is_fitted_on_all_days_and_the_evaluated_one_is_kept(
+        self, training: PipelineRun, tracking: MlflowClient
+    ) -> None:
+        version = tracking.get_model_version(MODEL, str(training.outcome.registered.version))
+        served, evaluated = (
+            mlflow.sklearn.load_model(uri)
+            for uri in (f"models:/{MODEL}/{version.version}", version.tags[Tag.EVALUATED_MODEL])
+        )
+        holdout = tracking.download_artifacts(training.outcome.registered.run_id, Artifact.HOLDOUT)
+        table = from_table(json.loads(Path(holdout).read_text()))
+        rows = mlflow.models.Model.load(version.tags[Tag.EVALUATED_MODEL]).load_input_example(
+            version.tags[Tag.EVALUATED_MODEL]
+        )
+
+        assert version.tags["train_last_day"] < version.tags["refit_last_day"]
+        assert evaluated.predict_proba(rows)[:, 1] == pytest.approx(table[Column.MODEL].head(5).to_numpy())
+        assert served.predict_proba(rows)[:, 1] != pytest.approx(table[Column.MODEL].head(5).to_numpy())
+        assert "fitted again on all rows" in str(version.description)
 
 
 class TestLinks:
@@ -239,6 +262,7 @@ class TestRerun:
 
         assert {name: states[name] for name in CACHED_TASKS} == {name: [State.CACHED] for name in CACHED_TASKS}
         assert "cross_validate" not in states, "the search is one cached task"
+        assert not {"refit", "log_run"} & states.keys()
         assert not rerun.requests
 
     def test_the_mlflow_run_names_the_rerun_as_its_last_flow_run(self, rerun: PipelineRun, mlflow_run: Run) -> None:
@@ -249,20 +273,17 @@ class TestRefresh:
     def test_a_refresh_recomputes_everything_with_the_same_result(
         self, training: PipelineRun, refreshed: PipelineRun
     ) -> None:
-        assert not refreshed.outcome.reused
-        assert refreshed.outcome.registered.version == training.outcome.registered.version + 1
+        assert refreshed.outcome.reused, "nothing new was learned"
+        assert refreshed.outcome.registered == training.outcome.registered
         assert refreshed.outcome.metrics == training.outcome.metrics
         assert refreshed.requests == {"/v1/search": 1, "/v1/archive": 1}
 
-    def test_a_model_that_is_not_better_becomes_the_challenger(
+    def test_the_model_stays_the_champion(
         self, training: PipelineRun, refreshed: PipelineRun, tracking: MlflowClient
     ) -> None:
         aliases = tracking.get_registered_model(MODEL).aliases
-        tags = version_tags(tracking, refreshed)
 
+        assert refreshed.outcome.is_champion
         assert {alias: int(version) for alias, version in aliases.items()} == {
-            Alias.CHAMPION: training.outcome.registered.version,
-            Alias.CHALLENGER: refreshed.outcome.registered.version,
+            Alias.CHAMPION: training.outcome.registered.version
         }
-        assert tags[Tag.GATE_DECISION] == GateDecision.CHALLENGER
-        assert "on the same holdout" in tags[Tag.GATE_REASON]

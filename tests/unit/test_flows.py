@@ -3,9 +3,11 @@
 import importlib
 import pkgutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect import Flow, Task
 from prefect.flows import load_flow_from_entrypoint
 
@@ -26,6 +28,7 @@ BOUNDED_BY_THEIR_REQUESTS = {
     "request-forecasts",
     "fetch-predictions",
     "fetch-ground-truth",
+    "compare",
     "promote",
 }
 FLOWS: list[Flow[..., Any]] = [
@@ -47,6 +50,18 @@ def test_every_parameter_has_a_default_a_description_and_a_field_in_the_form(flo
         if field.get("type") != "object" and name not in ("data", "examples"):  # data frames have no field
             assert field["description"], name
             assert "$ref" in field or field["type"] in {"string", "integer", "number", "boolean", "array"}, name
+
+
+def test_an_outage_fails_the_scheduled_run_and_not_the_first_one() -> None:
+    deployments = yaml.safe_load((Path(flows.__path__[0]).parent / "prefect.yaml").read_text())["deployments"]
+    (weather,) = [each for each in deployments if each["name"] == "weather-pipeline"]
+    (schedule,) = weather["schedules"]
+
+    first = weather_pipeline.validate_parameters(weather["parameters"])
+    scheduled = weather_pipeline.validate_parameters(weather["parameters"] | schedule["parameters"])
+
+    assert first["allow_recorded"]
+    assert not scheduled["allow_recorded"]
 
 
 def defined(kind: type) -> list[Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainyard.mail import message
-from trainyard.mail.message import MlflowRun, Pipeline, RunSummary
+from trainyard.mail.message import Component, MlflowRun, Pipeline, RunSummary
 from trainyard.mail.settings import MailSettings, describe_errors
 from trainyard.mail.smtp import Tls
 
@@ -49,6 +49,25 @@ def compose_bodies(summary: RunSummary) -> tuple[str, str]:
     assert received["To"] == "a@example.com, b@example.com"
     assert received["Message-ID"] == mail["Message-ID"]
     return plain, html
+
+
+def test_the_mail_about_a_run_lists_its_components_by_name() -> None:
+    components = [
+        Component("preprocess", "Oslo happy-otter", "Completed"),
+        Component("preprocess", "Atlantis happy-otter", "Failed", "UnknownSubjectError: no such <place>"),
+        Component("train", "Oslo happy-otter", "TimedOut"),
+    ]
+    for text in compose_bodies(replace(COMPLETED, components=components)):
+        assert "Oslo happy-otter: preprocess completed, train timed out" in unescape(text)
+        assert "Atlantis happy-otter: preprocess failed (UnknownSubjectError: no such <place>)" in unescape(text)
+
+
+def test_the_mail_about_a_run_with_very_many_components_is_cut() -> None:
+    components = [Component("train", f"place {number}", "Completed") for number in range(130)]
+    text, _ = compose_bodies(replace(COMPLETED, components=components))
+
+    assert "place 99: train completed" in text
+    assert "and 30 more" in text
 
 
 def test_the_mail_about_a_completed_run_has_its_metrics() -> None:

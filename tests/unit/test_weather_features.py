@@ -1,4 +1,4 @@
-"""Features and examples: no value from the future, no interpolated target, and bounds that always hold."""
+"""Features and examples: no value from the future, no filled target, and bounds that always hold."""
 
 from datetime import date
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_examples, build_features, validate_examples
 from flows.weather.observations import DAY, Observations
-from flows.weather.validation import validate_days
+from flows.weather.validation import GapLimits, validate_days
 from tests.unit.weather import ORIGIN, make_frame, make_observations
 from trainyard.errors import DataError
 
@@ -55,6 +55,28 @@ class TestNoFuture:
             earlier = features.index < past.index[day]
             pd.testing.assert_frame_equal(rebuilt[earlier], features[earlier])
             assert not rebuilt.loc[past.index[day]].equals(features.loc[past.index[day]])
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        seeds=st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True),
+        day=st.integers(LONGEST_WINDOW, 43),
+        blanks=st.sets(st.tuples(st.integers(1, 43), st.integers(0, 3)), max_size=20),
+        missing=st.sets(st.integers(1, 43), max_size=6),
+    )
+    def test_raw_values_of_later_days_never_change_an_earlier_row_nor_fill_its_gaps(
+        self, seeds: list[int], day: int, blanks: set[tuple[int, int]], missing: set[int]
+    ) -> None:
+        raw, other = (make_frame(days=45, seed=seed) for seed in seeds)
+        changed = pd.concat([raw.iloc[: day + 1], other.iloc[day + 1 :]])
+
+        def rows_until_day(sent: pd.DataFrame) -> pd.DataFrame:
+            sent = sent.copy()
+            for row, column in blanks:
+                sent.iloc[row, column] = np.nan
+            whole = validate_days(sent.drop(sent.index[list(missing)]), ORIGIN, GapLimits(45, 1.0)).frame
+            return build_features(whole).loc[: raw.index[day]]
+
+        pd.testing.assert_frame_equal(rows_until_day(raw), rows_until_day(changed))
 
 
 class TestRows:

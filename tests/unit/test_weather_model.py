@@ -149,7 +149,8 @@ class TestEvaluation:
     def test_a_row_of_the_tables_is_about_the_day_after_its_example(self, examples: pd.DataFrame) -> None:
         fitted = fit(examples)
 
-        tables = model.evaluation_tables(fitted)
+        refitted = model.refit(fitted)
+        tables = model.evaluation_tables(fitted, refitted)
 
         holdout, sample = tables[Artifact.HOLDOUT], tables[Artifact.TRAINING_SAMPLE]
         days = pd.DatetimeIndex(fitted.holdout.index) + DAY
@@ -157,6 +158,8 @@ class TestEvaluation:
         assert holdout[Column.OBSERVED].tolist() == fitted.holdout[TARGET].astype(int).tolist()
         assert holdout[Column.MODEL].tolist() == fitted.predictions["model"].tolist()
         assert sample[Column.TIME].iloc[0] == f"{fitted.train.index[0] + DAY:%F}"
+        assert len(sample) == len(examples), "the served model is fitted on all days"
+        assert sample[Column.PREDICTION].tolist() == model.predict(refitted, examples).tolist()
         assert set(sample.columns) == {*examples.columns, Column.TIME, Column.PREDICTION} - {TARGET}
 
 

@@ -68,6 +68,7 @@ def test_a_champion_that_memorized_its_training_days_is_scored_on_later_days(
     [
         ({}, {"wet_day_mm": "5"}, "the champion days of 5 mm"),
         ({"data_source": "vega-datasets-recorded"}, {"data_source": "open-meteo"}, "Recorded observations"),
+        ({"latitude": "33.9"}, {"latitude": "-33.9"}, "which lies elsewhere"),
     ],
 )
 def test_models_that_cannot_be_compared_leave_the_champion(
@@ -83,9 +84,28 @@ def test_models_that_cannot_be_compared_leave_the_champion(
     assert reason in decision.reason
 
 
-def test_a_champion_with_other_features_is_replaced(fitted: FittedModel, tags: dict[str, str]) -> None:
-    fewer = replace(fitted, train=fitted.train.drop(columns="rain_today"))
-    champion = model.make_estimator(fitted.candidate).fit(fewer.train.drop(columns=TARGET), fewer.train[TARGET])
+@pytest.fixture
+def of_other_features(fitted: FittedModel) -> object:
+    """An estimator that was fitted on fewer features than there are today."""
+    features = fitted.train.drop(columns=[TARGET, "rain_today"])
+    return model.make_estimator(fitted.candidate).fit(features, fitted.train[TARGET])
+
+
+def test_a_champion_with_other_features_is_not_replaced_by_a_candidate_worse_than_climatology(
+    fitted: FittedModel, tags: dict[str, str], of_other_features: object
+) -> None:
+    wrong = replace(fitted, predictions=fitted.predictions | {"model": 1 - fitted.predictions["model"]})
+
+    decision = compare_with_champion(tags, wrong, tags, of_other_features, GATE)
+
+    assert not decision.promote
+    assert "does not reach" in decision.reason
+
+
+def test_a_champion_with_other_features_is_replaced_by_one_that_beats_the_baselines(
+    fitted: FittedModel, tags: dict[str, str], of_other_features: object
+) -> None:
+    champion = of_other_features
 
     decision = compare_with_champion(tags, fitted, tags, champion, GATE)
 

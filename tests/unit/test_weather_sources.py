@@ -6,6 +6,8 @@ from datetime import date
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flows.weather import open_meteo, places, recorded
 from flows.weather.observations import WEATHER_COLUMNS, Observations, Place
@@ -192,7 +194,27 @@ class TestPlaces:
     def test_the_name_of_the_best_match_has_region_and_country(self) -> None:
         place = places.parse_geocoding(geocode(places.geocoding_query("seattle")), "seattle")
 
-        assert place == Place(name="Seattle, Washington, United States", latitude=47.60621, longitude=-122.33207)
+        assert place == places.SEATTLE
+
+    @pytest.mark.parametrize(
+        ("name", "region"),
+        [
+            ("Springfield", "Missouri"),
+            ("Springfield, Illinois", "Illinois"),
+            (" springfield ,ILLINOIS, us", "Illinois"),
+            ("Springfield, Illinois, United States", "Illinois"),
+        ],
+    )
+    def test_a_region_or_country_after_a_comma_decides_between_places_of_one_name(self, name: str, region: str) -> None:
+        place = places.parse_geocoding(geocode(places.geocoding_query(name)), name)
+
+        assert place.name == f"Springfield, {region}, United States"
+
+    def test_the_error_for_a_wrong_region_lists_the_places_of_the_name(self) -> None:
+        with pytest.raises(
+            UnknownSubjectError, match="but Springfield, Missouri, United States; Springfield, Illinois"
+        ):
+            places.parse_geocoding(geocode(places.geocoding_query("Springfield, Norway")), "Springfield, Norway")
 
     @pytest.mark.parametrize("answer", [{"generationtime_ms": 0.4}, {"results": []}])
     def test_the_error_for_an_unknown_place_says_what_to_do(self, answer: dict[str, Any]) -> None:
@@ -207,18 +229,30 @@ class TestPlaces:
             places.parse_geocoding(answer, "Oslo")
 
     @pytest.mark.parametrize(
-        ("name", "expected"),
+        ("text", "expected"),
         [
-            (places.HOME, "rain-tomorrow"),
-            ("Oslo, Oslo County, Norway", "rain-tomorrow-oslo-oslo-county-norway"),
-            ("47.6,-122.3", "rain-tomorrow-47.6--122.3"),
+            ("Seattle", "rain-tomorrow"),
+            ("47.60621, -122.33207", "rain-tomorrow"),
+            ("Oslo", "rain-tomorrow-59.91n-10.75e"),
+            ("59.9127,10.7461", "rain-tomorrow-59.91n-10.75e"),
+            ("33.9,151.2", "rain-tomorrow-33.90n-151.20e"),
+            ("-33.9,151.2", "rain-tomorrow-33.90s-151.20e"),
+            ("-0.001,-180", "rain-tomorrow-0.00n-180.00e"),
         ],
     )
-    def test_the_name_of_the_model_has_the_slug_of_the_place(self, name: str, expected: str) -> None:
-        assert places.model_name(Place(name=name, latitude=0, longitude=0)) == expected
+    def test_the_name_of_the_model_is_made_of_the_coordinates(self, text: str, expected: str) -> None:
+        place = places.parse_coordinates(text) or places.parse_geocoding(geocode(places.geocoding_query(text)), text)
 
-    def test_names_that_lose_letters_in_ascii_stay_distinct(self) -> None:
-        assert places.slug("東京") != places.slug("大阪")
+        assert places.model_name(place) == expected
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        st.lists(st.tuples(st.integers(-9000, 9000), st.integers(-17999, 18000)), min_size=2, max_size=2, unique=True)
+    )
+    def test_different_places_have_different_keys(self, points: list[tuple[int, int]]) -> None:
+        here, there = (Place(name="x", latitude=north / 100, longitude=east / 100) for north, east in points)
+
+        assert places.place_key(here) != places.place_key(there)
 
 
 class TestRecorded:
@@ -236,7 +270,15 @@ class TestRecorded:
 
     @pytest.mark.parametrize(
         ("place", "expected"),
-        [("Seattle", True), (" seattle, Washington", True), ("Oslo", False), ("59.9,10.7", False)],
+        [
+            ("Seattle", True),
+            (" seattle, Washington", True),
+            ("Seattle, Norway", False),
+            ("Oslo", False),
+            ("59.9,10.7", False),
+            (places.SEATTLE, True),
+            (Place(name="Seattle", latitude=59.9, longitude=10.7), False),
+        ],
     )
-    def test_they_are_of_seattle_only(self, place: str, expected: bool) -> None:
+    def test_they_are_of_seattle_only(self, place: str | Place, expected: bool) -> None:
         assert recorded.has_recordings(place) is expected

@@ -1,14 +1,20 @@
 """The wine model: its data, candidates and evaluation, and the errors for invalid data."""
 
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from flows.wine import model
+from flows.wine.pipeline import TRAIN_ROWS, make_comparison
 from trainyard.candidates import Candidate
 from trainyard.contract import Artifact
 from trainyard.data import validate_frame
 from trainyard.errors import DataError
+from trainyard.gate import FIRST_USE, Thresholds
 from trainyard.metrics import flatten_scores, scores_table
+from trainyard.registry import Champion
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +54,13 @@ def test_every_candidate_beats_the_baseline(wines: pd.DataFrame, candidate: Cand
 
 def test_the_holdout_table_has_the_probability_of_each_wines_true_cultivar(wines: pd.DataFrame) -> None:
     data = model.split(wines)
-    tables = model.evaluation_tables(data, model.fit(data, model.CANDIDATES[2]))
+    tables = model.evaluation_tables(data, model.fit(data, model.CANDIDATES[2]), model.refit(data, model.CANDIDATES[2]))
     holdout = tables[Artifact.HOLDOUT]
 
     assert holdout["observed"].tolist() == data.holdout[model.TARGET].tolist()
     assert (holdout["model"] > 0.5).mean() > 0.9
     assert holdout["baseline"].nunique() == len(model.CULTIVARS)
-    assert len(tables[Artifact.TRAINING_SAMPLE]) == len(data.train)
+    assert len(tables[Artifact.TRAINING_SAMPLE]) == len(wines), "the served model is fitted on all wines"
 
 
 def test_the_candidate_with_the_lowest_cross_validated_log_loss_is_chosen(wines: pd.DataFrame) -> None:
@@ -65,6 +71,24 @@ def test_the_candidate_with_the_lowest_cross_validated_log_loss_is_chosen(wines:
     assert [score.metrics["cv_log_loss"] for score in scores if score.candidate == best] == [
         min(score.metrics["cv_log_loss"] for score in scores)
     ]
+
+
+@pytest.mark.parametrize(("candidate", "promoted"), [(model.CANDIDATES[2], True), (None, False)])
+def test_a_champion_of_other_measurements_is_replaced_by_what_beats_the_baseline(
+    wines: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, candidate: Candidate | None, promoted: bool
+) -> None:
+    data = model.split(wines)
+    fitted = model.fit(data, candidate or model.CANDIDATES[2])
+    if candidate is None:
+        fitted = replace(fitted, holdout_probabilities=fitted.holdout_probabilities | {"model": np.full(45, 0.1)})
+    fewer = data.train.drop(columns=[model.TARGET, "hue"])
+    other = model.make_estimator(model.CANDIDATES[2]).fit(fewer, data.train[model.TARGET])
+    monkeypatch.setattr(Champion, "load_estimator", lambda _: other)
+    champion = Champion("wine-cultivar", 1, {TRAIN_ROWS: data.train_rows}, FIRST_USE)
+
+    decision = make_comparison(data, fitted, Thresholds())(champion)
+
+    assert decision.promote is promoted
 
 
 @pytest.mark.parametrize(

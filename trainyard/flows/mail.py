@@ -4,6 +4,7 @@ The automations `mail-run-events` and `mail-alerts` start it for runs with their
 """
 
 from datetime import UTC, datetime, timedelta
+from itertools import chain, count, takewhile
 from uuid import UUID
 
 from mlflow import MlflowClient
@@ -11,9 +12,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from prefect import flow, get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import ArtifactFilter
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.client.schemas.sorting import ArtifactSort
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
@@ -21,7 +22,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from trainyard import tracking
-from trainyard.contract import MLflowPage, Resource, Tag
+from trainyard.contract import MLflowPage, Resource, RunTag, Tag
 from trainyard.errors import TrackingUnreachableError
 from trainyard.mail import message, smtp
 from trainyard.mail.settings import MailSettings, describe_errors
@@ -36,6 +37,7 @@ RETRY_DELAYS = (
 )
 """Before the second attempt, the third and so on: after a day a mail is no longer news."""
 MAX_MLFLOW_RUNS = 5
+PAGE_SIZE = 200
 # A run that was reused because nothing had changed belongs to the newest flow run as well.
 PIPELINE_TAGS = (Tag.FLOW_RUN_ID, Tag.LAST_FLOW_RUN_ID)
 SUBFLOW_TAGS = (Tag.SUBFLOW_RUN_ID, Tag.LAST_SUBFLOW_RUN_ID)
@@ -145,6 +147,7 @@ def summarize(client: SyncPrefectClient, run: FlowRun, state: State, flow_name: 
         parameters=run.parameters,
         report="" if state.is_completed() else read_newest_artifact(client, run.id),
         mlflow_runs=mlflow_runs,
+        components=find_components(client, run) if RunTag.MAIL in run.tags else [],
         mlflow_error=mlflow_error,
         mlflow_url=tracking.TrackingSettings().mlflow_ui_url,
     )
@@ -162,6 +165,33 @@ def find_pipeline(client: SyncPrefectClient, run: FlowRun) -> message.Pipeline |
         return None if top is run else message.Pipeline(client.read_flow(top.flow_id).name, top.name)
     except ObjectNotFound:
         return None
+
+
+def find_components(client: SyncPrefectClient, run: FlowRun) -> list[message.Component]:
+    """Return the ended subflow runs of a run that have no mail of their own, and theirs, in the order of their start."""
+    found: list[FlowRun] = []
+    parents = [run.id]
+    while parents:
+        query = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": parents}})
+        pages = (
+            client.read_flow_runs(flow_run_filter=query, sort=FlowRunSort.ID_DESC, limit=PAGE_SIZE, offset=offset)
+            for offset in count(0, PAGE_SIZE)
+        )
+        children = list(chain.from_iterable(takewhile(bool, pages)))
+        found += children
+        parents = [child.id for child in children]
+    flows = {flow_id: client.read_flow(flow_id).name for flow_id in {each.flow_id for each in found}}
+    silent = [each for each in found if RunTag.MAIL not in each.tags and each.state and each.state.is_final()]
+    return [
+        message.Component(
+            flows[each.flow_id],
+            each.name,
+            each.state.name or each.state.type.value.capitalize(),
+            "" if each.state.is_completed() else message.last_line(each.state.message or ""),
+        )
+        for each in sorted(silent, key=lambda each: str(each.start_time or each.created))
+        if each.state
+    ]
 
 
 def read_newest_artifact(client: SyncPrefectClient, flow_run_id: UUID) -> str:

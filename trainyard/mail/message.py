@@ -11,6 +11,7 @@ from typing import Any
 
 VERBS = {"Completed": "completed", "Failed": "failed", "TimedOut": "timed out", "Crashed": "crashed"}
 MAX_METRICS = 30
+MAX_COMPONENTS = 100
 MAX_LINE_LENGTH = 500
 MAX_SUBJECT_LENGTH = 200
 MAX_REPORT_LENGTH = 5000
@@ -36,6 +37,18 @@ class MlflowRun:
 
 
 @dataclass(frozen=True)
+class Component:
+    """A subflow's run that has no mail of its own."""
+
+    flow: str
+    name: str
+    state: str
+    """The state's name in Prefect."""
+    error: str = ""
+    """The last line of the message of one that failed."""
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """What a mail says about a run that has ended."""
 
@@ -55,6 +68,8 @@ class RunSummary:
     report: str = ""
     """The run's newest artifact: Markdown or a table."""
     mlflow_runs: Sequence[MlflowRun] = ()
+    components: Sequence[Component] = ()
+    """In the order in which they started."""
     mlflow_error: str = ""
     """Why MLflow's runs could not be read."""
     mlflow_url: str = ""
@@ -122,6 +137,8 @@ def summary_rows(summary: RunSummary) -> Iterator[Row]:
         yield Row("Error", [last_line(summary.message)])
     elif summary.state not in VERBS and summary.message:
         yield Row("Message", [summary.message])
+    if summary.components:
+        yield Row("Components", list(format_components(summary.components)))
     yield Row("Prefect", [summary.url], is_link=True)
     for run in summary.mlflow_runs:
         yield Row("MLflow", [run.url], is_link=True)
@@ -144,6 +161,18 @@ def format_parameters(parameters: Mapping[str, Any]) -> str:
 
     shown = {name: str(value) for name, value in parameters.items() if is_shown(value)}
     return ", ".join(f"{name}={to_single_line(value, MAX_PARAMETER_LENGTH)}" for name, value in shown.items())
+
+
+def format_components(components: Sequence[Component]) -> Iterator[str]:
+    """Yield a line for all components of a name, such as "Oslo happy-otter: preprocess completed, train failed (why)"."""
+    by_name: dict[str, list[str]] = {}
+    for component in components:
+        reason = f" ({component.error})" if component.error else ""
+        by_name.setdefault(component.name, []).append(f"{component.flow} {format_outcome(component.state)}{reason}")
+    for name, outcomes in list(by_name.items())[:MAX_COMPONENTS]:
+        yield f"{name}: {', '.join(outcomes)}"
+    if len(by_name) > MAX_COMPONENTS:
+        yield f"and {len(by_name) - MAX_COMPONENTS} more"
 
 
 def format_metrics(metrics: Mapping[str, float]) -> Iterator[str]:
