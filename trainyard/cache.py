@@ -4,9 +4,8 @@ Results lie in Prefect's default result storage, on the stack a bucket that all 
 taken from the cache ends in the state `State.CACHED`.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,11 +15,20 @@ from typing import Any, TypeVar
 from prefect import Task, get_run_logger
 from prefect.cache_policies import CachePolicy
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.results import ResultRecord, get_result_store  # type: ignore[attr-defined]
+from prefect.results import (  # type: ignore[attr-defined]
+    ResultRecord,
+    ResultRecordMetadata,
+    ResultStore,
+    get_default_result_storage,
+    get_result_store,
+)
 from prefect.settings import PREFECT_TASKS_REFRESH_CACHE
+from prefect.transactions import CommitMode, transaction
 
+from trainyard.cache_storage import entry_path
 from trainyard.contract import State
-from trainyard.fingerprint import code_fingerprint, fingerprint
+from trainyard.fingerprint import fingerprint, key_fingerprint
+from trainyard.signing import Entry, MetadataPart, ResultPart, UnsignedEntryError, unwrap
 
 Result = TypeVar("Result")
 _refreshed_since: ContextVar[datetime | None] = ContextVar("refreshed_since", default=None)
@@ -35,6 +43,7 @@ class InputsAndCode(CachePolicy):
     """
 
     modules: tuple[ModuleType, ...] = field(default=())
+    days: float = 7
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "InputsAndCode":
         return self  # modules cannot be copied
@@ -46,32 +55,34 @@ class InputsAndCode(CachePolicy):
         flow_parameters: dict[str, Any],  # noqa: ARG002 - a task depends on its own inputs only
         **kwargs: Any,  # noqa: ARG002
     ) -> str:
-        """Return the path of the result in the result storage.
+        """Return the path of the result in the result storage, and have entries there signed and verified.
 
         Raises:
-            TypeError: An input has no fingerprint; Prefect then runs the task without the cache.
+            TypeError: An input, or a value that the code refers to, has no fingerprint; Prefect then runs the task
+                without the cache.
         """
-        code = code_fingerprint(task_ctx.task.fn, self.modules)
-        key = f"cache/{task_ctx.task.name}/{fingerprint([code, inputs])}"
-        if PREFECT_TASKS_REFRESH_CACHE.value():
-            return key
-        _warn_if_unreadable(key)
-        if (since := _refreshed_since.get()) and task_ctx.task.cache_expiration:
-            _expire_if_older(key, since, task_ctx.task.cache_expiration)
+        digest = key_fingerprint([task_ctx.task.fn, *self.modules], inputs)
+        key = entry_path(self.days, task_ctx.task.name, digest)
+        entry, store = _open(key, get_result_store())
+        if not PREFECT_TASKS_REFRESH_CACHE.value():
+            _load(entry, store, _refreshed_since.get(), timedelta(days=self.days))
         return key
 
 
 def cached(*modules: ModuleType, days: float = 7) -> dict[str, Any]:
     """Return options for `@task(...)` that cache its result by its inputs and code.
 
+    The code is the task's function with all own functions, classes and module-level values that it refers to, directly
+    or not, and the versions of the distributions that they use.
+
     Args:
-        modules: The modules that the task's function calls; they count together with all that they import of the
-            project and the library. Without any, the module that defines the task counts instead.
+        modules: Further modules that count as a whole: those in which the task looks something up by a name that is
+            made at run time, which cannot be seen in its code.
         days: The age at which a cached result expires.
     """
     return {
         "persist_result": True,
-        "cache_policy": InputsAndCode(modules=modules),
+        "cache_policy": InputsAndCode(modules=modules, days=days),
         "cache_expiration": timedelta(days=days),
     }
 
@@ -94,6 +105,35 @@ def refreshing(refresh: bool) -> Iterator[None]:
         _refreshed_since.reset(token)
 
 
+def stored_at_once() -> AbstractContextManager[Any]:
+    """Have the result of each cached task that is run in this context stored when that task ends.
+
+    Within another task, Prefect stores it only when the outer one has ended, and not at all if that one fails.
+    """
+    return transaction(commit_mode=CommitMode.EAGER)
+
+
+def keep(name: str, identity: Any, value: Any, days: float) -> None:
+    """Store a value that did not come from a cached task, for `recall`.
+
+    Args:
+        name: What kind of value it is.
+        identity: What the value depends on, with the code that makes it: arguments of `fingerprint`.
+        value: The value.
+        days: The age at which it expires.
+    """
+    entry, store = _open(entry_path(days, name, fingerprint(identity)), _new_store())
+    expiration: Any = datetime.now(UTC) + timedelta(days=days)
+    store.persist_result_record(store.create_result_record(value, key=entry.key, expiration=expiration))
+
+
+def recall(name: str, identity: Any, days: float) -> Any:
+    """Return a value that `keep` stored under the same name, identity and days; None without one, or in a refresh."""
+    entry, store = _open(entry_path(days, name, fingerprint(identity)), _new_store())
+    _load(entry, store, _refreshed_since.get(), timedelta(days=days))
+    return store.read(entry.key).result if store.exists(entry.key) else None
+
+
 def run_cached(task: Task[..., Result], *arguments: Any, is_valid: Callable[[Result], bool]) -> tuple[Result, bool]:
     """Run a cached task, and run it again where its cached result is not valid any more.
 
@@ -114,28 +154,36 @@ def run_cached(task: Task[..., Result], *arguments: Any, is_valid: Callable[[Res
     return task.with_options(refresh_cache=True)(*arguments), False
 
 
-def _warn_if_unreadable(key: str) -> None:
-    """Log a warning where the entry exists but is damaged; Prefect recomputes it silently."""
-    storage: Any = get_result_store().result_storage
-    try:
-        content = storage.read_path(key, _sync=True)
-    except Exception:  # noqa: BLE001 - each storage has its own error for a missing entry
-        return
-    try:
-        ResultRecord.deserialize(content)
-    except Exception as error:  # noqa: BLE001 - unpickling may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        get_run_logger().warning("The cache entry %s cannot be read (%s); the task runs again.", key, reason)
+def _new_store() -> ResultStore:
+    """Return a store for an entry of its own, with the storage of the run."""
+    return ResultStore(result_storage=unwrap(get_result_store().result_storage))
 
 
-def _expire_if_older(key: str, since: datetime, lifetime: timedelta) -> None:
-    """Expire an entry that was stored before a time, so that Prefect recomputes it."""
-    storage: Any = get_result_store().result_storage
+def _open(key: str, store: ResultStore) -> tuple[Entry, ResultStore]:
+    """Have a store sign and verify the entry of a key."""
+    entry = Entry(unwrap(store.result_storage) or get_default_result_storage(_sync=True), key)  # type: ignore[call-arg]
+    store.result_storage, store.metadata_storage = ResultPart.of(entry), MetadataPart.of(entry)
+    return entry, store
+
+
+def _load(entry: Entry, store: ResultStore, since: datetime | None, lifetime: timedelta) -> None:
+    """Read an entry into the store's memory, so that it is read and unpickled once; log a warning if it cannot be used.
+
+    One that was stored before `since` is treated as missing.
+    """
     try:
-        record = json.loads(storage.read_path(key, _sync=True))
-        stored = datetime.fromisoformat(record["metadata"]["expiration"]) - lifetime
-    except Exception:  # noqa: BLE001 - missing or damaged: recomputed anyway
-        return
-    if stored < since:
-        record["metadata"]["expiration"] = stored.isoformat()
-        storage.write_path(key, json.dumps(record).encode(), _sync=True)
+        metadata, result = entry.load()
+        expiration = ResultRecordMetadata.load_bytes(metadata).expiration
+        if since and expiration and expiration - lifetime < since:
+            entry.forget()
+        elif expiration is None or expiration > datetime.now(UTC):
+            record: ResultRecord[Any] = ResultRecord.deserialize_from_result_and_metadata(result, metadata)
+            record.mark_persisted()
+            store.cache[store._resolved_key_path(entry.key)] = record
+    except UnsignedEntryError as error:
+        get_run_logger().warning("The cache entry %s is not used: %s.", entry.key, error)
+    except Exception as error:  # noqa: BLE001 - each storage has its own error for a missing entry, unpickling may raise any
+        if entry.is_loaded:
+            entry.forget()
+            reason = f"{type(error).__name__}: {error}"
+            get_run_logger().warning("The cache entry %s cannot be read (%s).", entry.key, reason)

@@ -25,6 +25,8 @@ from prefect.utilities.urls import url_for
 from trainyard.contract import LOCKS_PATH, State
 from trainyard.errors import LockTimeoutError
 
+__state__ = ("_waiting", "_waiting_lock")
+
 TIMEOUT_SECONDS, POLL_SECONDS, LEASE_SECONDS = 600.0, 0.3, 60
 QUIET_SECONDS = 1.0
 """A wait that is over by then is not worth a word."""

@@ -44,8 +44,10 @@ SERVICE_SECRETS = (
     "MLFLOW_DASHBOARD_PASSWORD",
     "PREFECT_READING_PASSWORD",
     "DASHBOARD_SESSION_KEY",
+    "SERVING_READING_KEY",
     "MLFLOW_S3_SECRET_KEY",
     "PREFECT_S3_SECRET_KEY",
+    "CACHE_SIGNING_KEY",
 )
 NAMES = USER_SECRETS + SERVICE_SECRETS
 
@@ -160,6 +162,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MLFLOW_TRACKING_USERNAME": "worker",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
+            "CACHE_SIGNING_KEY": values["CACHE_SIGNING_KEY"],
             **{name: settings[name] for name in EXTERNAL if name in settings},
         },
         "provision": {
@@ -178,6 +181,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MLFLOW_TRACKING_USERNAME": "serving",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_SERVING_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
+            "SERVING_READING_KEY": values["SERVING_READING_KEY"],
             "SERVING_DATABASE_URL": database_url("serving", "SERVING_DATABASE_PASSWORD", "postgresql"),
         },
         "dashboard": {
@@ -186,6 +190,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_DASHBOARD_PASSWORD"],
             "DASHBOARD_PASSWORD": values["DASHBOARD_PASSWORD"],
             "DASHBOARD_SESSION_KEY": values["DASHBOARD_SESSION_KEY"],
+            "SERVING_READING_KEY": values["SERVING_READING_KEY"],
         },
         "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
     }

@@ -1,25 +1,32 @@
-"""Digests that change with content, and with nothing else."""
+"""Digests of values that change with content, and with nothing else."""
 
 import pickle
 import subprocess
 import sys
+import threading
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pydantic import BaseModel, ConfigDict
 
 from flows.wine import model
-from trainyard import outcome, search, tracking
 from trainyard.candidates import Candidate
-from trainyard.fingerprint import code_files, code_fingerprint, fingerprint
+from trainyard.fingerprint import fingerprint
 from trainyard.frames import Frame
 
 CHECKOUT = Path(__file__).parents[2]
@@ -63,7 +70,8 @@ def have_same_types(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return all(map(have_same_types, one, other))
     if isinstance(one, dict):
-        return all(have_same_types(value, other[key]) for key, value in one.items())
+        # The order of a mapping counts: columns and arguments follow it.
+        return list(one) == list(other) and all(have_same_types(value, other[key]) for key, value in one.items())
     return repr(one) == repr(other)
 
 
@@ -104,107 +112,257 @@ def test_a_digest_is_the_same_in_another_process() -> None:
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(CHECKOUT)}
     shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True)
 
-    assert shown.stdout.strip() == fingerprint([pd.DataFrame({"x": [1.5, None]}), {"a": None, "b": {"x", 1}}])
+    assert shown.stdout.strip() == fingerprint([pd.DataFrame({"x": [1.5, None]}), {"b": {"x", 1}, "a": None}])
 
 
-@pytest.mark.parametrize("unknown", [object(), lambda: None, np.array([object()]), open])
-def test_a_value_of_an_unknown_type_is_refused(unknown: Any) -> None:
+def open_file() -> Any:
+    return Path(__file__).open()
+
+
+def make_generator() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "unknown", [make_generator(), open_file(), np.array([make_generator()], dtype=object), threading.Thread()]
+)
+def test_a_value_without_content_is_refused(unknown: Any) -> None:
     with pytest.raises(TypeError, match="has no fingerprint"):
         fingerprint({"date": date(2020, 1, 1), "unknown": unknown})
 
 
-class TestCode:
-    """A project and a library in two folders of `sys.path`, as flows/ and trainyard/ are in the worker's image."""
+class Level(Enum):
+    LOW = 1
 
-    FILES: ClassVar = {
-        "project/jobs/__init__.py": "",
-        "project/jobs/task.py": (
-            "import numpy\nfrom jobs import helper\nfrom .deep import inner\nimport toolbox.cutting\n\n"
-            "def work():\n    return helper\n"
-        ),
-        "project/jobs/helper.py": "import jobs.deep.other\n",
-        "project/jobs/unrelated.py": "",
-        "project/jobs/deep/__init__.py": "",
-        "project/jobs/deep/inner.py": "from ..relative import *\n",
-        "project/jobs/deep/other.py": "",
-        "project/jobs/relative.py": "",
-        "project/loose/script.py": "import neighbour\n\ndef work():\n    return neighbour\n",
-        "project/loose/neighbour.py": "",
-        "library/toolbox/__init__.py": "",
-        "library/toolbox/cutting.py": "from toolbox import measuring\n",
-        "library/toolbox/measuring.py": "",
-        "library/toolbox/mail.py": "",
-        "site-packages/numpy/__init__.py": "",
+
+class Rank(IntEnum):
+    LOW = 1
+
+
+class Weight:
+    """An object like any other, with an attribute that is computed on demand."""
+
+    def __init__(self, kg: float) -> None:
+        self.kg = kg
+
+    @cached_property
+    def grams(self) -> float:
+        return self.kg * 1000
+
+
+def test_a_computed_attribute_is_no_content() -> None:
+    before = fingerprint(weight := Weight(1.5))
+
+    assert weight.grams == 1500
+    assert fingerprint(weight) == before != fingerprint(Weight(2.5))
+
+
+def test_a_schema_counts_by_its_checks_and_not_by_its_use() -> None:
+    def make_schema(low: float, check: Any = pa.Check.in_range) -> pa.DataFrameSchema:
+        return pa.DataFrameSchema({"x": pa.Column(float, check(low, 5))})
+
+    schema = make_schema(0)
+    before = fingerprint(schema)
+    schema.validate(pd.DataFrame({"x": [1.0]}))
+
+    assert fingerprint(schema) == before == fingerprint(make_schema(0))
+    assert before not in {fingerprint(make_schema(1)), fingerprint(make_schema(0, lambda low, high: pa.Check.ge(low)))}
+
+
+def categories(*names: str, ordered: bool = False) -> "pd.Series[Any]":
+    return pd.Series(pd.Categorical(["a", "b"], categories=names, ordered=ordered))
+
+
+def series(*cells: Any, dtype: Any = object, **options: Any) -> "pd.Series[Any]":
+    return pd.Series(list(cells), dtype=dtype, **options)
+
+
+OBJECTS = np.array([1, "a"], dtype=object), np.array(["1", "a"], dtype=object)
+ALL_DIFFERENT: dict[str, list[Any]] = {
+    "zeros and ones": [0, 0.0, -0.0, False, "0", b"0", None, 1, 1.0, True, "1", np.int64(1), np.float32(1), Decimal(1)],
+    "enums": [Level.LOW, Rank.LOW, 1],
+    "collections": [
+        [],
+        (),
+        {},
+        set(),
+        frozenset(),
+        deque(),
+        deque(maxlen=3),
+        OrderedDict(),
+        defaultdict(list),
+        defaultdict(int),
+    ],
+    "nesting": [[1, 2], [[1], 2], [[1, 2]], [1, [2]], ["1, 2"]],
+    "order": [{"a": 1, "b": 2}, {"b": 2, "a": 1}, [1, 2], [2, 1]],
+    "times": [
+        date(2026, 1, 1),
+        datetime(2026, 1, 1),
+        datetime(2026, 1, 1, tzinfo=UTC),
+        pd.Timestamp(2026, 1, 1),
+        datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=1))),
+        "2026-01-01",
+    ],
+    "missing": [
+        series(None),
+        series(np.nan),
+        series(pd.NA),
+        series(pd.NaT),
+        series("nan"),
+        series("None"),
+        series(np.nan, dtype=float),
+    ],
+    "mixed cells": [series(1, "a"), series("1", "a"), series(1.0, "a"), series(True, "a"), series(b"1", "a")],
+    "categories": [
+        categories("a", "b"),
+        categories("b", "a"),
+        categories("a", "b", "c"),
+        categories("a", "b", ordered=True),
+        series("a", "b"),
+        series("a", "b", dtype="str"),
+    ],
+    "dtypes": [
+        series(1, 2, dtype=each) for each in ("int64", "int32", "uint64", "float64", "Int64", "Float64", "bool", object)
+    ],
+    "nullable": [series(1, None, dtype="Int64"), series(1, 1, dtype="Int64"), series(1, 0, dtype="Int64")],
+    "time zones": [
+        series("2026-01-01", dtype=each) for each in ("datetime64[ns]", "datetime64[s]", "datetime64[ns, UTC]")
+    ],
+    "series": [series(1), series(1, index=[1]), series(1, name="x"), series(1, index=pd.Index([0], name="i"))],
+    "columns": [
+        pd.DataFrame({"a": [1], "b": [1]}),
+        pd.DataFrame({"b": [1], "a": [1]}),
+        pd.DataFrame({"a": [1]}),
+        pd.DataFrame([[1, 1]], columns=["a", "a"]),
+        pd.DataFrame([[1, 1]]),
+        pd.DataFrame([[1, 1]], columns=["0", "1"]),
+        pd.DataFrame([[1, 1]], columns=pd.Index(["a", "b"], name="c")),
+        pd.DataFrame({"a": [], "b": []}),
+        pd.DataFrame(),
+    ],
+    "indexes": [
+        pd.RangeIndex(2),
+        pd.Index([0, 1]),
+        pd.Index(["0", "1"]),
+        pd.Index([0, "1"]),
+        pd.Index([0, 1], name="i"),
+        pd.date_range("2026-01-01", periods=2),
+        pd.DatetimeIndex(["2026-01-01", "2026-01-02"]),
+        pd.MultiIndex.from_tuples([(0, 1)]),
+        pd.MultiIndex.from_tuples([(0, "1")]),
+        pd.CategoricalIndex([0, 1]),
+        pd.CategoricalIndex([0, 1], categories=[1, 0]),
+    ],
+    "arrays": [
+        *OBJECTS,
+        np.array([1, 2]),
+        np.array([[1, 2]]),
+        np.array([1, 2], "i4"),
+        np.array([1.0, 2.0]),
+        np.ma.masked_array([1, 2], [True, False]),
+        np.ma.masked_array([1, 2], [False, False]),
+    ],
+    "code": [lambda: 1, lambda: 2, len, sorted, Level, Rank, int, model, date.today],
+}
+
+
+@pytest.mark.parametrize("values", ALL_DIFFERENT.values(), ids=ALL_DIFFERENT)
+def test_values_that_differ_have_different_digests(values: list[Any]) -> None:
+    digests = [fingerprint(value) for value in values]
+
+    pairs = [(one, other) for (one, a), (other, b) in combinations(zip(values, digests, strict=True), 2) if a == b]
+    assert pairs == []
+    assert digests == [fingerprint(value) for value in values]
+
+
+CELLS = {
+    "float64": st.floats(),
+    "int64": st.integers(-(2**63), 2**63 - 1),
+    "bool": st.booleans(),
+    "datetime64[ns]": st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)),
+    "category": st.sampled_from("abc"),
+    "str": st.none() | st.text(max_size=3),
+    object: st.none() | st.just(np.nan) | st.integers() | st.booleans() | st.text(max_size=3) | st.floats(),
+}
+DTYPES = st.sampled_from(list(CELLS))
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> pd.DataFrame:
+    rows = draw(st.integers(1, 4))
+    names = draw(st.lists(st.sampled_from([*"abcd", 0, 1]), min_size=1, max_size=3, unique=True))
+    cells: dict[Any, tuple[Any, Any]] = {
+        name: (dtype := draw(DTYPES), draw(st.lists(CELLS[dtype], min_size=rows, max_size=rows))) for name in names
+    }
+    columns = {name: pd.Series(values, dtype=dtype) for name, (dtype, values) in cells.items()}
+    return pd.DataFrame(columns)
+
+
+def with_other_cell(frame: pd.DataFrame, row: int, column: int) -> pd.DataFrame:
+    """Return the frame with another value, as an object, in one cell."""
+    cells = frame.iloc[:, column].astype(object).tolist()
+    cells[row] = ("another", cells[row])
+    changed = frame.copy()
+    other: Any = pd.Series(cells, dtype=object, index=frame.index)
+    changed.isetitem(column, other)
+    return changed
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(frames(), st.data())
+def test_a_frame_has_the_digest_of_its_copy_and_not_that_of_its_mutation(
+    frame: pd.DataFrame, data: st.DataObject
+) -> None:
+    row, column = data.draw(st.integers(0, len(frame) - 1)), data.draw(st.integers(0, frame.shape[1] - 1))
+    name = frame.columns[column]
+    mutations = {
+        "cell": with_other_cell(frame, row, column),
+        "name": frame.rename(columns={name: "another"}),
+        "dtype": frame.astype({name: "str" if pd.api.types.is_object_dtype(frame.dtypes.iloc[column]) else object}),
+        "index": frame.set_axis(frame.index + 1),
+        "index name": frame.rename_axis("another"),
+        "rows": frame.iloc[:-1],
+        "more": frame.assign(another=1),
+    }
+    if frame.shape[1] > 1:
+        mutations["order of columns"] = frame[frame.columns[::-1]]
+    same = fingerprint(frame)
+
+    assert same == fingerprint(frame.copy()) == fingerprint(pickle.loads(pickle.dumps(frame)))
+    assert [change for change, mutated in mutations.items() if fingerprint(mutated) == same] == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(st.sampled_from(["f8", "f4", "i8", "u1", "?", "U3", "M8[s]", "c16"]), st.integers(1, 4)))
+def test_an_array_has_the_digest_of_its_copy_and_not_that_of_another_shape_or_type(array: Any) -> None:
+    same = fingerprint(array)
+
+    assert same == fingerprint(array.copy()) == fingerprint(np.asfortranarray(array))
+    assert same not in {
+        fingerprint(array[None]),
+        fingerprint(array.astype(object)),
+        fingerprint(array[:-1]),
+        fingerprint(list(array)),
     }
 
-    @pytest.fixture
-    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        for name, text in self.FILES.items():
-            (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-            (tmp_path / name).write_text(text)
-        for root in ("project", "library", "site-packages"):
-            monkeypatch.syspath_prepend(tmp_path / root)
-        return tmp_path
 
-    def load(self, file: Path) -> ModuleType:
-        """Load a file as Prefect loads an entrypoint: under a name of its own, with its folder on the path."""
-        sys.path.insert(0, str(file.parent))
-        module = ModuleType("__prefect_loader_0123__")
-        module.__file__ = str(file)
-        return module
+def test_a_path_counts_by_its_content_too(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    digests = [fingerprint(file)]
+    for text in ("a", "b"):
+        file.write_text(text)
+        digests += [fingerprint(file), fingerprint(tmp_path)]
+    same = fingerprint(file)
+    file.rename(tmp_path / "other.csv")
 
-    @pytest.mark.parametrize(
-        "file",
-        [
-            "project/jobs/task.py",
-            "project/jobs/helper.py",
-            "project/jobs/deep/inner.py",
-            "project/jobs/deep/other.py",
-            "project/jobs/deep/__init__.py",
-            "project/jobs/relative.py",
-            "project/jobs/__init__.py",
-            "library/toolbox/__init__.py",
-            "library/toolbox/cutting.py",
-            "library/toolbox/measuring.py",
-        ],
-    )
-    def test_an_edit_of_an_imported_module_of_project_or_library_counts(self, folder: Path, file: str) -> None:
-        task = self.load(folder / "project/jobs/task.py")
-        before = code_fingerprint(None, [task])
-        with (folder / file).open("a") as target:
-            target.write("\n# changed\n")
-
-        assert code_fingerprint(None, [task]) != before
-
-    def test_an_import_that_an_edit_adds_counts(self, folder: Path) -> None:
-        task = self.load(folder / "project/jobs/task.py")
-        (folder / "project/jobs/helper.py").write_text("from jobs import unrelated\n")
-
-        assert folder / "project/jobs/unrelated.py" in code_files([task])
-
-    @pytest.mark.parametrize(
-        "file", ["project/jobs/unrelated.py", "library/toolbox/mail.py", "site-packages/numpy/__init__.py"]
-    )
-    def test_an_edit_elsewhere_or_of_an_installed_package_does_not_count(self, folder: Path, file: str) -> None:
-        task = self.load(folder / "project/jobs/task.py")
-        before = code_fingerprint(None, [task])
-        (folder / file).write_text("CHANGED = True\n")
-
-        assert code_fingerprint(None, [task]) == before
-
-    def test_a_module_beside_an_entrypoint_counts(self, folder: Path) -> None:
-        script = self.load(folder / "project/loose/script.py")
-
-        assert folder / "project/loose/neighbour.py" in code_files([script])
-
-    def test_a_function_counts_with_its_whole_module_or_with_the_named_ones(self) -> None:
-        assert code_fingerprint(make_frame) != code_fingerprint(make_frame, [model])
-        assert code_fingerprint(make_frame, [model]) != code_fingerprint(have_same_types, [model])
+    assert len({*digests, fingerprint(tmp_path), fingerprint(tmp_path / "other.csv")}) == 7
+    assert same == digests[-2]
 
 
-def test_a_training_depends_on_the_contract_and_not_on_mail_or_monitoring() -> None:
-    files = code_files([model, tracking, search, outcome])
-    unrelated = [CHECKOUT / "trainyard" / name for name in ("mail", "monitoring.py", "drift.py", "flows", "hooks.py")]
+def test_a_value_within_itself_has_a_digest() -> None:
+    one: list[Any] = [1]
+    one.append(one)
+    other: list[Any] = [2]
+    other.append(other)
 
-    assert {CHECKOUT / "flows/wine/model.py", CHECKOUT / "trainyard/contract.py"} <= files
-    assert not [file for file in files if any(file.is_relative_to(path) for path in unrelated)]
+    assert fingerprint(one) != fingerprint(other)

@@ -1,4 +1,7 @@
-"""The flow `reconcile`: find what a fault left behind in Prefect, MLflow and the artifact store, and mend it."""
+"""The flow `reconcile`: find what a fault left behind in Prefect, MLflow and the artifact store, and mend it.
+
+It also deletes the cache entries that have expired, which nobody reads any more.
+"""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -19,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Scheduled
 from pydantic import Field
 
-from trainyard import tracking
+from trainyard import cache_storage, tracking
 from trainyard.contract import Resource, Tag
 from trainyard.retries import RETRIES
 
@@ -47,6 +50,8 @@ def reconcile(stuck_minutes: Minutes = 10, mend: bool = True) -> State[Any]:
         print(line)
     if found:
         create_table_artifact([{"found": line} for line in found], key="reconciliation")
+    if mend:
+        print(f"{remove_expired_entries()} expired cache entries were deleted.")
     verb = "Mended" if mend else "Found"
     count = "1 leftover" if len(found) == 1 else f"{len(found)} leftovers"
     return Completed(message=f"{verb} {count} of faults." if found else "Nothing was left behind.")
@@ -127,6 +132,12 @@ def remove_leftovers(stuck_minutes: float, mend: bool) -> list[str]:
                     _artifacts("DELETE", path)
                 found.append(f"The files {path} belonged to nothing: deleted.")
     return found
+
+
+@task(name="remove-expired-entries", timeout_seconds=TASK_TIMEOUT_SECONDS, persist_result=False, **RETRIES)
+def remove_expired_entries() -> int:
+    """Delete the cache entries that have expired; return their number."""
+    return cache_storage.remove_expired()
 
 
 def _models(client: MlflowClient, experiment_id: str) -> Iterator[LoggedModel]:
