@@ -5,6 +5,7 @@ A forecast is a prediction about a subject and a time; only forecasts can be sco
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from trainyard import drift
+from trainyard import control, drift
 from trainyard.contract import (
     DRIFT_COLUMNS,
     FORECAST_COLUMNS,
@@ -23,11 +24,17 @@ from trainyard.contract import (
     Verdict,
     record_about,
 )
+from trainyard.errors import DataError
+from trainyard.skill import DAY, Climatology, ControlChart, daily_excess, losses, measure_skill, parse_days
 
 AT = "at"
 MAX_LEAD_TIME = pd.Timedelta(days=2)
-"""Forecasts further ahead than this do not count for drift: their inputs are forecasts themselves. The subject's next
-day begins up to two days after a moment in UTC."""
+"""Forecasts further ahead than this do not count for drift. The subject's next day begins up to two days after a moment
+in UTC."""
+RECENT_DAYS = 7
+FURTHER_CONFIDENCE = 0.999
+"""Of the interval that must lie below zero skill for an alert on a lead time without a holdout of its own."""
+FORECAST_KEYS = [Column.VERSION, Column.SUBJECT, Column.TIME, Column.LEAD_DAYS]
 
 
 class AlertThresholds(BaseModel):
@@ -36,13 +43,54 @@ class AlertThresholds(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_predictions: Annotated[int, Field(ge=10)] = 30
-    """Fewer recent rows are not compared with the training data."""
-    max_drifted_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Fewer recent rows are not compared with the training data, unless they are about days."""
+    max_drifted_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Largest share of the inputs that may have drifted."""
-    min_scored: Annotated[int, Field(ge=5)] = 20
+    min_scored: Annotated[int, Field(ge=5)] = 10
     """Fewer forecasts with a known outcome cannot raise an alert."""
-    max_brier_rise: Annotated[float, Field(ge=0, le=1)] = 0.03
-    """How much worse than on the holdout the Brier score may be, in addition to two standard errors."""
+    min_loss_rise: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """The smallest rise of the log loss over that on the holdout that is looked for, in nats; the loss of all skill is
+    looked for where that is more."""
+
+
+class Reference:
+    """What a model version is compared with: its training sample and its holdout.
+
+    Args:
+        sample: Its `training_sample`.
+        holdout: Its `holdout_table`.
+    """
+
+    def __init__(self, sample: pd.DataFrame, holdout: pd.DataFrame) -> None:
+        self.sample = sample
+        self.days = parse_days(sample[Column.TIME])
+        self.is_timed = len(self.days) > 0 and not self.days.hasnans
+        self.holdout = _binary_outcomes(holdout, Column.MODEL)
+        """The rows with an outcome of 0 or 1."""
+        times, observed = parse_days(self.holdout[Column.TIME]), self.holdout[Column.OBSERVED]
+        self.climatology = Climatology.fit(times, observed.to_numpy(dtype=float)) if len(observed) else None
+        self.input_charts = lru_cache(4)(self._input_charts)
+        self.loss_chart = lru_cache(4)(self._loss_chart)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """The scores on the holdout."""
+        skill = measure_skill(self.losses(self.holdout, Column.MODEL))
+        return {**_scores(self.holdout, Column.MODEL), "skill": skill.value}
+
+    def _input_charts(self, columns: tuple[str, ...], rows_a_day: int) -> control.InputCharts:
+        """Return the control charts of some columns for days with so many rows."""
+        return control.InputCharts(self.sample[list(columns)], self.days, rows_a_day)
+
+    def _loss_chart(self, rows_a_day: int, min_rise: float) -> ControlChart:
+        """Return the control chart of the loss for days with so many forecasts."""
+        return ControlChart.fit(daily_excess(self.losses(self.holdout, Column.MODEL), rows_a_day), min_rise)
+
+    def losses(self, table: pd.DataFrame, predicted: str) -> pd.DataFrame:
+        """Return the losses of some rows and those of climatology."""
+        if self.climatology is None:
+            raise DataError("The holdout has no outcomes of 0 and 1 to score with.")
+        return losses(table[Column.TIME], table[Column.OBSERVED], table[predicted], self.climatology)
 
 
 @dataclass(frozen=True)
@@ -66,7 +114,7 @@ class Assessment:
 def rows_from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return recorded requests as one row for each prediction, oldest first.
 
-    Of several forecasts about the same subject and time, the newest is kept.
+    Of several forecasts of a version about the same subject and time with the same lead time, the newest is kept.
 
     Args:
         records: As serving lists them (`contract.Record`).
@@ -74,7 +122,7 @@ def rows_from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Returns:
         The inputs; `prediction`: the probability of the second class of a binary classifier, else the predicted
         value or class; `at`: when the request was answered; `version`; `subject` and `time`, empty if the record is
-        about nothing.
+        about nothing; `lead_days`.
     """
     frames = []
     for record in records:
@@ -85,35 +133,39 @@ def rows_from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         frame[Column.SUBJECT], frame[Column.TIME] = subject, times or [""] * len(frame)
         frames.append(frame)
     if not frames:
-        return pd.DataFrame(columns=[Column.PREDICTION, AT, Column.VERSION, Column.SUBJECT, Column.TIME])
+        names = [Column.PREDICTION, AT, Column.VERSION, Column.SUBJECT, Column.TIME, Column.LEAD_DAYS]
+        return pd.DataFrame(columns=names)
     rows = pd.concat(frames, ignore_index=True).sort_values(AT, kind="stable")
-    is_superseded = rows.duplicated([Column.SUBJECT, Column.TIME], keep="last") & (rows[Column.TIME] != "")
+    due, made = (pd.to_datetime(rows[name], errors="coerce", format="ISO8601", utc=True) for name in (Column.TIME, AT))
+    rows[Column.LEAD_DAYS] = np.ceil((due - made) / pd.Timedelta(days=1))
+    is_superseded = rows.duplicated(FORECAST_KEYS, keep="last") & (rows[Column.TIME] != "")
     return rows[~is_superseded].reset_index(drop=True)
 
 
 def assess(
     rows: pd.DataFrame,
-    sample: pd.DataFrame,
-    holdout: pd.DataFrame,
+    reference: Reference,
     observed: Mapping[tuple[str, str], float],
     thresholds: AlertThresholds,
+    version: int,
 ) -> Assessment:
-    """Assess a model from its recent predictions.
+    """Assess a model version from its own recent predictions.
 
     Args:
-        rows: The predictions, from `rows_from_records`.
-        sample: The model's `training_sample`.
-        holdout: The model's `holdout_table`.
+        rows: The predictions of all versions, from `rows_from_records`.
+        reference: What the version is compared with.
         observed: The known ground truth by subject and time.
         thresholds: When to raise an alert.
+        version: The version that is assessed; predictions of others are only listed.
     """
     forecasts = join_ground_truth(rows, observed)
-    shifts = measure_drift(rows, sample, thresholds)
+    own = rows[rows[Column.VERSION] == version]
+    shifts = measure_drift(own, reference, thresholds)
     drift_metrics, drift_alert = score_drift(shifts, thresholds)
-    live_metrics, live_alert = score_live(forecasts, holdout, thresholds)
-    metrics = {"predictions": float(len(rows)), **drift_metrics, **live_metrics}
-    is_scored = live_metrics["scored"] >= thresholds.min_scored
-    if alerts := [alert for alert in (drift_alert, live_alert) if alert]:
+    live_metrics, live_alerts = score_live(forecasts[forecasts[Column.VERSION] == version], reference, thresholds)
+    metrics = {"predictions": float(len(own)), **drift_metrics, **live_metrics}
+    is_scored = live_metrics.get("scored_nearest", 0) >= thresholds.min_scored
+    if alerts := [alert for alert in (drift_alert, *live_alerts) if alert]:
         verdict, reasons = Verdict.ALERT, alerts
     elif shifts or is_scored:
         verdict = Verdict.OK
@@ -122,49 +174,87 @@ def assess(
     else:
         verdict = Verdict.TOO_FEW
         reasons = [
-            f"{len(rows)} predictions are too few to compare with the training data; "
+            f"{len(own)} predictions are too few to compare with the training data; "
             f"{thresholds.min_predictions} are needed."
         ]
     return Assessment(verdict, tuple(reasons), metrics, shifts, forecasts)
 
 
-def measure_drift(rows: pd.DataFrame, sample: pd.DataFrame, thresholds: AlertThresholds) -> list[drift.Shift]:
-    """Return the shift of each input and of the prediction; empty if there are too few rows."""
+def measure_drift(rows: pd.DataFrame, reference: Reference, thresholds: AlertThresholds) -> list[drift.Shift]:
+    """Return the shift of each input and of the prediction; empty if there are too few rows.
+
+    Where training rows are about days, recent rows are compared by their days: those of forecasts, or the days of the
+    requests where there are no forecasts.
+    """
+    sample = reference.sample
     columns = [name for name in sample.columns if name != Column.TIME and name in rows.columns]
-    recent = rows.loc[~_is_long_range(rows), columns].dropna()
-    if len(recent) < thresholds.min_predictions:
+    is_forecast = rows[Column.TIME] != ""
+    forecasts, others = nearest_forecasts(rows[is_forecast]), rows[~is_forecast]
+    if reference.is_timed and is_forecast.any():
+        others = others.head(0)  # they may be about any season
+    rows = pd.concat([others, forecasts]).sort_values(AT, kind="stable") if len(others) else forecasts
+    days = parse_days(rows[Column.TIME].where(rows[Column.TIME] != "", rows[AT].astype(str)))
+    if reference.is_timed and control.can_chart(reference.days, days):
+        charts = reference.input_charts(tuple(columns), int(np.ceil(days.value_counts().median())))
+        deviations = charts.deviations(rows[columns], days)
+        is_recent = days > days.max() - pd.Timedelta(days=RECENT_DAYS)
+        recent, season = rows.loc[is_recent, columns], drift.same_season(sample, Column.TIME, days[is_recent])
+        return drift.compare(season[columns], recent, sample=sample[columns], deviations=deviations)
+    if len(rows) < thresholds.min_predictions:
         return []
-    times = rows.loc[recent.index, Column.TIME]
-    # A row without a time may be about any season.
-    is_timed = (times != "").all()
-    training = drift.same_season(sample, Column.TIME, pd.DatetimeIndex(times)) if is_timed else sample
-    return drift.compare(training[columns], recent)
+    newest = int((rows[AT] > rows[AT].max() - pd.Timedelta(days=RECENT_DAYS)).sum())
+    count = max(newest, thresholds.min_predictions)
+    training = drift.same_season(sample, Column.TIME, days[-count:]) if reference.is_timed else sample
+    return drift.compare(training[columns], rows[columns].tail(count), sample=sample[columns])
+
+
+def nearest_forecasts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the forecast with the shortest lead time about each subject and time, unless it is too far ahead.
+
+    The inputs of forecasts further ahead are forecasts themselves.
+    """
+    nearest = rows.sort_values(Column.LEAD_DAYS, kind="stable").drop_duplicates([Column.SUBJECT, Column.TIME])
+    return nearest[nearest[Column.LEAD_DAYS] <= MAX_LEAD_TIME / pd.Timedelta(days=1)].sort_index()
 
 
 def score_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> tuple[dict[str, float], str]:
-    """Return the metrics of drift, and the reason for an alert or an empty string."""
+    """Return the metrics of drift, and the reason for an alert or an empty string.
+
+    The prediction alerts by itself: it depends on all inputs.
+    """
     if not shifts:
         return {}, ""
     inputs = [shift for shift in shifts if shift.column != Column.PREDICTION]
+    prediction = next((shift for shift in shifts if shift.column == Column.PREDICTION), None)
     share = sum(shift.drifted for shift in inputs) / max(1, len(inputs))
     metrics = {
         "drifted_share": share,
         "psi_max": max((shift.psi for shift in inputs), default=0.0),
-        "prediction_psi": next((shift.psi for shift in shifts if shift.column == Column.PREDICTION), 0.0),
+        "null_share_max": max((shift.recent_nulls for shift in inputs), default=0.0),
+        "outside_max": max((shift.outside for shift in inputs), default=0.0),
+        "prediction_psi": prediction.psi if prediction else 0.0,
     }
-    return metrics, describe_drift(shifts, thresholds) if share > thresholds.max_drifted_share else ""
+    is_alert = share > thresholds.max_drifted_share or (prediction is not None and prediction.drifted)
+    return metrics, describe_drift(shifts, thresholds) if is_alert else ""
 
 
 def describe_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> str:
-    """Return a sentence that names the drifted inputs."""
+    """Return a sentence that names what has drifted and why."""
     inputs = [shift for shift in shifts if shift.column != Column.PREDICTION]
-    drifted = [shift.column for shift in inputs if shift.drifted]
-    if not drifted:
-        return "No input has drifted."
-    return (
-        f"{len(drifted) / len(inputs):.0%} of the inputs have drifted ({', '.join(drifted[:5])}); "
-        f"{thresholds.max_drifted_share:.0%} are allowed."
-    )
+    drifted = [shift for shift in inputs if shift.drifted]
+    sentences = []
+    if drifted:
+        named = ", ".join(f"{shift.column}: {shift.reason}" for shift in drifted[:5])
+        sentences.append(
+            f"{len(drifted) / len(inputs):.0%} of the inputs have drifted ({named}); "
+            f"{thresholds.max_drifted_share:.0%} are allowed."
+        )
+    sentences += [
+        f"The prediction has drifted ({shift.reason})."
+        for shift in shifts
+        if shift.column == Column.PREDICTION and shift.drifted
+    ]
+    return " ".join(sentences) or "No input has drifted."
 
 
 def join_ground_truth(rows: pd.DataFrame, observed: Mapping[tuple[str, str], float]) -> pd.DataFrame:
@@ -179,35 +269,61 @@ def join_ground_truth(rows: pd.DataFrame, observed: Mapping[tuple[str, str], flo
             Column.VERSION: forecasts[Column.VERSION],
             Column.PROBABILITY: forecasts[Column.PREDICTION],
             Column.OBSERVED: pd.Series([observed.get(key) for key in keys], index=forecasts.index, dtype=object),
+            Column.LEAD_DAYS: forecasts[Column.LEAD_DAYS],
         },
         columns=list(FORECAST_COLUMNS),
     ).reset_index(drop=True)
 
 
 def score_live(
-    forecasts: pd.DataFrame, holdout: pd.DataFrame, thresholds: AlertThresholds
-) -> tuple[dict[str, float], str]:
-    """Return the live and the holdout scores, and the reason for an alert or an empty string.
+    forecasts: pd.DataFrame, reference: Reference, thresholds: AlertThresholds
+) -> tuple[dict[str, float], list[str]]:
+    """Return the live and the holdout scores, and the reasons for alerts.
 
-    Only predicted probabilities of a target that is 0 or 1 are scored.
+    Only predicted probabilities of a target that is 0 or 1 are scored, each lead time by itself. The nearest lead time
+    with enough forecasts is that of the holdout's rows: its skill is compared with the holdout's. Forecasts further ahead
+    have less skill by nature: they raise an alert where they are worse than climatology.
     """
-    observed, probability = _binary_outcomes(forecasts[Column.OBSERVED], forecasts[Column.PROBABILITY])
-    metrics = {"scored": float(len(observed))}
-    expected = _binary_outcomes(holdout[Column.OBSERVED], holdout[Column.MODEL])
-    if not len(observed) or not len(expected[0]):
-        return metrics, ""
-    live, reference = _scores(observed, probability), _scores(*expected)
+    known = _binary_outcomes(forecasts, Column.PROBABILITY)
+    if known.empty or reference.climatology is None:
+        return {"scored": float(len(known))}, []
+    leads = known[Column.LEAD_DAYS].value_counts().sort_index()
+    enough = leads[leads >= thresholds.min_scored].index
+    nearest = enough[0] if len(enough) else leads.index[0]
+    metrics: dict[str, float] = {}
+    reasons = []
+    for lead in enough[1:]:
+        table = reference.losses(known[known[Column.LEAD_DAYS] == lead], Column.PROBABILITY)
+        skill = measure_skill(table, FURTHER_CONFIDENCE)
+        metrics[f"skill_{lead:.0f}_days_ahead"] = skill.value
+        if skill.high < 0:
+            reasons.append(f"Forecasts {lead:.0f} days ahead are worse than climatology (skill {skill.value:.2f}).")
+    own, reason = _score_nearest(known[known[Column.LEAD_DAYS] == nearest], reference, thresholds)
+    return {"scored": float(len(known))} | own | metrics, [*([reason] if reason else []), *reasons]
+
+
+def _score_nearest(
+    judged: pd.DataFrame, reference: Reference, thresholds: AlertThresholds
+) -> tuple[dict[str, float], str]:
+    """Return the scores of the nearest lead time and of the holdout, and the reason for an alert or an empty string."""
+    live, expected = _scores(judged, Column.PROBABILITY), reference.scores
+    table = reference.losses(judged, Column.PROBABILITY)
+    skill = measure_skill(table)
+    live["skill"] = skill.value
+    metrics = {"scored_nearest": float(len(judged)), "skill_low": skill.low, "skill_high": skill.high}
     metrics |= {f"{ScoreName.LIVE_PREFIX}{name}": value for name, value in live.items()}
-    metrics |= {f"{ScoreName.HOLDOUT_PREFIX}{name}": value for name, value in reference.items()}
-    if len(observed) < thresholds.min_scored:
+    metrics |= {f"{ScoreName.HOLDOUT_PREFIX}{name}": value for name, value in expected.items()}
+    if len(judged) < thresholds.min_scored:
         return metrics, ""
-    standard_error = float(((probability - observed) ** 2).std()) / np.sqrt(len(observed))
-    allowed = reference["brier"] + thresholds.max_brier_rise + 2 * standard_error
-    if live["brier"] <= allowed:
+    rows_a_day = int(np.ceil(table.groupby(DAY).size().median()))
+    chart = reference.loss_chart(rows_a_day, thresholds.min_loss_rise)
+    total = chart.sum(daily_excess(table))
+    metrics |= {"loss_sum": total, "loss_sum_limit": chart.limit}
+    if total <= chart.limit:
         return metrics, ""
     return metrics, (
-        f"The Brier score of {len(observed)} forecasts is {live['brier']:.3f}, on the holdout it was "
-        f"{reference['brier']:.3f}; up to {allowed:.3f} could be chance."
+        f"The skill of {len(judged)} forecasts against climatology is {skill.value:.2f} ({skill.low:.2f} to "
+        f"{skill.high:.2f}), on the holdout it was {expected['skill']:.2f}: the loss has risen beyond chance."
     )
 
 
@@ -225,21 +341,17 @@ def _prediction(outputs: pd.DataFrame) -> pd.Series:
     return outputs[probabilities[1]] if len(probabilities) == 2 else outputs[Column.PREDICTION]
 
 
-def _is_long_range(rows: pd.DataFrame) -> pd.Series:
-    due, made = (pd.to_datetime(rows[name], errors="coerce", format="ISO8601", utc=True) for name in (Column.TIME, AT))
-    return due - made > MAX_LEAD_TIME
+def _binary_outcomes(table: pd.DataFrame, predicted: str) -> pd.DataFrame:
+    """Return the rows with a known outcome, 0 or 1, and a probability; none if any is something else."""
+    known = table[table[Column.OBSERVED].notna()].copy()
+    for name in (Column.OBSERVED, predicted):
+        known[name] = pd.to_numeric(known[name], errors="coerce").astype(float)
+    is_binary = known[Column.OBSERVED].isin([0, 1]) & known[predicted].between(0, 1)
+    return known if is_binary.all() else known.head(0)
 
 
-def _binary_outcomes(observed: pd.Series, probability: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Return the known outcomes, 0 or 1, and their probabilities; empty if any is something else."""
-    known = observed.notna()
-    truth, predicted = (pd.to_numeric(values[known], errors="coerce") for values in (observed, probability))
-    if not (truth.isin([0, 1]) & predicted.between(0, 1)).all():
-        truth, predicted = truth.head(0), predicted.head(0)
-    return truth.astype(int), predicted.astype(float)
-
-
-def _scores(observed: pd.Series, probability: pd.Series) -> dict[str, float]:
+def _scores(table: pd.DataFrame, predicted: str) -> dict[str, float]:
+    observed, probability = table[Column.OBSERVED].astype(int), table[predicted]
     return {
         "brier": float(brier_score_loss(observed, probability, labels=[0, 1])),
         "log_loss": float(log_loss(observed, probability, labels=[0, 1])),

@@ -18,6 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
 
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.postgres import postgres_server
@@ -55,6 +56,7 @@ NOW = datetime.now(UTC)
 random = np.random.default_rng(1)
 PARCELS = pd.DataFrame(random.normal(size=(400, 2)), columns=["weight", "distance"])
 LATE = pd.Series((PARCELS["weight"] + random.normal(size=400) > 0).astype(int), name="late")
+ESTIMATOR = LogisticRegression().fit(PARCELS, LATE)
 HOOKS = """
 from collections import Counter
 
@@ -72,12 +74,11 @@ def ground_truth(model, times):
 @flow(name="train-parcels", persist_result=False)
 def train_parcels(model: str, tags: dict[str, str]) -> None:
     """Train a model and make it the champion."""
-    estimator = LogisticRegression().fit(PARCELS, LATE)
-    probability = estimator.predict_proba(PARCELS)[:, 1]
+    probability = ESTIMATOR.predict_proba(PARCELS)[:, 1]
     training = TrainingRecord(
         experiment="parcels",
         model=model,
-        estimator=estimator,
+        estimator=ESTIMATOR,
         inputs=PARCELS.head(3),
         dataset=Dataset("parcels", "tests", PARCELS.assign(late=LATE), "late"),
         params={},
@@ -143,13 +144,19 @@ def write_declaration(project: Path, text: str) -> None:
 
 
 def record(number: int, inputs: pd.DataFrame, *times: str, subject: str = DEPOT) -> dict[str, Any]:
-    """Return a recorded request that was answered with probability 0.5; with times, it is a forecast."""
+    """Return a recorded request that the model answered; with times, it is a forecast of the noon before the first."""
+    probabilities = ESTIMATOR.predict_proba(inputs)
+    minute = NOW - timedelta(minutes=100 - number)
+    noon_before = [datetime.fromisoformat(f"{time}T12:00Z") - timedelta(days=1) for time in times[:1]]
     return {
         "id": number,
-        "at": (NOW - timedelta(minutes=100 - number)).isoformat(),
+        "at": (noon_before or [minute])[0].isoformat(),
         "version": 1,
         "inputs": {"columns": list(inputs.columns), "data": inputs.to_numpy().tolist()},
-        "outputs": {"columns": ["prediction", "probability_0", "probability_1"], "data": [[1, 0.5, 0.5]] * len(inputs)},
+        "outputs": {
+            "columns": ["prediction", "probability_0", "probability_1"],
+            "data": [[int(second > 0.5), first, second] for first, second in probabilities.tolist()],
+        },
         "about": {Record.SUBJECT: subject, Record.TIMES: list(times)} if times else None,
     }
 
@@ -167,7 +174,7 @@ def past_day(days: int) -> str:
 
 
 def run_monitor(**parameters: Any) -> State[Any]:
-    return monitor(return_state=True, **parameters)
+    return monitor(return_state=True, **{"window_days": 40} | parameters)
 
 
 def newest_check(tracking: MlflowClient, model: str = MODEL) -> Run:
@@ -182,12 +189,9 @@ def read_table(run: Run, artifact: str) -> pd.DataFrame:
     return pd.DataFrame(table_rows(mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/{artifact}"), artifact))
 
 
-def test_predictions_like_the_training_data_are_ok(
-    serving: ServingServer, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predictions_like_the_training_data_are_ok(serving: ServingServer, tracking: MlflowClient) -> None:
     serving.records[MODEL] = [record(number, PARCELS.iloc[[number]]) for number in range(1, 80)]
     serving.failures = 2
-    monkeypatch.setattr(module, "PAGE_SIZE", 7)
     state = run_monitor()
     run = newest_check(tracking)
 
@@ -195,12 +199,12 @@ def test_predictions_like_the_training_data_are_ok(
     assert run.data.tags[Tag.VERDICT] == Verdict.OK
     assert run.data.tags[Tag.MODEL_VERSION] == "1"
     assert run.data.tags[Tag.FLOW_RUN_ID] == str(state.state_details.flow_run_id)
-    assert run.data.metrics["predictions"] == 79, "of all pages"
+    assert run.data.metrics["predictions"] == 79
     assert run.data.metrics["drifted_share"] == 0
     assert set(read_table(run, Artifact.DRIFT)["column"]) == {"weight", "distance", Column.PREDICTION}
 
 
-def test_all_forecasts_and_the_newest_other_requests_count(
+def test_a_bounded_number_of_records_is_fetched(
     serving: ServingServer, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forecast = record(1, PARCELS.head(1), past_day(9))
@@ -209,6 +213,15 @@ def test_all_forecasts_and_the_newest_other_requests_count(
     run_monitor()
 
     assert newest_check(tracking).data.metrics["predictions"] == 21
+
+
+def test_the_champion_is_judged_by_its_own_predictions(serving: ServingServer, tracking: MlflowClient) -> None:
+    former = [record(number, PARCELS.iloc[[number]] * 3 + 20) | {"version": 9} for number in range(60)]
+    serving.records[MODEL] = [*former, *(record(number, PARCELS.iloc[[number]]) for number in range(60, 99))]
+    run_monitor()
+    run = newest_check(tracking)
+
+    assert (run.data.tags[Tag.VERDICT], run.data.metrics["predictions"]) == (Verdict.OK, 39)
 
 
 def test_drift_ends_in_the_state_alert(serving: ServingServer, tracking: MlflowClient) -> None:
@@ -240,8 +253,11 @@ def test_forecasts_are_requested_and_scored_against_the_ground_truth(
     assert forecasts[Column.TIME].tolist() == [past_day(days) for days in range(25, 0, -1)]
     assert forecasts[Column.OBSERVED].notna().tolist() == [True] * 22 + [False] * 3
     assert run.data.metrics["scored"] == 22
-    assert run.data.metrics["live_brier"] == pytest.approx(0.25)
-    assert run.data.metrics["holdout_brier"] < 0.25
+    of_late = ESTIMATOR.predict_proba(PARCELS.iloc[1:23])[:, 1]
+    assert run.data.metrics["live_brier"] == pytest.approx(np.mean((1 - of_late) ** 2))
+    assert run.data.metrics["holdout_brier"] == pytest.approx(
+        brier_score_loss(LATE, ESTIMATOR.predict_proba(PARCELS)[:, 1])
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pandas as pd
 import psycopg2
 import pytest
 from schemathesis import GenerationMode
+from serving.record_store import RecordStore
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from infra.testing.postgres import postgres_server
@@ -196,6 +197,8 @@ def test_large_batches_are_recorded_and_make_short_pages(api: httpx.Client) -> N
         ({"after": str(2**63)}, "after"),
         ({"limit": "0"}, "limit"),
         ({"limit": "1001"}, "limit"),
+        ({"version": "0"}, "version"),
+        ({"about": "something"}, "about"),
         ({"since": "yesterday"}, "since"),
         ({"until": "2026-13-01"}, "until"),
         ({"since": "0001-01-01T00:00:00+23:00"}, "since"),
@@ -224,7 +227,7 @@ def test_responses_to_any_query_conform_to_the_documentation(api: httpx.Client) 
     fuzz(address, path, GenerationMode.NEGATIVE, lambda status: status < 500)
 
 
-@pytest.mark.parametrize(("days", "kept"), [("5", 5), ("0", 0)])
+@pytest.mark.parametrize(("days", "kept"), [("5", 6), ("0", 0)])  # the day of the fifth day's end is kept
 def test_records_that_are_too_old_are_deleted(
     mlflow_address: str, database: str, tmp_path: Path, days: str, kept: int
 ) -> None:
@@ -241,6 +244,9 @@ def test_records_that_are_too_old_are_deleted(
     with closing(psycopg2.connect(database)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         cursor.execute("TRUNCATE predictions")
+        today = datetime.now(UTC).date()
+        with closing(RecordStore(database)) as store:
+            store.add_partitions([today - timedelta(days=days) for days in range(10)])
         cursor.execute(program)
         with serving_server(tmp_path, mlflow_address, **settings) as address, client(address) as api:
             wait_until(lambda: number() == kept, 30, "the deletion of old records")
@@ -307,6 +313,21 @@ def test_records_beyond_the_queues_size_are_dropped_and_counted(
     assert 0 < queued < 25
     assert written == queued
     assert (tmp_path / "server.log").read_text().count("The queue of records is full") == 1
+
+
+def test_a_share_of_the_requests_is_recorded_and_the_others_are_counted(
+    mlflow_address: str, tmp_path: Path, database: str
+) -> None:
+    settings = {"SERVING_API_KEY": KEY, "SERVING_DATABASE_URL": database, "SERVING_RECORDS_RATE": "0.25"}
+    with serving_server(tmp_path, mlflow_address, **settings) as address, client(address) as api:
+        wait_for(api, "wet", 1)
+        for _ in range(200):
+            predict(api, "wet", DAY)
+        wait_until(lambda: metric(api, "serving_records_waiting") == 0, 30, "an empty queue")
+        written, skipped = (metric(api, f'serving_records_total{{end="{end}"}}') for end in ("written", "skipped"))
+
+    assert written + skipped == 200
+    assert 20 < written < 90
 
 
 def test_queued_records_are_written_at_shutdown(mlflow_address: str, tmp_path: Path, database: str) -> None:

@@ -75,5 +75,6 @@ def _train(
         return log_training(record)
 
     registered = train()
+    assert registered.version is not None
     registry.apply_gate(model, registered.version, lambda _: decision)
     return registered

@@ -70,7 +70,13 @@ class ServingServer:
 
     @staticmethod
     def _page(records: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
-        since, after, limit = datetime.fromisoformat(query["since"]), int(query["after"]), int(query["limit"])
-        new = [record for record in records if record["id"] > after and datetime.fromisoformat(record["at"]) >= since]
-        page = new[:limit]
-        return {"predictions": page, "next": page[-1]["id"] if len(new) > limit else None}
+        since, limit = datetime.fromisoformat(query["since"]), int(query["limit"])
+        assert query["sample"] == "true"
+        found = [
+            record
+            for record in records
+            if datetime.fromisoformat(record["at"]) >= since
+            and (record["about"] is not None) == (query["about"] == "true")
+            and str(record["version"]) == query.get("version", str(record["version"]))
+        ]
+        return {"predictions": found[-limit:], "next": None}

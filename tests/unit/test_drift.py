@@ -80,6 +80,53 @@ def test_a_constant_column_has_not_drifted() -> None:
     assert find_drifted(constant, constant.head(30)) == set()
 
 
+@pytest.mark.parametrize(("nulls", "is_drift"), [(0, False), (1, False), (3, True), (7, True)])
+def test_more_nulls_than_in_training_are_drift(nulls: int, is_drift: bool) -> None:
+    recent = make_frame(7)
+    recent.loc[: nulls - 1, "size"] = np.nan
+
+    assert find_drifted(make_frame(1000), recent) == ({"size"} if is_drift else set())
+
+
+def test_as_many_nulls_as_in_training_are_no_drift() -> None:
+    training, recent = make_frame(1000), make_frame(100)
+    for frame in (training, recent):
+        frame["size"] = frame["size"].where(RANDOM.random(len(frame)) < 0.5)
+
+    assert find_drifted(training, recent) == set()
+
+
+def test_a_column_of_nulls_in_training_is_compared_by_its_nulls() -> None:
+    frame = pd.DataFrame({"a": [np.nan] * 200})
+
+    assert find_drifted(frame, frame.head(30)) == set()
+
+
+def test_nulls_in_training_do_not_hide_a_shift() -> None:
+    training = make_frame(1000)
+    training.loc[0, "size"] = np.nan
+
+    assert find_drifted(training, make_frame(100, mean=9.0)) == {"size"}
+
+
+def test_values_beyond_the_training_range_are_drift() -> None:
+    recent = make_frame(30)
+    recent.loc[:9, "size"] = 50.0
+    (shift,) = [shift for shift in drift.compare(make_frame(1000), recent) if shift.drifted]
+
+    assert shift.column == "size"
+    assert shift.outside == pytest.approx(1 / 3)
+    assert "33% outside the training range" in shift.reason
+
+
+def test_unseen_categories_are_drift() -> None:
+    recent = make_frame(30)
+    recent.loc[:9, "category"] = "toys"
+    (shift,) = [shift for shift in drift.compare(make_frame(1000), recent) if shift.drifted]
+
+    assert (shift.column, "33% unseen" in shift.reason) == ("category", True)
+
+
 @pytest.mark.parametrize("recent", [pd.DataFrame({"b": [1]}), pd.DataFrame({"a": []})])
 def test_frames_without_common_columns_or_rows_are_an_error(recent: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="nothing to compare"):

@@ -1,6 +1,5 @@
 """The flow `monitor`: assess the champions by their recent predictions."""
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,9 @@ from mlflow.exceptions import MlflowException
 from prefect import flow, get_run_logger, task, unmapped
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
 from pydantic import Field, SecretStr
@@ -27,7 +28,6 @@ from trainyard.contract import (
     Artifact,
     Column,
     MLflowPage,
-    Record,
     Resource,
     RunTag,
     ServingPath,
@@ -38,11 +38,13 @@ from trainyard.errors import DataError, HookError, SourceError
 from trainyard.evaluation import as_table, from_table
 from trainyard.hooks import Hooks, ModelInfo, hooks_of, read_hooks
 from trainyard.http import get_json
-from trainyard.monitoring import AlertThresholds, Assessment, assess, drift_table, rows_from_records
+from trainyard.monitoring import AlertThresholds, Assessment, Reference, assess, drift_table, rows_from_records
 from trainyard.retries import RETRIES
 
-PAGE_SIZE = 1000
-MAX_RECORDS = 10_000
+MAX_RECORDS = 1000
+"""Of forecasts, and of other requests: serving spreads a sample of so many over the window."""
+RETRAINING_PAUSE = timedelta(days=7)
+"""Time after a retraining, whose model may have lost, before the same alert retrains again."""
 TIMEOUT_SECONDS = 30.0
 ModelName = Annotated[str, Field(min_length=1, max_length=250)]
 WindowDays = Annotated[int, Field(ge=1, le=365)]
@@ -101,19 +103,16 @@ def request_forecasts(model: str, query: Mapping[str, str]) -> None:
 
 
 @task(name="fetch-predictions", task_run_name="{model}", persist_result=False, **RETRIES)
-def fetch_predictions(model: str, since: datetime) -> pd.DataFrame:
+def fetch_predictions(model: str, version: int, since: datetime) -> pd.DataFrame:
     """Return the recorded predictions since a moment, as `rows_from_records` does.
 
-    They hold all forecasts, and the newest `MAX_RECORDS` other requests: a busy model has millions.
+    They hold the forecasts of all versions, for the dashboard, and other requests that one version answered; of each at
+    most `MAX_RECORDS`, spread over the period.
     """
-    forecasts: list[Mapping[str, Any]] = []
-    others: deque[Mapping[str, Any]] = deque(maxlen=MAX_RECORDS)
-    path, after = ServingPath.of_model(model, "predictions"), 0
-    while after is not None:
-        page = get_from_serving(path, {"since": since.isoformat(), "limit": str(PAGE_SIZE), "after": str(after)})
-        for record in page["predictions"]:
-            (forecasts if record[Record.ABOUT] else others).append(record)
-        after = page["next"]
+    path = ServingPath.of_model(model, "predictions")
+    query = {"since": since.isoformat(), "limit": str(MAX_RECORDS), "sample": "true"}
+    forecasts = get_from_serving(path, query | {"about": "true"})["predictions"]
+    others = get_from_serving(path, query | {"about": "false", "version": str(version)})["predictions"]
     return rows_from_records([*forecasts, *others])
 
 
@@ -158,8 +157,13 @@ def log_check(version: ModelVersion, assessment: Assessment) -> str:
 
 @task(name="retrain", task_run_name="{version.name}", persist_result=False)
 def retrain(version: ModelVersion) -> str:
-    """Run the deployment that trained a version again, at most once for each version; return what was done."""
+    """Run the deployment that trained a version again; return what was done.
+
+    While a retraining is under way there is no other, nor for `RETRAINING_PAUSE` after one that completed without a new
+    champion. One that failed, crashed or was cancelled does not keep the next check from another.
+    """
     trained_by = MlflowClient().get_run(str(version.run_id)).data.tags.get(Tag.FLOW_RUN_ID)
+    of_model = f"{RunTag.RETRAINING}: {version.name}"
     with get_client(sync_client=True) as client:
         try:
             training = client.read_flow_run(UUID(trained_by or ""))
@@ -167,17 +171,33 @@ def retrain(version: ModelVersion) -> str:
             return f"{version.name} is not retrained: the run that trained it was deleted."
         if training.deployment_id is None:
             return f"{version.name} is not retrained: it was not trained by a deployment."
+        former = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[of_model])),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        )
+        if reason := reason_to_wait(former, datetime.now(UTC)):
+            return f"{version.name} is not retrained: {reason}"
         run = client.create_flow_run_from_deployment(
             training.deployment_id,
             parameters=training.parameters,
             name=f"{training.name}-again",
-            tags=[RunTag.RETRAINING],
-            idempotency_key=f"retrain {version.name} {version.version}",
+            tags=[RunTag.RETRAINING, of_model],
+            idempotency_key=f"retrain {version.name} {version.version} {len(former)}",
         )
     return f"{version.name} is retrained by the run {run.name}."
 
 
-def load_training_tables(version: ModelVersion) -> tuple[pd.DataFrame, pd.DataFrame]:
+def reason_to_wait(former: Sequence[FlowRun], now: datetime) -> str:
+    """Return why a model's retrainings, newest first, forbid another one now, or an empty string."""
+    for run in former:
+        if run.state is None or not run.state.is_final():
+            return f"its retraining {run.name} is under way."
+        if run.state.is_completed() and now < run.state.timestamp + RETRAINING_PAUSE:
+            return f"its retraining {run.name} completed less than {RETRAINING_PAUSE.days} days ago."
+    return ""
+
+
+def load_reference(version: ModelVersion) -> Reference:
     """Return the training sample and the holdout of a model version.
 
     Raises:
@@ -190,7 +210,7 @@ def load_training_tables(version: ModelVersion) -> tuple[pd.DataFrame, pd.DataFr
         raise DataError(
             f"{version.name} version {version.version} has no {' and '.join(paths)} to compare with: train it again."
         ) from error
-    return sample, holdout
+    return Reference(sample, holdout)
 
 
 @task(name="check", task_run_name="{model}", persist_result=False)
@@ -206,13 +226,13 @@ def check_model(model: str, window_days: int, thresholds: AlertThresholds, decla
     version, hooks, warn = registry.champion(model), hooks_of(model, declared), get_run_logger().warning
     if version is None:
         raise DataError(f"{model} has no champion to check.")
-    sample, holdout = load_training_tables(version)
+    reference = load_reference(version)
     if hooks and hooks.live_features:
         try:
             request_forecasts(model, hooks.monitor_query)
         except (SourceError, DataError) as error:
             warn("%s has no new forecasts today. %s", model, error)
-    rows = fetch_predictions(model, datetime.now(UTC) - timedelta(days=window_days))
+    rows = fetch_predictions(model, int(version.version), datetime.now(UTC) - timedelta(days=window_days))
     times = sorted(set(rows[Column.TIME]) - {""})
     observed: dict[tuple[str, str], float] = {}
     hook_error = ""
@@ -223,7 +243,7 @@ def check_model(model: str, window_days: int, thresholds: AlertThresholds, decla
             warn("The ground truth for %s is missing. %s", model, error)
         except HookError as error:
             hook_error = f"{model}: {error}"
-    assessment = assess(rows, sample, holdout, observed, thresholds)
+    assessment = assess(rows, reference, observed, thresholds, int(version.version))
     return Check(version, assessment, log_check(version, assessment), hook_error)
 
 

@@ -1,29 +1,23 @@
-"""Recorded predictions in Postgres: written by a background thread, read a page at a time.
+"""Record predictions in Postgres from a background thread.
 
 A response never waits for the database. Records are queued in bounded memory; a batch whose acknowledgement was lost
 with the connection is written again, so that in rare cases a record is stored twice.
 """
 
-import io
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, date, datetime, timedelta
 
-import orjson
 import psycopg2
-from psycopg2.extensions import connection as Connection
 
-from serving.errors import RecordsUnavailableError
-from serving.model import Predictions
+from serving.record import Record
+from serving.record_budget import RecordBudget
+from serving.record_store import RecordStore
 from serving.settings import Settings
-from trainyard.contract import Column, Table
-from trainyard.contract import Record as RecordFields
 
 log = logging.getLogger("serving")
 
@@ -34,113 +28,23 @@ QUICK_ROWS = 32
 """Records with more rows are serialized by the writing thread; others at once, which takes microseconds."""
 LINGER_SECONDS = 0.2
 """How long records are collected for a batch."""
-PRUNE_SECONDS, PRUNE_ROWS = 3600.0, 5000
+PRUNE_SECONDS = 60.0
+"""How often the records' size is compared with the budget."""
 MAX_BACKOFF_SECONDS = 5.0
 FLUSH_SECONDS = 5.0
 """Time to write queued records at shutdown."""
-MAX_PAGE_BYTES = 8 * 2**20
-"""Size at which a page of records ends early; a record is as large as its request was."""
-
-# A dead server is noticed within seconds, also in the middle of a statement.
-CONNECTION_OPTIONS: dict[str, Any] = {
-    "connect_timeout": 3,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-    "options": "-c statement_timeout=30s -c client_encoding=UTF8 -c timezone=UTC -c client_min_messages=warning",
-    "application_name": "serving",
-}
-TABLE = """
-CREATE TABLE IF NOT EXISTS predictions (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    at timestamptz NOT NULL,
-    model text NOT NULL,
-    version integer NOT NULL,
-    inputs json NOT NULL,
-    outputs json NOT NULL,
-    about json
-);
-CREATE INDEX IF NOT EXISTS predictions_of_a_model ON predictions (model, at);
-"""
-COPY = "COPY predictions (at, model, version, inputs, outputs, about) FROM STDIN"
-# The oldest rows have the lowest ids, so `at` needs no index of its own.
-PRUNE = """
-DELETE FROM predictions WHERE at < now() - make_interval(days => %s)
-    AND id IN (SELECT id FROM predictions ORDER BY id LIMIT %s)
-"""
-PAGE = """
-SELECT id, at, version, inputs::text, outputs::text, about::text FROM predictions
-WHERE model = %s AND id > %s AND at >= %s AND at < %s ORDER BY id LIMIT %s
-"""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """A request that was answered with predictions."""
+class Queued:
+    """A record in the queue."""
 
-    at: float
-    """Seconds since the epoch."""
-    model: str
-    version: int
-    names: Sequence[str]
-    columns: Sequence[Sequence[Any]]
-    """The inputs, by column in the order of `names`."""
-    predictions: Predictions
-    about: Mapping[str, Any] | None = None
-    """What the rows are about, where a hook made them (`trainyard.contract.Record`)."""
-
-    def size(self) -> int:
-        """Return about how many bytes of memory it takes."""
-        probabilities = self.predictions.probabilities
-        rows = len(self.predictions.values)
-        width = len(self.columns) + 1 + (len(probabilities[0]) if probabilities else 0)
-        texts = sum(len(cell) for column in self.columns for cell in column if isinstance(cell, str))
-        return 1000 + (64 + 32 * rows) * width + texts
-
-    def line(self) -> bytes:
-        """Return it as a line of COPY's text format.
-
-        Raises:
-            TypeError: JSON cannot hold a value.
-        """
-        values, probabilities = self.predictions.values, self.predictions.probabilities
-        inputs = {Table.COLUMNS: self.names, Table.DATA: list(zip(*self.columns, strict=True))}
-        if probabilities is None:
-            outputs = {Table.COLUMNS: [Column.PREDICTION], Table.DATA: [[value] for value in values]}
-        else:
-            classes = range(len(probabilities[0]))
-            outputs = {
-                Table.COLUMNS: [Column.PREDICTION, *(f"{RecordFields.PROBABILITY_PREFIX}{n}" for n in classes)],
-                Table.DATA: [[value, *row] for value, row in zip(values, probabilities, strict=True)],
-            }
-        about = _escape(orjson.dumps(self.about)) if self.about is not None else b"\\N"
-        at = datetime.fromtimestamp(self.at, UTC).isoformat().encode()
-        cells = (at, _escape(self.model.encode()), b"%d" % self.version)
-        return b"\t".join((*cells, _escape(orjson.dumps(inputs)), _escape(orjson.dumps(outputs)), about)) + b"\n"
-
-
-Queued = tuple[int, bytes | Record]
-"""A queued record, serialized as a line of COPY or not yet, and its size in bytes."""
-
-
-def _escape(text: bytes) -> bytes:
-    return text.replace(b"\\", b"\\\\").replace(b"\t", b"\\t").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
-
-
-FIRST_MOMENT, LAST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Page:
-    """A selection of records."""
-
-    after: int = 0
-    """The id of the last record of the page before."""
-    since: datetime = FIRST_MOMENT
-    until: datetime = LAST_MOMENT
-    """The first moment after the period."""
-    limit: int = 100
+    size: int
+    """In bytes of memory."""
+    day: date
+    """In UTC."""
+    content: bytes | Record
+    """Serialized as a line of COPY, or not yet."""
 
 
 class Recorder:
@@ -148,10 +52,13 @@ class Recorder:
 
     def __init__(self, settings: Settings) -> None:
         url = settings.serving_database_url
-        self._url = url.get_secret_value() if url else ""
+        self.url = url.get_secret_value() if url else ""
         self._days = settings.serving_keep_days
-        self.enabled = bool(self._url) and self._days > 0
-        self.written = self.dropped = self.queued = self._bytes = 0
+        self.enabled = bool(self.url) and self._days > 0
+        self._budget = RecordBudget(settings.serving_records_max_bytes, settings.serving_records_rate)
+        self._store = RecordStore(self.url)
+        self.written = self.dropped = self.skipped = self.queued = self._bytes = 0
+        """Numbers of records. Skipped ones were left out by the sampling rate or the budget."""
         self.error: str | None = None
         """Why the last statement failed, or None if it succeeded."""
         self._dropping = False
@@ -159,12 +66,11 @@ class Recorder:
         self._lock = threading.Lock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="record", daemon=True)
-        self._connection: Connection | None = None
         self._next_prune = 0.0
 
     def start(self) -> None:
-        """Start to write records and to delete those that are too old."""
-        if self._url:
+        """Start to write records and to drop those that are too old or too many."""
+        if self.url:
             self._thread.start()
 
     def stop(self) -> None:
@@ -180,22 +86,26 @@ class Recorder:
         """Queue a record, or drop it if the queue is full; return at once."""
         if not self.enabled:
             return
-        queued: Queued
+        if not self._budget.admits(self._bytes, is_forecast=record.about is not None):
+            with self._lock:
+                self.skipped += 1
+            return
+        day = datetime.fromtimestamp(record.at, UTC).date()
         if len(record.predictions.values) > QUICK_ROWS:
-            queued = record.size(), record
+            queued = Queued(record.size(), day, record)
         elif line := self._line(record):
-            queued = len(line) + 100, line
+            queued = Queued(len(line) + 100, day, line)
         else:
             return
         with self._lock:
-            full, first = self._bytes + queued[0] > MAX_QUEUE_BYTES, not self._dropping
+            full, first = self._bytes + queued.size > MAX_QUEUE_BYTES, not self._dropping
             if full:
                 self.dropped += 1
                 self._dropping = True
             else:
                 self._queue.append(queued)
                 self.queued += 1
-                self._bytes += queued[0]
+                self._bytes += queued.size
         if full and first:
             log.error("The queue of records is full: predictions are not recorded. /metrics counts them.")
         if not self._wake.is_set():
@@ -210,7 +120,7 @@ class Recorder:
             self._stop.wait(pause or LINGER_SECONDS)
             try:
                 while batch := batch or self._take_batch():
-                    self._write([record for _, record in batch])
+                    self._write(batch)
                     self._done(batch)
                     batch = []
                 if time.monotonic() >= self._next_prune:
@@ -224,8 +134,7 @@ class Recorder:
                 log.exception("Recording failed")
                 self._done(batch, lost=True)
                 batch = []
-        if self._connection is not None:
-            self._connection.close()
+        self._store.close()
 
     def _take_batch(self) -> list[Queued]:
         """Return the oldest records that fit a batch; they count as queued until `_done`."""
@@ -233,35 +142,35 @@ class Recorder:
         with self._lock:
             while self._queue and size < BATCH_BYTES:
                 batch.append(self._queue.popleft())
-                size += batch[-1][0]
+                size += batch[-1].size
         return batch
 
     def _done(self, batch: Sequence[Queued], *, lost: bool = False) -> None:
         with self._lock:
             self.queued -= len(batch)
-            self._bytes -= sum(size for size, _ in batch)
+            self._bytes -= sum(queued.size for queued in batch)
             if lost:
                 self.dropped += len(batch)
             if self._dropping and not self.queued:
                 self._dropping = False
                 log.info("Predictions are recorded again; %s were dropped since the start.", self.dropped)
 
-    def _write(self, batch: Sequence[bytes | Record]) -> None:
-        serialized = (record if isinstance(record, bytes) else self._line(record) for record in batch)
-        lines = [line for line in serialized if line]
+    def _write(self, batch: Sequence[Queued]) -> None:
+        contents = ((queued.content, queued.day) for queued in batch)
+        serialized = [(each if isinstance(each, bytes) else self._line(each), day) for each, day in contents]
+        lines = [(line, day) for line, day in serialized if line]
         try:
-            self._copy(lines)
+            self._insert(lines)
         except psycopg2.DataError:  # write each by itself, so that only the wrong one is dropped
             for line in lines:
                 try:
-                    self._copy([line])
+                    self._insert([line])
                 except psycopg2.DataError as error:
                     self._drop(error)
 
-    def _copy(self, lines: Sequence[bytes]) -> None:
-        with self._connect() as connection, connection.cursor() as cursor:
-            text = b"".join(lines)
-            cursor.copy_expert(COPY, io.BytesIO(text), size=len(text) + 1)  # the default size is 8 KiB
+    def _insert(self, lines: Sequence[tuple[bytes, date]]) -> None:
+        self._store.write([line for line, _ in lines], {day for _, day in lines})
+        self._budget.count(sum(len(line) for line, _ in lines))
         self.written += len(lines)
 
     def _line(self, record: Record) -> bytes | None:
@@ -276,25 +185,17 @@ class Recorder:
             self.dropped += 1
         log.error("A prediction cannot be recorded: %s", str(error).partition("\n")[0])
 
-    def _connect(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = psycopg2.connect(self._url, **CONNECTION_OPTIONS)
-            with self._connection as connection, connection.cursor() as cursor:
-                cursor.execute(TABLE)
-        return self._connection
-
     def _prune(self) -> None:
-        deleted = PRUNE_ROWS
-        while deleted == PRUNE_ROWS:
-            with self._connect() as connection, connection.cursor() as cursor:
-                cursor.execute(PRUNE, (self._days, PRUNE_ROWS))
-                deleted = cursor.rowcount
+        today = datetime.now(UTC).date()
+        if self.enabled:
+            self._store.add_partitions([today, today + timedelta(days=1)])
+        partitions = self._store.prune(self._days, self._budget.max_bytes)
+        midnight = datetime(today.year, today.month, today.day, tzinfo=UTC) + timedelta(days=1)
+        self._budget.measure(sum(each.size for each in partitions if each.until == midnight))
         self._next_prune = time.monotonic() + PRUNE_SECONDS
 
     def _note_failure(self, error: psycopg2.Error) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._store.close()
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if self.error is None:
             log.warning("The database of predictions does not answer; records are queued: %s", reason)
@@ -304,46 +205,3 @@ class Recorder:
         if self.error is not None:
             self.error = None
             log.info("The database of predictions answers again.")
-
-    def page(self, model: str, page: Page) -> tuple[list[dict[str, Any]], int | None]:
-        """Return a page of a model's records in the order of their ids, and the last id if more may follow.
-
-        It has fewer than `limit` records where they are large.
-
-        Raises:
-            RecordsUnavailableError: The database does not answer.
-        """
-        found: list[dict[str, Any]] = []
-        size = 0
-        try:
-            with (
-                closing(psycopg2.connect(self._url, **CONNECTION_OPTIONS)) as connection,
-                connection.cursor("page") as cursor,
-            ):
-                cursor.itersize = 20
-                cursor.execute(PAGE, (model, page.after, page.since, page.until, page.limit))
-                for number, at, version, *texts in cursor:
-                    size += sum(len(text or "") for text in texts)
-                    inputs, outputs, about = (None if text is None else orjson.Fragment(text) for text in texts)
-                    found.append(
-                        {
-                            "id": number,
-                            "at": _utc(at),
-                            "version": version,
-                            "inputs": inputs,
-                            "outputs": outputs,
-                            RecordFields.ABOUT: about,
-                        }
-                    )
-                    if size > MAX_PAGE_BYTES:
-                        break
-        except psycopg2.errors.UndefinedTable:  # nothing was recorded yet
-            return [], None
-        except psycopg2.Error as error:
-            raise RecordsUnavailableError(str(error).strip().partition("\n")[0]) from error
-        more = len(found) == page.limit or size > MAX_PAGE_BYTES
-        return found, found[-1]["id"] if more else None
-
-
-def _utc(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from serving.errors import RecordsUnavailableError
 from serving.problems import RequestError, document_problems
-from serving.recorder import FIRST_MOMENT, LAST_MOMENT, Page
+from serving.record_pages import FIRST_MOMENT, LAST_MOMENT, Selection, read_page, read_sample
 from serving.service import API_KEY, get_service, json_response
 
 
@@ -27,6 +27,7 @@ class RecordBody(TypedDict):
     id: int
     at: AwareDatetime
     version: int
+    shadow: bool
     inputs: TableBody
     outputs: TableBody
     about: dict[str, Any] | None
@@ -69,6 +70,12 @@ async def list_records(
     since: Annotated[Moment, Query(description="The first moment")] = FIRST_MOMENT,
     until: Annotated[Moment, Query(description="The first moment after the period")] = LAST_MOMENT,
     limit: Annotated[int, Query(ge=1, le=1000, description="The most records of a page")] = 100,
+    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only records of this version")] = None,
+    about: Annotated[bool | None, Query(description="Only forecasts (true), or only other requests (false)")] = None,
+    shadow: Annotated[
+        bool, Query(description="Predictions that no caller got, instead of those that were sent")
+    ] = False,
+    sample: Annotated[bool, Query(description="Spread `limit` records over the period, if it has more")] = False,
 ) -> Response:
     """Answer with a page of records, a record for each request."""
     service = get_service(request)
@@ -77,8 +84,12 @@ async def list_records(
     state = service.catalog.state
     if state.refreshed_at is not None and name not in state.registered:
         raise RequestError("unknown-model", f"No model {name!r} is registered.")
+    url, selection = service.recorder.url, Selection(name, since, until, version, about, shadow)
     try:
-        found, following = await asyncio.to_thread(service.recorder.page, name, Page(after, since, until, limit))
+        if sample:
+            found, following = await asyncio.to_thread(read_sample, url, selection, limit), None
+        else:
+            found, following = await asyncio.to_thread(read_page, url, selection, after, limit)
     except RecordsUnavailableError as error:
         raise RequestError("records-down", f"The database does not answer: {error}") from error
     return json_response({"predictions": found, "next": following})
