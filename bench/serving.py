@@ -1,6 +1,7 @@
-"""Requests for one row by eight callers: this repository's serving compared with `mlflow models serve`, on one model each.
+"""Requests for one row by eight callers: this repository's serving compared with other servers, on one model each.
 
-All are local processes over one MLflow server on SQLite and serve the same versions: the three families of the weather
+`mlflow models serve` and the servers of `bench.model_servers`, which are skipped, with the reason, where they cannot be
+installed. All are local processes over one MLflow server on SQLite and serve the same versions: the three families of the weather
 pipeline, fitted on synthetic days. They take turns; what is not measured is not running. Ours records what it answers in
 a Postgres of the machine, as it does in the stack, and once more does not, which shows what that costs.
 """
@@ -28,6 +29,7 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
+from bench.model_servers import SERVERS, InstallationError, installed_version
 from bench.report import save, summary
 from flows.weather.model import FAMILIES, TRUSTED_TYPES, make_candidates, make_estimator
 from infra.testing.postgres import postgres_server
@@ -40,28 +42,33 @@ KEY = "a-key-of-the-benchmark"
 
 def register_all(address: str) -> tuple[dict[str, float], pd.DataFrame]:
     """Register two versions of each family, the first its champion; return each one's milliseconds a row, and a row."""
-    os.environ["MLFLOW_TRACKING_URI"] = address
     random = np.random.default_rng(0)
     days = pd.DataFrame(random.normal(size=(1500, 15)), columns=[f"feature_{n}" for n in range(15)])
     wet = days["feature_0"] + random.normal(size=len(days)) > 0
     alone: dict[str, float] = {}
     for family in FAMILIES:
         estimator = make_estimator(make_candidates([family])[1]).fit(days, wet)
-        with mlflow.start_run():
-            logged = mlflow.sklearn.log_model(
-                estimator,
-                name="model",
-                signature=infer_signature(days, estimator.predict(days)),
-                input_example=days.head(3),
-                serialization_format="skops",
-                skops_trusted_types=list(TRUSTED_TYPES),
-                pip_requirements=["scikit-learn"],
-            )
-        for _ in range(2):
-            mlflow.register_model(logged.model_uri, family)
-        MlflowClient().set_registered_model_alias(family, "champion", "1")
+        register(address, family, estimator, days)
         alone[family] = predict_alone(estimator, days.head(1).to_numpy())
     return alone, days.head(1)
+
+
+def register(address: str, name: str, estimator: Any, inputs: pd.DataFrame) -> None:
+    """Register two versions of a fitted estimator, the first its champion."""
+    os.environ["MLFLOW_TRACKING_URI"] = address
+    with mlflow.start_run():
+        logged = mlflow.sklearn.log_model(
+            estimator,
+            name="model",
+            signature=infer_signature(inputs, estimator.predict(inputs)),
+            input_example=inputs.head(3),
+            serialization_format="skops",
+            skops_trusted_types=list(TRUSTED_TYPES),
+            pip_requirements=["scikit-learn"],
+        )
+    for _ in range(2):
+        mlflow.register_model(logged.model_uri, name)
+    MlflowClient().set_registered_model_alias(name, "champion", "1")
 
 
 def predict_alone(estimator: Any, row: Any) -> float:
@@ -144,14 +151,14 @@ def measure(url: str, request: dict[str, Any]) -> tuple[float, list[float]]:
 def memory_of(url: str) -> float:
     """Return the memory, in MiB, of the processes that serve at an address: shared pages by their share."""
     port = httpx.URL(url).port
-    (listener,) = {
+    listener = min(  # workers may inherit the socket
         found.pid
         for found in psutil.net_connections("tcp")
         if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid
-    }
-    process = psutil.Process(listener)
-    starter = process.parent()
-    if starter and "mlflow" in " ".join(starter.cmdline()):  # the command keeps running as the parent of its server
+    )
+    process, names = psutil.Process(listener), ("mlflow", "bentoml", "api.py")
+    # A command keeps running as the parent of its server.
+    while (starter := process.parent()) and any(name in " ".join(starter.cmdline()) for name in names):
         process = starter
     return sum(each.memory_full_info().pss for each in [process, *process.children(recursive=True)]) / 2**20
 
@@ -180,23 +187,35 @@ def compare(home: Path, registry: str, database: str, model: str, row: pd.DataFr
     """Measure all servers with one model, in turns; return their results by name."""
     recording = partial(ours, SERVING_DATABASE_URL=database)
     servers: dict[str, Any] = {"trainyard": recording, "trainyard, not recording": ours, "mlflow models serve": theirs}
+    servers |= {name: run for name, (_, run) in SERVERS.items()}
+    skipped: dict[str, str] = {}
     rates: dict[str, list[float]] = {name: [] for name in servers}
     times: dict[str, list[float]] = {name: [] for name in servers}
     memory: dict[str, float] = {}
     for _ in range(TURNS):
         for number, (name, run) in enumerate(servers.items()):
-            with run(home / str(number), registry, model, row) as (url, request):
-                memory.setdefault(name, round(memory_of(url), 1))
-                rate, latencies = measure(url, request)
-                rates[name].append(rate)
-                times[name] += latencies
-    return {
+            if name in skipped:
+                continue
+            try:
+                with run(home / str(number), registry, model, row) as (url, request):
+                    memory.setdefault(name, round(memory_of(url), 1))
+                    rate, latencies = measure(url, request)
+            except (InstallationError, RuntimeError, TimeoutError) as error:
+                if name not in SERVERS:
+                    raise
+                skipped[name] = str(error)
+                continue
+            rates[name].append(rate)
+            times[name] += latencies
+    return {name: {"skipped": reason} for name, reason in skipped.items()} | {
         name: {
             "requests_per_second": summary(rates[name]),
             "milliseconds": {**summary(times[name]), "p99": percentile(times[name], 0.99)},
             "idle_memory_mib": memory[name],
+            **({"version": installed_version(SERVERS[name][0], SERVERS[name][0])} if name in SERVERS else {}),
         }
         for name in servers
+        if name not in skipped
     }
 
 

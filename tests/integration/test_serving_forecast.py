@@ -295,8 +295,8 @@ def test_forecasts_need_the_key_and_are_counted(served: Served) -> None:
     metrics = served.api.get("/metrics").text
 
     assert refused.status_code == 401
-    assert 'serving_requests_total{model="demand-south",status="200"}' in metrics
-    assert 'serving_requests_total{model="(unknown)",status="401"}' in metrics
+    assert 'serving_requests_total{model="demand-south",status="200",version="1"}' in metrics
+    assert 'serving_requests_total{model="(unknown)",status="401",version=""}' in metrics
 
 
 def test_a_forecast_is_recorded_with_its_subject_and_times(served: Served) -> None:

@@ -3,23 +3,22 @@
 import json
 import subprocess
 import sys
-from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from serving.app import create_app
+from serving.batches import Predictions, predict_batch
+from serving.decoding import DecodingProcess
 from serving.errors import UnservableError
-from serving.model import Estimator, Predictions, predict_batch
-from serving.payloads import STREAM, Reader, Table, join
+from serving.limits import Limits
+from serving.model import Estimator
+from serving.payloads import Reader, Table, join
 from serving.problems import RequestError
-from serving.schema import parse_signature
+from serving.schema import Schema, parse_signature
 from serving.settings import REVIEWED_TYPES, Settings
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
@@ -40,6 +39,11 @@ def signature(*columns: dict[str, Any]) -> dict[str, Any]:
 
 
 SCHEMA = parse_signature(signature({"name": "a", "type": "double"}, {"name": "b", "type": "double"}))
+
+
+def reader_of(schema: Schema, max_rows: int) -> Reader:
+    limits = Limits(max_rows)
+    return Reader(schema, limits, DecodingProcess(limits))
 
 
 def test_the_types_of_the_examples_models_are_trusted() -> None:
@@ -117,7 +121,7 @@ def test_an_estimator_gets_a_matrix_only_where_that_predicts_the_same(by_name: b
 
 
 def test_a_batch_may_have_as_many_rows_as_the_setting_allows() -> None:
-    reader = Reader(SCHEMA, 2)
+    reader = reader_of(SCHEMA, 2)
     row = b'{"a": 1, "b": 2}'
 
     accepted = reader.read(b"[%s, %s]" % (row, row), "application/json")
@@ -130,7 +134,7 @@ def test_a_batch_may_have_as_many_rows_as_the_setting_allows() -> None:
 
 def test_a_data_frame_is_validated_like_the_rows_of_a_request() -> None:
     columns = ({"name": "a", "type": "double"}, {"name": "s", "type": "string", "required": False})
-    reader = Reader(parse_signature(signature(*columns)), 10)
+    reader = reader_of(parse_signature(signature(*columns)), 10)
     frame = pd.DataFrame({"s": ["x", None], "a": [1, 2]})
 
     table = reader.read_frame(frame)
@@ -150,54 +154,15 @@ def test_a_data_frame_is_validated_like_the_rows_of_a_request() -> None:
     assert refusals == {
         "missing": ("invalid-rows", [(1, "a")]),
         "infinite": ("not-finite", [(1, "a")]),
-        "unknown": ("invalid-rows", [(0, "b"), (1, "b")]),
+        "unknown": ("invalid-rows", [(None, "b")]),
         "text": ("invalid-rows", [(0, "a"), (1, "a")]),
         "empty": ("invalid-rows", []),
     }
 
 
-@pytest.mark.parametrize("column", ["plain", "dictionary"])
-def test_compressed_arrow_is_refused_before_it_is_unpacked(column: str) -> None:
-    rows = 4_000_000
-    values: Any = pa.array(np.zeros(rows))
-    if column == "dictionary":
-        values = pa.DictionaryArray.from_arrays(pa.array([0]), values)
-    table, sink = pa.table({"a": values}), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    body = sink.getvalue().to_pybytes()
-    default = pa.default_memory_pool()
-    reader, memory = Reader(SCHEMA, rows), pa.proxy_memory_pool(default)
-    pa.set_memory_pool(memory)
-
-    try:
-        with pytest.raises(RequestError) as refused:
-            reader.read(body, STREAM)
-    finally:
-        pa.set_memory_pool(default)
-
-    assert refused.value.code == "content-type"
-    assert len(body) < 100_000
-    assert memory.max_memory() < 1_000_000
-
-
-@settings(max_examples=100, deadline=None, database=None)
-@given(at=st.integers(0, 2000), byte=st.integers(0, 255), length=st.integers(0, 3000))
-def test_a_damaged_arrow_body_is_refused_or_read_and_nothing_else(at: int, byte: int, length: int) -> None:
-    frame = pa.Table.from_pandas(FRAME.head(5).assign(b=pd.Categorical(["x"] * 5)))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, frame.schema) as writer:
-        writer.write_table(frame)
-    body = bytearray(sink.getvalue().to_pybytes())
-    body[at % len(body)] = byte
-
-    with suppress(RequestError):
-        Reader(SCHEMA, 10).read(bytes(body[:length]), STREAM)
-
-
 def test_the_paths_of_the_contract_are_served() -> None:
     settings = Settings(mlflow_tracking_uri="http://mlflow.test", serving_require_key=False)
-    pages = ("predict", "predictions", "forecast")
+    pages = ("predict", "predictions", "forecast", "shadow")
 
     paths = create_app(settings).openapi()["paths"]
 

@@ -8,6 +8,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from serving.app import create_app
+from serving.direct import DirectRequests
+from serving.protocol import protocol_with
 from serving.settings import Settings
 
 
@@ -23,12 +25,13 @@ def main() -> None:
     # An estimator that was fitted with names gets a matrix without, in the order that was verified at its warm-up.
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
     # One process: each of several would hold every model.
+    app = create_app(settings)
     uvicorn.run(
-        create_app(settings),
+        DirectRequests(app),
         host=settings.serving_host,
         port=settings.serving_port,
         loop="uvloop",
-        http="httptools",
+        http=protocol_with(app.state.service.limiters),
         ws="none",
         log_config=None,
         log_level="warning",

@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from serving.api import forecasts, openapi, predictions, records, status
+from serving.api import forecasts, inference, mlflow_scoring, openapi, predictions, records, shadows, status
 from serving.handlers import add_handlers
 from serving.service import Service
 from serving.settings import Settings
@@ -34,10 +33,10 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service = Service.create(settings)
-    # The busiest route is matched first, and directly: an included router would add some percent to a request.
-    app.router.routes[:0] = predictions.router.routes
-    for module in (forecasts, records, status):
-        app.include_router(module.router)
-    app.openapi = partial(openapi.describe_api, app, service)  # type: ignore[method-assign] # FastAPI's own way
+    # The busiest routes are matched first, and directly: an included router would add some percent to a request.
+    app.router.routes[:0] = [r for module in (predictions, inference, mlflow_scoring) for r in module.router.routes]
+    for router in (forecasts.router, records.router, shadows.router, status.router, inference.public):
+        app.include_router(router)
+    app.openapi = openapi.Documents(app, service).get  # type: ignore[method-assign] # FastAPI's own way
     add_handlers(app)
     return app

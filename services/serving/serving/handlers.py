@@ -8,17 +8,32 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from serving.live import invalid_query
-from serving.problems import RequestError
+from serving.problems import RETRY_AFTER_SECONDS, RequestError
 from serving.service import json_response
 from trainyard.errors import QueryError
 
 log = logging.getLogger("serving")
 
 
-async def answer_request_error(_: Request, error: RequestError) -> Response:
-    """Answer with what is wrong with the request."""
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return json_response(error.as_json(), error.status, headers)
+MLFLOW_ERRORS = {
+    400: "BAD_REQUEST",
+    401: "UNAUTHENTICATED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+
+
+async def answer_request_error(request: Request, error: RequestError) -> Response:
+    """Answer with what is wrong with the request, also in the words of the protocol that its path belongs to."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if (seconds := RETRY_AFTER_SECONDS.get(error.code)) is not None:
+        headers["Retry-After"] = str(seconds)
+    body, path = error.as_json(), request.url.path
+    if path.startswith("/v2/"):
+        body["error"] = error.message
+    elif path.endswith("/invocations"):
+        body["error_code"] = MLFLOW_ERRORS.get(error.status, "INVALID_PARAMETER_VALUE")
+    return json_response(body, error.status, headers)
 
 
 async def answer_invalid_parameter(request: Request, error: RequestValidationError) -> Response:

@@ -1,30 +1,27 @@
 """A served model: loaded from files in a safe format, warmed up, and called once for several requests."""
 
-import asyncio
-import json
-import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import skops.io
-import yaml
-from skops.io.exceptions import UntrustedTypesFoundException
 
+from serving.admission import Caller
+from serving.batches import Batches, Predictions, Threads
+from serving.compiled import Function, compile_estimator
 from serving.errors import UnservableError
-from serving.payloads import Reader, Table, join
+from serving.payloads import Reader, Table
 from serving.problems import RequestError
-from serving.registry import Champion, Registry, Version
-from serving.schema import Schema, parse_signature
-from serving.settings import Settings
+from serving.registry import Champion, Version
+from serving.schema import Schema
 
+MEMORY_FACTOR, MEMORY_OF_A_MODEL = 1.5, 2**20
+"""A loaded model's memory: a multiple of its unpacked file's size, and what any takes."""
 # Estimators that are faster than this run on the event loop: handing the rows to a thread would take as long.
 QUICK_SECONDS, QUICK_ROWS = 0.001, 32
 MAX_BATCH_ROWS = 256
+MEASURED_CALLS = 5
+COMPARED_ROWS = (1, 2, 7, 64, 500)
+"""Sizes of the batches for which a compiled estimator is compared with scikit-learn: BLAS computes each in its own way."""
 
 # Classifiers whose class is the one with the highest probability: `predict_proba` alone gives both.
 ARGMAX = frozenset(
@@ -40,21 +37,6 @@ ARGMAX = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The predictions of some rows."""
-
-    values: Sequence[Any]
-    """A class or a number for each row."""
-    probabilities: Sequence[Sequence[float]] | None
-    """For each row those of a classifier, in the order of its classes."""
-
-    def slice(self, start: int, stop: int) -> "Predictions":
-        """Return the predictions of some of the rows."""
-        probabilities = self.probabilities[start:stop] if self.probabilities is not None else None
-        return Predictions(self.values[start:stop], probabilities)
-
-
 class Estimator:
     """A fitted scikit-learn estimator, called in the way that is fastest for it."""
 
@@ -64,10 +46,11 @@ class Estimator:
         if isinstance(classes, list):
             raise UnservableError("it predicts several targets at once")
         self.classes: list[Any] | None = classes.tolist() if classes is not None else None
-        self._has_probabilities = self.classes is not None and hasattr(fitted, "predict_proba")
+        self.has_probabilities = self.classes is not None and hasattr(fitted, "predict_proba")
         last = fitted[-1] if hasattr(fitted, "steps") else fitted
         self._argmax = f"{type(last).__module__}.{type(last).__qualname__}" in ARGMAX
         self._dtype: str | None = None
+        self._compiled: Function | None = None
         self.seconds = 1.0
         """How long one row takes; an estimator that was not warmed up counts as slow."""
 
@@ -78,19 +61,27 @@ class Estimator:
         """
         expected = self.predict(example)
         if self._schema.is_numeric and self._in_fitted_order():
-            dtype = str(np.result_type(*(column.kind.numpy for column in self._schema.columns)))
-            self._dtype = "float64" if dtype != "float32" else dtype
+            self._dtype = self._matrix_type()
             try:
-                same = _are_equal(expected, self.predict(example))
-            except (ValueError, TypeError, KeyError, IndexError):
+                same = self.predict(example) == expected
+            except Exception:  # noqa: BLE001 - a step that takes frames only fails in any way
                 same = False
             if not same:
                 self._dtype = None
+            self._compile(example)
         one = Table([column[:1] for column in example.columns], 1)
+        # The least of some calls: others wait for the processor too.
+        self.seconds = min(self._measure(one) for _ in range(MEASURED_CALLS))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled estimator predicts."""
+        return self._compiled is not None
+
+    def _measure(self, table: Table) -> float:
         started = time.perf_counter()
-        for _ in range(3):
-            self.predict(one)
-        self.seconds = (time.perf_counter() - started) / 3
+        self.predict(table)
+        return time.perf_counter() - started
 
     def predict(self, table: Table) -> Predictions:
         """Return the predictions of some rows.
@@ -98,33 +89,79 @@ class Estimator:
         Raises:
             ValueError: The estimator refuses them, or a prediction is not finite. Estimators raise others too.
         """
-        rows = table.to_array(self._dtype) if self._dtype else table.to_frame(self._schema)
-        if not self._has_probabilities:
-            values = np.asarray(self._fitted.predict(rows))
+        rows: Any = table.to_array(self._dtype) if self._dtype else table.to_frame(self._schema)
+        if not self.has_probabilities:
+            values = _one_target(self._compiled(rows) if self._compiled else self._fitted.predict(rows))
             if self.classes is None and not np.isfinite(values).all():
                 raise ValueError("the prediction is not a finite number")
             return Predictions(values.tolist(), None)
-        probabilities = self._fitted.predict_proba(rows)
+        probabilities = self._compiled(rows) if self._compiled else self._fitted.predict_proba(rows)
         if not np.isfinite(probabilities).all():
             raise ValueError("a probability is not a finite number")
         assert self.classes is not None
         if self._argmax:
             predicted = [self.classes[index] for index in probabilities.argmax(axis=1)]
         else:
-            predicted = np.asarray(self._fitted.predict(rows)).tolist()
+            predicted = _one_target(self._fitted.predict(rows)).tolist()
         return Predictions(predicted, probabilities.tolist())
+
+    def _compile(self, example: Table) -> None:
+        """Replace the estimator by a compiled one where both give the same numbers, bit for bit.
+
+        A missing value would get past the compiled one, so it is not for models with optional columns.
+        """
+        if self._dtype is None or not all(column.required for column in self._schema.columns):
+            return
+        if (compiled := compile_estimator(self._fitted)) is None:
+            return
+        for rows in COMPARED_ROWS:
+            table = vary(example, rows, np.random.default_rng(rows))
+            dtype, self._dtype = self._dtype, None
+            expected = self.predict(table)
+            self._dtype, self._compiled = dtype, compiled
+            same = self.predict(table) == expected
+            self._compiled = None
+            if not same:
+                return
+        self._compiled, self._fitted = compiled, None  # of the two, one is kept in memory
+
+    def _matrix_type(self) -> str:
+        """Return the type of a matrix that holds the columns' numbers as they are."""
+        dtype = str(np.result_type(*(column.kind.numpy for column in self._schema.columns)))
+        has_missing = not all(column.required for column in self._schema.columns)
+        return "float64" if has_missing and dtype != "float32" else dtype
 
     def _in_fitted_order(self) -> bool:
         fitted = getattr(self._fitted, "feature_names_in_", None)
         return fitted is None or tuple(fitted) == self._schema.names
 
 
-def _are_equal(one: Predictions, other: Predictions) -> bool:
-    if list(one.values) != list(other.values):
-        return False
-    if one.probabilities is None or other.probabilities is None:
-        return True
-    return np.allclose(one.probabilities, other.probabilities)
+def _one_target(predicted: Any) -> Any:
+    """Return predictions as an array of a class or a number for each row.
+
+    Raises:
+        ValueError: There are several for each row.
+    """
+    values = np.asarray(predicted)
+    if values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
+    if values.ndim != 1:
+        raise ValueError("it predicts several targets at once")
+    return values
+
+
+def vary(example: Table, rows: int, random: np.random.Generator) -> Table:
+    """Return rows of numbers around those of an example."""
+    columns = []
+    for column in example.columns:
+        values = np.resize(np.array(column), rows)
+        if values.dtype.kind == "b":
+            columns.append((random.random(rows) < 0.5).tolist())
+        elif values.dtype.kind == "i":
+            columns.append((values + random.integers(-3, 4, rows) * (values // 4 + 1)).tolist())
+        else:
+            columns.append((values * random.normal(1, 1, rows) + random.normal(0, 1, rows)).tolist())
+    return Table(columns, rows)
 
 
 class Model:
@@ -136,133 +173,46 @@ class Model:
         self.champion, self.schema, self.reader = champion, schema, reader
         self.created, self.tags = version.created, version.tags
         self.example: dict[str, Any] | None = None
+        self.size = 0
+        """The bytes that its unpacked file takes."""
+        self.warning: str | None = None
+        """Why its predictions may not be the ones of its training."""
         self._estimator = estimator
         self.classes = estimator.classes
+        self.has_probabilities = estimator.has_probabilities
         self.labels = [label(value) for value in estimator.classes] if estimator.classes is not None else None
-        self._queue: list[tuple[Table, asyncio.Future[Predictions]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._queue = Batches(estimator.predict, MAX_BATCH_ROWS)
+        self._large = Batches(estimator.predict, 0)
 
-    async def predict(self, table: Table, threads: Executor) -> Predictions:
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that it takes, as far as its file tells."""
+        return int(MEMORY_FACTOR * self.size) + MEMORY_OF_A_MODEL
+
+    def predict_now(self, table: Table) -> Predictions:
+        """Return the predictions of some rows; the estimator's own errors are raised."""
+        return self._estimator.predict(table)
+
+    async def predict(self, table: Table, threads: Threads, caller: Caller) -> Predictions:
         """Return the predictions of some rows.
 
         Rows that arrive while the estimator is busy are queued and then predicted in one batch: a forest takes as long
-        for eight rows as for one.
+        for eight rows as for one. Batches of many rows have a queue and threads of their own.
 
         Raises:
-            RequestError: The estimator refuses them.
+            RequestError: The estimator refuses them, or they would wait for too long.
         """
         try:
             if self._estimator.seconds < QUICK_SECONDS and table.rows <= QUICK_ROWS:
                 return self._estimator.predict(table)
             if table.rows > MAX_BATCH_ROWS:
-                return await asyncio.get_running_loop().run_in_executor(threads, self._estimator.predict, table)
-            future: asyncio.Future[Predictions] = asyncio.get_running_loop().create_future()
-            self._queue.append((table, future))
-            if self._task is None or self._task.done():
-                self._task = asyncio.create_task(self._predict_queued(threads))
-            return await future
-        except (ValueError, TypeError, KeyError, OverflowError, ArithmeticError) as error:
+                return await self._large.predict(table, threads.large, caller)
+            return await self._queue.predict(table, threads.small, caller)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise RequestError("refused-by-model", f"The model refuses the rows: {text}") from error
-
-    async def _predict_queued(self, threads: Executor) -> None:
-        loop = asyncio.get_running_loop()
-        while self._queue:
-            batch = [self._queue.pop(0)]
-            rows = batch[0][0].rows
-            while self._queue and rows + self._queue[0][0].rows <= MAX_BATCH_ROWS:
-                batch.append(self._queue.pop(0))
-                rows += batch[-1][0].rows
-            results = await loop.run_in_executor(
-                threads, predict_batch, self._estimator.predict, [table for table, _ in batch]
-            )
-            for (_, future), result in zip(batch, results, strict=True):
-                if future.done():  # its caller disconnected
-                    continue
-                if isinstance(result, Exception):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
-
-
-def predict_batch(predict: Callable[[Table], Predictions], tables: Sequence[Table]) -> list[Predictions | Exception]:
-    """Return the predictions of each table from one call; if that fails, from a call each, so that one fails alone."""
-    try:
-        whole, parts, start = predict(join(tables)), [], 0
-        for table in tables:
-            parts.append(whole.slice(start, start + table.rows))
-            start += table.rows
-        return list(parts)
-    except Exception as error:  # noqa: BLE001 - handed to the request that it is about
-        return [error] if len(tables) == 1 else [predict_batch(predict, [table])[0] for table in tables]
 
 
 def label(value: Any) -> str:
     """Return a class's name in responses and metrics."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def load(registry: Registry, champion: Champion, settings: Settings) -> Model:
-    """Fetch, load and warm up a version.
-
-    Raises:
-        UnservableError: It cannot be served: its format, a type in its file, its signature, or its estimator.
-        RegistryError: MLflow did not answer.
-    """
-    version = registry.version(champion)
-    document = yaml.safe_load(registry.file(version, "MLmodel"))
-    schema = parse_signature(document)
-    flavor = document.get("flavors", {}).get("sklearn")
-    if not flavor:
-        raise UnservableError("it is not a scikit-learn model")
-    content = registry.file(version, str(flavor["pickled_model"]))
-    estimator = Estimator(load_estimator(content, str(flavor.get("serialization_format")), settings), schema)
-    reader = Reader(schema, settings.serving_max_rows)
-    model = Model(champion, version, estimator, reader, schema)
-    if document.get("saved_input_example_info"):
-        name = str(document["saved_input_example_info"]["artifact_path"])
-        example = parse_example(json.loads(registry.file(version, name)), schema)
-        if example is not None:
-            estimator.warm_up(example)
-            model.example = {name: column[0] for name, column in zip(schema.names, example.columns, strict=True)}
-    return model
-
-
-def load_estimator(content: bytes, form: str, settings: Settings) -> Any:
-    """Return the estimator in a file.
-
-    Raises:
-        UnservableError: The file holds types that are not trusted, or is a pickle and pickles are not allowed.
-    """
-    if form == "skops":
-        try:
-            return skops.io.loads(content, trusted=sorted(settings.trusted_types))
-        except UntrustedTypesFoundException as error:
-            raise UnservableError(f"{error} Review them, and set SERVING_TRUSTED_TYPES") from error
-        except Exception as error:
-            raise UnservableError(f"its file cannot be read ({type(error).__name__}: {error})") from error
-    if not settings.serving_allow_pickle:
-        raise UnservableError(
-            f"it was saved by {form}, which can run any code when it is loaded: "
-            'log it with serialization_format="skops", or set SERVING_ALLOW_PICKLE=true'
-        )
-    try:
-        return pickle.loads(content)  # noqa: S301 - the setting says so
-    except Exception as error:
-        raise UnservableError(f"its file cannot be read ({type(error).__name__}: {error})") from error
-
-
-def parse_example(document: Any, schema: Schema) -> Table | None:
-    """Return the rows of an input example that MLflow saved of a data frame, or None if it is of something else."""
-    if not isinstance(document, Mapping) or not {"columns", "data"} <= document.keys():
-        return None
-    with suppress(ValueError, TypeError):
-        positions = [document["columns"].index(name) for name in schema.names]
-        rows = schema.adapter("rows", strict=False).validate_python(
-            [
-                {name: row[at] for name, at in zip(schema.names, positions, strict=True) if row[at] is not None}
-                for row in document["data"]
-            ]
-        )
-        return Table([[row.get(name) for row in rows] for name in schema.names], len(rows))
-    return None

@@ -14,9 +14,11 @@ CODES: dict[str, tuple[int, str]] = {
     "malformed": (400, "The body is not of the format that Content-Type names."),
     "no-key": (401, "The API key is missing or wrong."),
     "unknown-model": (404, "No such model is registered."),
+    "unknown-version": (404, "The model has no such version."),
     "unknown-subject": (404, "The query names a subject that the model's project does not know."),
     "no-forecast": (404, "No project declares live features for the model."),
     "not-recorded": (404, "Predictions are not recorded: a setting turns it off."),
+    "too-slow": (408, "The body did not arrive in time."),
     "too-many-rows": (413, "The batch has too many rows."),
     "body-too-large": (413, "The body is too large."),
     "content-type": (415, "Content-Type is not supported."),
@@ -25,12 +27,20 @@ CODES: dict[str, tuple[int, str]] = {
     "refused-by-model": (422, "The rows fit the signature, and the estimator refuses them."),
     "invalid-query": (422, "A parameter of the query is missing or wrong; `problems` names it."),
     "source-data": (502, "The source of the live features sent data that cannot be used."),
+    "overloaded": (503, "More requests wait than can be answered soon; Retry-After says when to try again."),
     "no-champion": (503, "The model has no champion that can be served."),
+    "unservable": (503, "The version cannot be served; the message says why."),
+    "version-down": (503, "MLflow does not answer, so the version cannot be fetched."),
+    "loading": (503, "The model is being loaded; Retry-After says when to try again."),
     "registry-unknown": (503, "MLflow has not answered yet, so no model is known."),
     "features-unfit": (503, "The project's hook fails, or makes other features than the champion was fitted on."),
     "source-down": (503, "The source of the live features does not answer, or asks for fewer requests."),
     "records-down": (503, "The database of the recorded predictions does not answer."),
 }
+
+
+RETRY_AFTER_SECONDS = {"loading": 2, "overloaded": 1}
+"""By code, what the header Retry-After says."""
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ MLflow's own client would cost a second at start and 80 MiB, and over S3 it woul
 Here files come through MLflow's proxy, so that the service needs no key of the store.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
 
-from serving.errors import RegistryError, UnservableError
+from serving.errors import RegistryError, UnknownVersionError, UnservableError
 from trainyard.contract import Alias
 
 API, PROXY = "/api/2.0/mlflow", "/api/2.0/mlflow-artifacts/artifacts"
@@ -51,8 +53,8 @@ class Registry:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
 
-    def champions(self) -> dict[str, Champion | None]:
-        """Return every registered model that this account may read, with its champion."""
+    def champions(self, alias: str = Alias.CHAMPION) -> dict[str, Champion | None]:
+        """Return every registered model that this account may read, with its champion or the holder of another alias."""
         found: dict[str, Champion | None] = {}
         token = ""
         while True:
@@ -61,7 +63,7 @@ class Registry:
             for model in page.get("registered_models", []):
                 name, created = str(model["name"]), int(model["creation_timestamp"])
                 aliases = {alias["alias"]: int(alias["version"]) for alias in model.get("aliases", [])}
-                version = aliases.get(Alias.CHAMPION)
+                version = aliases.get(alias)
                 found[name] = Champion(name, created, version) if version is not None else None
             token = page.get("next_page_token", "")
             if not token:
@@ -85,9 +87,35 @@ class Registry:
         tags = {str(tag["key"]): str(tag.get("value", "")) for tag in version.get("tags", [])}
         return Version(int(version["creation_timestamp"]) / 1000, urlsplit(source).path.strip("/"), tags)
 
-    def file(self, version: Version, name: str) -> bytes:
-        """Return the bytes of a file of a version."""
-        return self._get(f"{PROXY}/{quote(f'{version.folder}/{name}')}", {}).content
+    def sizes(self, version: Version, folder: str = "") -> dict[str, int]:
+        """Return the sizes of the files in a folder of a version, in bytes by their paths within the version."""
+        path = f"{version.folder}/{folder}" if folder else version.folder
+        listed = self._json(PROXY, {"path": path}).get("files", [])
+        return {
+            f"{folder}/{name}" if folder else name: int(file.get("file_size") or 0)
+            for file in listed
+            if not file.get("is_dir")
+            for name in [str(file["path"]).rpartition("/")[2]]
+        }
+
+    def fetch(self, version: Version, name: str, folder: Path, max_bytes: int) -> None:
+        """Write a file of a version to the same path in a folder, a chunk at a time.
+
+        Raises:
+            UnservableError: It has more than `max_bytes`, or a path that leads out of the folder.
+        """
+        target = (folder / name).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise UnservableError(f"its file {name} is outside of its folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path, size = f"{PROXY}/{quote(f'{version.folder}/{name}')}", 0
+        with self._errors(path), self._http.stream("GET", path) as answer, target.open("wb") as file:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise UnservableError(f"its file {name} has more than {max_bytes} bytes")
+                file.write(chunk)
 
     def _json(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         answer = self._get(path, query)
@@ -100,9 +128,16 @@ class Registry:
         return document
 
     def _get(self, path: str, query: dict[str, str]) -> httpx.Response:
-        try:
+        with self._errors(path):
             return self._http.get(path, params=query).raise_for_status()
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        try:
+            yield
         except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.NOT_FOUND and path.endswith("/model-versions/get"):
+                raise UnknownVersionError("MLflow has no such version") from error
             raise RegistryError(f"MLflow answers {error.response.status_code} to {path}") from error
         except httpx.HTTPError as error:
             raise RegistryError(f"MLflow does not answer at {self._http.base_url} ({error})") from error

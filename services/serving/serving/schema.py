@@ -1,18 +1,30 @@
 """A model's MLflow signature as the types of its rows."""
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
+import pandas as pd
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from serving.errors import UnservableError
+from trainyard.contract import ModelMetadata
 
+DTYPES = re.compile(
+    r"u?int(8|16|32|64)|U?Int(8|16|32|64)|float(16|32|64)|Float(32|64)|bool|boolean|object|str|string|"
+    r"datetime64\[(s|ms|us|ns)(, [A-Za-z0-9_+:/-]+)?\]"
+)
+"""pandas' types that a model's file may name."""
+ISO_8601 = re.compile(
+    r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.]\d{1,6}0*)?)?(Z|[+-]\d{2}:?\d{2})?)?", re.ASCII | re.IGNORECASE
+)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 """Trees compute in single precision: a larger number would be infinite to them."""
 
@@ -23,6 +35,8 @@ class Kind:
 
     python: Any
     numpy: str
+    frame: str
+    """The type that pandas gives such values by itself."""
     minimum: float | None = None
     maximum: float | None = None
 
@@ -31,15 +45,20 @@ class Kind:
         """Whether a matrix of numbers can hold it."""
         return self.python in (float, int, bool)
 
+    @property
+    def is_datetime(self) -> bool:
+        """Whether it holds moments."""
+        return self.python is datetime
+
 
 KINDS = {
-    "double": Kind(float, "float64", -FLOAT32_MAX, FLOAT32_MAX),
-    "float": Kind(float, "float32", -FLOAT32_MAX, FLOAT32_MAX),
-    "long": Kind(int, "int64", -(2**63), 2**63 - 1),
-    "integer": Kind(int, "int32", -(2**31), 2**31 - 1),
-    "boolean": Kind(bool, "bool"),
-    "string": Kind(str, "object"),
-    "datetime": Kind(datetime, "datetime64[ns]"),
+    "double": Kind(float, "float64", "float64", -FLOAT32_MAX, FLOAT32_MAX),
+    "float": Kind(float, "float32", "float32", -FLOAT32_MAX, FLOAT32_MAX),
+    "long": Kind(int, "int64", "int64", -(2**63), 2**63 - 1),
+    "integer": Kind(int, "int32", "int32", -(2**31), 2**31 - 1),
+    "boolean": Kind(bool, "bool", "bool"),
+    "string": Kind(str, "object", "str"),
+    "datetime": Kind(datetime, "datetime64[ns]", "datetime64[us]"),
 }
 """By the names of MLflow's types."""
 
@@ -51,6 +70,28 @@ class Column:
     name: str
     kind: Kind
     required: bool
+    dtype: str | None = None
+    """The type of the frame that the estimator was fitted on; None where only the signature is known."""
+    missing: float | None = None
+    """How a missing value of the type `object` is written: None or NaN."""
+
+    def to_series(self, values: Sequence[Any]) -> pd.Series:
+        """Return values as the column of a frame that the estimator was fitted on; None is a missing value."""
+        dtype: Any = self._dtype
+        if self.kind.is_datetime:
+            moments: Any = pd.Series(pd.to_datetime(list(values), utc=True))
+            moments = moments if "," in dtype else moments.dt.tz_localize(None)
+            return pd.Series(moments.astype(dtype))
+        if (dtype == "bool" or dtype.startswith(("int", "uint"))) and any(value is None for value in values):
+            dtype = "object" if dtype == "bool" else "float64"
+        if dtype == "object" and self.missing is not None:
+            values = [self.missing if value is None else value for value in values]
+        series: pd.Series = pd.Series(values, dtype=dtype)
+        return series
+
+    @property
+    def _dtype(self) -> str:
+        return self.dtype if self.dtype is not None and DTYPES.fullmatch(self.dtype) else self.kind.frame
 
     def type(self, strict: bool) -> Any:
         """Return the type that pydantic validates.
@@ -58,14 +99,26 @@ class Column:
         Args:
             strict: Whether values have types, as in JSON; the cells of a CSV are text.
         """
+        if self.kind.is_datetime:
+            return Annotated[datetime, BeforeValidator(check_moment)]
         rules: dict[str, Any] = {"strict": strict}
         if self.kind.minimum is not None:
             rules |= {"ge": self.kind.minimum, "le": self.kind.maximum}
         if self.kind.python is float:
             rules["allow_inf_nan"] = False
         python: Any = self.kind.python
-        inner: Any = Annotated[python, Field(**rules)]
-        return inner if self.required else NotRequired[inner | None]
+        return Annotated[python, Field(**rules)]
+
+
+def check_moment(value: Any) -> Any:
+    """Return a moment, or the text of one, as it is.
+
+    Raises:
+        ValueError: It is neither, such as a number of seconds, or finer than a microsecond, which would be cut off.
+    """
+    if isinstance(value, datetime) or (isinstance(value, str) and ISO_8601.fullmatch(value)):
+        return value
+    raise ValueError("Input should be a date and a time in ISO 8601, no finer than a microsecond")
 
 
 @dataclass(frozen=True)
@@ -84,13 +137,11 @@ class Schema:
         """Whether a matrix of numbers can hold the rows."""
         return all(column.kind.is_numeric for column in self.columns)
 
-    def adapter(self, shape: Literal["row", "rows"], strict: bool, max_rows: int | None = None) -> TypeAdapter[Any]:
-        """Return the validator of one row, or of a batch of at most `max_rows`."""
+    def row_adapter(self) -> TypeAdapter[Any]:
+        """Return the validator of one row in JSON."""
         make: Any = TypedDict  # the types are known only here
-        row: Any = with_config(ConfigDict(extra="forbid"))(make("Row", {c.name: c.type(strict) for c in self.columns}))
-        if shape == "row":
-            return TypeAdapter(row)
-        return TypeAdapter(Annotated[list[row], Field(min_length=1, max_length=max_rows)])
+        fields = {c.name: c.type(True) if c.required else NotRequired[c.type(True) | None] for c in self.columns}
+        return TypeAdapter(with_config(ConfigDict(extra="forbid"))(make("Row", fields)))
 
 
 def parse_signature(document: Mapping[str, Any]) -> Schema:
@@ -102,6 +153,8 @@ def parse_signature(document: Mapping[str, Any]) -> Schema:
     signature = document.get("signature")
     if not signature or not signature.get("inputs"):
         raise UnservableError("it has no signature: log it with signature=infer_signature(...)")
+    metadata = document.get("metadata") or {}
+    dtypes, with_nan = metadata.get(ModelMetadata.DTYPES) or {}, metadata.get(ModelMetadata.MISSING_NAN) or ()
     columns = []
     for given in json.loads(signature["inputs"]):
         name, kind = given.get("name"), given.get("type")
@@ -109,7 +162,8 @@ def parse_signature(document: Mapping[str, Any]) -> Schema:
             raise UnservableError("its signature has no names of columns: fit and log it with a data frame")
         if kind not in KINDS:
             raise UnservableError(f"its column {name!r} has the type {kind}, which cannot be served")
-        columns.append(Column(str(name), KINDS[kind], bool(given.get("required", True))))
+        missing = math.nan if name in with_nan else None
+        columns.append(Column(str(name), KINDS[kind], bool(given.get("required", True)), dtypes.get(name), missing))
     if not columns or len({column.name for column in columns}) < len(columns):
         raise UnservableError("its signature has no columns, or two of one name")
     return Schema(tuple(columns))

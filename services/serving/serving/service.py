@@ -1,24 +1,46 @@
 """The parts of the running service, which endpoints find at `app.state.service`."""
 
+import asyncio
 import hmac
 import time
-from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Depends, Request, Response, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
+from serving.admission import BodyBudget, Caller, Limiters, now, overloaded
+from serving.batches import Predictions, Threads
 from serving.catalog import Catalog
+from serving.endpoints import Endpoints
 from serving.live import LiveFeatures
+from serving.loading import Loader
 from serving.metrics import Metrics
-from serving.model import Model, Predictions
+from serving.model import Model
 from serving.payloads import Table
 from serving.problems import RequestError
-from serving.recorder import Record, Recorder
+from serving.record import Record
+from serving.recorder import Recorder
 from serving.settings import Settings
+from serving.shadow import Shadow
+from serving.versions import Versions
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+HAS_LEFT = "trainyard.has_left"
+"""In a request's scope: a function that tells whether its caller has disconnected (`serving.protocol`)."""
+MAX_BODIES = 4
+"""How many bodies of the largest size may be in memory at once."""
+
+
+def never() -> bool:
+    """Return False, where a server does not tell whether a caller has left."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -26,49 +48,120 @@ class Service:
     """The objects that requests share."""
 
     settings: Settings
+    loader: Loader
     catalog: Catalog
+    versions: Versions
     recorder: Recorder
+    shadow: Shadow
     metrics: Metrics
     live: LiveFeatures
-    threads: Executor
-    """Runs estimators that are too slow for the event loop."""
+    threads: Threads
+    """Run estimators that are too slow for the event loop, and read and render what is large."""
+    limiters: Limiters
+    bodies: BodyBudget
+    endpoints: Endpoints
     api_key: bytes | None
     """The key that requests must have; None requires none."""
+    reading_key: bytes | None
+    """A second key of the endpoints that show neither inputs nor predictions."""
 
     @classmethod
     def create(cls, settings: Settings) -> "Service":
         """Return the service, not started yet."""
-        catalog, recorder = Catalog(settings), Recorder(settings)
-        threads = ThreadPoolExecutor(2, thread_name_prefix="predict")
+        loader = Loader(settings)
+        catalog, recorder = Catalog(settings, loader), Recorder(settings)
+        limiters = Limiters(settings.serving_max_queue, settings.serving_max_wait_seconds)
         key = settings.serving_api_key if settings.serving_require_key else None
         api_key = key.get_secret_value().encode() if key else None
-        return cls(settings, catalog, recorder, Metrics(catalog, recorder), LiveFeatures(), threads, api_key)
+        reading_key = settings.serving_reading_key.get_secret_value().encode() if settings.serving_reading_key else None
+        shadow = Shadow(settings, loader, recorder)
+        metrics, bodies = (
+            Metrics(catalog, recorder, limiters, shadow),
+            BodyBudget(MAX_BODIES * settings.serving_max_body_bytes),
+        )
+        return cls(
+            settings,
+            loader,
+            catalog,
+            Versions(settings, loader),
+            recorder,
+            shadow,
+            metrics,
+            LiveFeatures(),
+            Threads.create(),
+            limiters,
+            bodies,
+            Endpoints(),
+            api_key,
+            reading_key,
+        )
 
     def start(self) -> None:
         """Start the background threads."""
         self.catalog.start()
         self.recorder.start()
+        self.shadow.start()
 
     def stop(self) -> None:
         """Finish what requests still need, and flush the records."""
         self.catalog.stop()
+        self.versions.stop()
         self.live.stop()
-        self.threads.shutdown(wait=True)
+        self.threads.stop()
+        self.shadow.stop()
+        self.loader.stop()
         self.recorder.stop()
 
-    async def predict(self, model: Model, table: Table, about: Mapping[str, Any] | None = None) -> Predictions:
-        """Return the predictions of some rows; count and record them.
+    async def model_version(self, name: str, version: int) -> Model:
+        """Return a version of a registered model, the champion or another one.
 
         Raises:
-            RequestError: The estimator refuses the rows.
+            RequestError: There is no such version, or it cannot be fetched or served.
         """
-        predictions = await model.predict(table, self.threads)
+        state = self.catalog.state
+        champion = state.models.get(name)
+        if champion is not None and champion.champion.version == version:
+            return champion
+        if name not in state.registered:
+            self.catalog.model(name)  # tells whether the model or the registry is unknown
+        return await self.versions.model(name, version)
+
+    async def predict(
+        self, model: Model, table: Table, scope: Scope, about: Mapping[str, Any] | None = None
+    ) -> Predictions:
+        """Return the predictions of some rows of a request; count and record them.
+
+        Raises:
+            RequestError: The estimator refuses the rows, or too many requests wait for it.
+        """
+        limiter = self.limiters.find(model.champion.model)
+        predictions = await model.predict(table, self.threads, Caller(limiter, scope.get(HAS_LEFT, never)))
         self.metrics.count_predictions(model, predictions)
         champion, names = model.champion, model.schema.names
         self.recorder.put(
             Record(time.time(), champion.model, champion.version, names, table.columns, predictions, about)
         )
+        if model is self.catalog.state.models.get(champion.model):
+            self.shadow.copy(model, table, about, limiter)
         return predictions
+
+    async def run_large(self, scope: Scope, function: Callable[[T], R], argument: T) -> R:
+        """Return a function's result from a thread, as it would hold up other requests.
+
+        Raises:
+            ClientDisconnect: The caller left before it began.
+            RequestError: It has waited too long for a thread.
+        """
+        deadline = now() + self.settings.serving_max_wait_seconds
+
+        def run() -> R:
+            if now() > deadline:
+                raise overloaded("The request has waited too long for a thread. Try again later.")
+            if scope.get(HAS_LEFT, never)():
+                raise ClientDisconnect
+            return function(argument)
+
+        return await asyncio.get_running_loop().run_in_executor(self.threads.large, run)
 
 
 def get_service(request: Request) -> Service:
@@ -83,21 +176,38 @@ async def require_api_key(request: Request) -> None:
     Raises:
         RequestError: The key is missing or wrong.
     """
-    key = get_service(request).api_key
-    if key is None:
+    require_one_of(request, get_service(request).api_key)
+
+
+async def require_reading_key(request: Request) -> None:
+    """Refuse a request without the API key or the reading key.
+
+    Raises:
+        RequestError: The key is missing or wrong.
+    """
+    service = get_service(request)
+    require_one_of(request, service.api_key, service.reading_key)
+
+
+def require_one_of(request: Request, api_key: bytes | None, *others: bytes | None) -> None:
+    """Refuse a request without one of the keys, unless the service requires no API key."""
+    if api_key is None:
         return
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key):
+    sent = given.encode("utf-8", "surrogateescape")
+    if not any(key is not None and hmac.compare_digest(sent, key) for key in (api_key, *others)):
         raise RequestError("no-key", "Send the key as Authorization: Bearer ..., or as X-API-Key.")
 
 
-API_KEY = (
+DOCUMENTED_KEY = (
     Security(HTTPBearer(scheme_name="bearer", auto_error=False)),
     Security(APIKeyHeader(scheme_name="header", name="X-API-Key", auto_error=False)),
-    Depends(require_api_key),
 )
+API_KEY = (*DOCUMENTED_KEY, Depends(require_api_key))
 """A router's dependencies: the first two document what the third enforces."""
+READING_KEY = (*DOCUMENTED_KEY, Depends(require_reading_key))
+"""The same for what shows neither inputs nor predictions."""
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

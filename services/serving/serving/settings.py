@@ -1,13 +1,18 @@
 """The service's settings, all of them environment variables."""
 
+from functools import cached_property
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# Types that skops asks about in the files of scikit-learn's trees, forests and boosting. Reviewed: trees of plain
-# arrays, the table of bin edges, losses without state of their own, and numpy's types. A model's own list of trusted
-# types is written by its author; only this list counts.
+from serving.limits import Limits
+from serving.memory import MODELS_SHARE, memory_limit
+
+# Types that skops asks about in the files of scikit-learn's own estimators. Reviewed: trees of plain arrays, neighbours'
+# trees and their distances, the table of bin edges, losses and calibrators without code of their own, a dictionary, and
+# numpy's types. None of them calls what the file names. Damaged arrays in them can crash the service: whoever may
+# register a model can. A model's own list of trusted types is written by its author; only this list counts.
 REVIEWED_TYPES = frozenset(
     {
         "numpy.dtype",
@@ -15,9 +20,19 @@ REVIEWED_TYPES = frozenset(
         "sklearn._loss.link.Interval",
         "sklearn._loss.link.LogitLink",
         "sklearn._loss.loss.HalfBinomialLoss",
+        "sklearn._loss.loss.HalfTweedieLossIdentity",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
         "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
         "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.metrics._dist_metrics.ChebyshevDistance64",
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.metrics._dist_metrics.ManhattanDistance64",
+        "sklearn.metrics._dist_metrics.MinkowskiDistance64",
+        "sklearn.neighbors._ball_tree.BallTree",
+        "sklearn.neighbors._kd_tree.KDTree",
         "sklearn.tree._tree.Tree",
+        "sklearn.utils._bunch.Bunch",
     }
 )
 
@@ -36,6 +51,8 @@ class Settings(BaseSettings):
 
     serving_api_key: SecretStr | None = None
     """What callers send as `Authorization: Bearer ...` or `X-API-Key`."""
+    serving_reading_key: SecretStr | None = None
+    """A second key, which opens `GET /traffic` and `GET /models/NAME/shadow` alone: the dashboard's."""
     serving_require_key: bool = True
     """Whether predictions and their records require the key; health, metrics and the documentation never do."""
 
@@ -43,6 +60,17 @@ class Settings(BaseSettings):
     """How often MLflow is polled for the champions."""
     serving_max_rows: int = Field(default=10_000, ge=1)
     serving_max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+
+    serving_max_queue: int = Field(default=128, ge=1)
+    """How many requests may wait for a model; further ones are answered with 503."""
+    serving_max_wait_seconds: float = Field(default=10.0, gt=0)
+    """How long a request may wait for its model; then it is answered with 503."""
+    serving_max_versions: int = Field(default=2, ge=1)
+    """How many versions that requests name by number are kept in memory beside the champions."""
+    serving_shadow_fraction: float = Field(default=0.0, ge=0, le=1)
+    """The share of a model's requests that its challenger predicts too; its predictions are only recorded."""
+    serving_model_bytes: int | None = Field(default=None, ge=2**20)
+    """How much memory the loaded models may take together; by default 40 % of the container's, or the machine's."""
 
     serving_trusted_types: Annotated[frozenset[str], NoDecode] = frozenset()
     """Types that models' files may hold beyond the reviewed ones, separated by commas in the variable."""
@@ -52,7 +80,11 @@ class Settings(BaseSettings):
     serving_database_url: SecretStr | None = None
     """Where predictions are recorded, as postgresql://user:password@host/database; empty records none."""
     serving_keep_days: int = Field(default=30, ge=0, le=36500)
-    """How long a recorded prediction is kept; 0 records none, and deletes what was recorded."""
+    """How long a recorded prediction is kept, in whole days; 0 records none, and deletes what was recorded."""
+    serving_records_max_bytes: int = Field(default=2 * 2**30, ge=2**20)
+    """Size in the database at which the oldest days are dropped; a day's requests may take an eighth of it."""
+    serving_records_rate: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that are recorded. Forecasts, which the monitor scores, are always recorded."""
 
     @field_validator("serving_trusted_types", mode="before")
     @classmethod
@@ -66,6 +98,16 @@ class Settings(BaseSettings):
         if self.serving_require_key and self.serving_api_key is None:
             raise ValueError("SERVING_API_KEY is empty: give one, or set SERVING_REQUIRE_KEY=false")
         return self
+
+    @cached_property
+    def model_memory(self) -> int:
+        """How much memory the loaded models may take together, in bytes."""
+        return self.serving_model_bytes or int(MODELS_SHARE * memory_limit())
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of a request's body."""
+        return Limits(self.serving_max_rows, self.serving_max_body_bytes)
 
     @property
     def trusted_types(self) -> frozenset[str]:

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from serving.api.predictions import ClassPrediction, PredictionRoute, ValuePrediction, format_predictions
 from serving.model import Model
 from serving.problems import document_problems
-from serving.service import API_KEY, Service, get_service, json_response
+from serving.service import API_KEY, get_service, json_response
 
 
 class ClassForecast(ClassPrediction):
@@ -46,7 +46,7 @@ QUERY = {
 }
 PROBLEMS = document_problems(
     *("no-key", "unknown-model", "unknown-subject", "no-forecast", "refused-by-model", "invalid-query", "source-data"),
-    *("no-champion", "registry-unknown", "features-unfit", "source-down"),
+    *("no-champion", "registry-unknown", "features-unfit", "source-down", "overloaded", "loading"),
 )
 
 
@@ -60,9 +60,11 @@ PROBLEMS = document_problems(
 async def forecast(request: Request) -> Response:
     """Answer with the forecast of the model that a `choose_model` hook names."""
     service, query = get_service(request), dict(request.query_params)
-    model = service.catalog.model(await service.live.choose_model(query))
+    name = await service.live.choose_model(query)
+    await service.catalog.wait_for(name)
+    model = service.catalog.model(name)
     request.scope["measurement"].model = model.champion.model
-    return await _forecast(service, model, query)
+    return await _forecast(request, model, query)
 
 
 @router.get(
@@ -75,12 +77,14 @@ async def forecast(request: Request) -> Response:
 async def forecast_of_model(name: str, request: Request) -> Response:
     """Answer with a model's predictions of the rows that its `live_features` hook makes."""
     service = get_service(request)
-    return await _forecast(service, service.catalog.model(name), dict(request.query_params))
+    return await _forecast(request, service.catalog.model(name), dict(request.query_params))
 
 
-async def _forecast(service: Service, model: Model, query: Mapping[str, str]) -> Response:
+async def _forecast(request: Request, model: Model, query: Mapping[str, str]) -> Response:
+    service = get_service(request)
+    request.scope["measurement"].version = model.champion.version
     rows = await service.live.rows(model, query)
-    predictions = format_predictions(model, await service.predict(model, rows.table, rows.about()))
+    predictions = format_predictions(model, await service.predict(model, rows.table, request.scope, rows.about()))
     return json_response(
         {
             "model": model.champion.model,

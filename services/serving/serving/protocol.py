@@ -1,0 +1,140 @@
+"""The HTTP protocol of the service: uvicorn's, which refuses requests for an overloaded model before it handles them.
+
+At many times the sustainable rate, parsing and routing alone would take all of the processor: a refusal here takes a
+small part of that.
+"""
+
+from typing import Any, cast
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.admission import OVERLOADED, Limiter, Limiters, now
+from serving.problems import CODES, RETRY_AFTER_SECONDS
+from serving.service import HAS_LEFT
+
+MAX_BUFFERED_BYTES = 65536
+
+_BODY = orjson.dumps(
+    # With the keys of all protocols: here it is not known which one the caller speaks.
+    {"code": "overloaded", "message": OVERLOADED, "error": OVERLOADED, "error_code": "TEMPORARILY_UNAVAILABLE"}
+)
+REFUSAL = (
+    b"HTTP/1.1 %d Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\nretry-after: %d\r\n"
+    b"cache-control: no-store\r\n\r\n%b"
+    % (CODES["overloaded"][0], len(_BODY), RETRY_AFTER_SECONDS["overloaded"], _BODY)
+)
+
+
+class JoiningTransport:
+    """Sends the head and the body of a response in one system call, where uvicorn writes them apart."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport, self._parts, self._size = transport, list[bytes](), 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Keep some bytes for `flush`."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_BUFFERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was written."""
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+            self._size = 0
+
+    def close(self) -> None:
+        """Send what was written, and close the connection."""
+        self.flush()
+        self._transport.close()
+
+
+class ServingProtocol(HttpToolsProtocol):
+    """A connection."""
+
+    limiters: Limiters
+    """Set by `protocol_with`."""
+
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self._refuses = False
+        """Whether the request that is read is refused."""
+        self._limiter: Limiter | None = None
+        """The limiter of the request that is read, if it has one."""
+        self._entered: Limiter | None = None
+        """The limiter of the request that is in flight."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin a connection."""
+        super().connection_made(JoiningTransport(transport))  # type: ignore[arg-type] # the part that uvicorn uses
+
+    def on_headers_complete(self) -> None:
+        """Refuse a request, or begin to handle it."""
+        is_pipelined = self.cycle is not None and not self.cycle.response_complete
+        limiter = None if is_pipelined else self.limiters.of_paths.get(self.url.partition(b"?")[0])
+        self._refuses = limiter is not None and not limiter.admits(now())
+        if self._refuses:
+            if self.expect_100_continue:  # the caller would wait before it sends the body
+                self._refuse()
+                self.transport.close()
+            return
+        self._limiter = limiter
+        cast(dict[str, Any], self.scope)[HAS_LEFT] = self.transport.is_closing
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        if not self._refuses:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Count a request that has arrived completely, or send its refusal."""
+        if self._refuses:
+            if self.transport.is_closing():
+                return
+            self._refuse()
+            if not self.parser.should_keep_alive():
+                self.transport.close()
+            return
+        if self._limiter is not None and not self.cycle.response_complete:
+            self._entered, self._limiter = self._limiter, None
+            self._entered.in_flight += 1
+        super().on_message_complete()
+
+    def _refuse(self) -> None:
+        self.transport.write(REFUSAL)
+        self.transport.flush()  # type: ignore[attr-defined]
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def on_response_complete(self) -> None:
+        """End a request."""
+        self.transport.flush()  # type: ignore[attr-defined]
+        self._leave()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the connection, and its request."""
+        self._leave()
+        super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        if self._entered is not None:
+            self._entered.in_flight -= 1
+            self._entered = None
+
+
+def protocol_with(limiters: Limiters) -> type[ServingProtocol]:
+    """Return the class of connections whose requests pass these limiters."""
+
+    class LimitedProtocol(ServingProtocol):
+        pass
+
+    LimitedProtocol.limiters = limiters
+    return LimitedProtocol
