@@ -12,8 +12,8 @@ USERS = "/api/2.0/mlflow/users"
 def provision_accounts(settings: Settings) -> None:
     """Create the accounts of worker, serving and dashboard, or update their passwords.
 
-    None is an admin: each may read everything and change what it created. MLflow lets every account create experiments
-    and models; serving and dashboard create none, so they can change nothing, others' aliases and artifacts included.
+    None is an admin: each may read everything. The worker may create experiments and models and change what it created;
+    serving and dashboard are refused all writes (`mlflow_server.reading_accounts`).
 
     Raises:
         httpx.HTTPError: MLflow refused a request or did not answer.

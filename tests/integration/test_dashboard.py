@@ -2,9 +2,11 @@
 
 import html
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,13 +14,15 @@ import httpx
 import mlflow
 import pytest
 from dashboard.auth import MAX_FAILURES
+from dashboard.mlflow_source import MAX_VERSIONS
+from dashboard.prefect_source import LIST_PAGE
 from mlflow import MlflowClient
 from prefect import flow, task
 from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from infra.testing.servers import dashboard_server, prefect_server
+from infra.testing.servers import dashboard_server, prefect_server, serving_server
 from infra.testing.waiting import wait_until
 from tests.support import model_records
 from tests.support.gate import Gate
@@ -28,6 +32,7 @@ from trainyard.gate import Decision
 from trainyard.tracking import Registered
 
 LOGIN = {"user": "admin", "password": "a-password-of-the-tests"}
+API_KEY, READING_KEY = "a-key-of-the-callers", "a-key-of-the-dashboard"
 ADMIN_LOGIN, READER_LOGIN = "admin:password-of-the-admin", "dashboard:password-of-the-reader"
 MLFLOW_UI, PREFECT_UI = "http://mlflow.test:5001", "http://prefect.test:4200"
 PAGES = 9
@@ -239,6 +244,43 @@ def test_failed_sign_ins_are_limited(mlflow_address: str, prefect: SyncPrefectCl
     assert 0 < int(blocked.headers["retry-after"]) <= 60
 
 
+def test_sign_ins_whose_forms_arrive_together_are_limited(
+    mlflow_address: str, prefect: SyncPrefectClient, dashboards: Dashboards
+) -> None:
+    count, form = 3 * MAX_FAILURES, b"user=admin&password=wrong"
+    with ExitStack() as stack:
+        address = dashboards.start(stack, mlflow_address, str(prefect.api_url))
+        host, port = address.removeprefix("http://").split(":")
+        callers = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(count)]
+        head = (
+            f"POST /login HTTP/1.1\r\nHost: {host}:{port}\r\nOrigin: {address}\r\nContent-Length: {len(form)}\r\n\r\n"
+        )
+        for caller in callers:
+            caller.sendall(head.encode() + form[:1])
+        httpx.get(f"{address}/health").raise_for_status()  # by then, the heads have been read
+        for caller in callers:
+            caller.sendall(form[1:])
+        statuses = [int(caller.recv(4096).split()[1]) for caller in callers]
+
+    assert sorted(statuses) == [401] * MAX_FAILURES + [429] * (count - MAX_FAILURES)
+
+
+def test_a_browser_that_has_signed_in_before_is_not_locked_out_by_others(
+    mlflow_address: str, prefect: SyncPrefectClient, dashboards: Dashboards
+) -> None:
+    with ExitStack() as stack:
+        address = dashboards.start(stack, mlflow_address, str(prefect.api_url))
+        known, other = stack.enter_context(browser(address)), stack.enter_context(browser(address))
+        known.post("/login", data=LOGIN)
+        known.post("/logout")
+        for _ in range(MAX_FAILURES):
+            other.post("/login", data=LOGIN | {"password": "wrong"})
+
+        statuses = [client.post("/login", data=LOGIN).status_code for client in (other, known)]
+
+    assert statuses == [429, 303]
+
+
 def test_a_session_expires(mlflow_address: str, prefect: SyncPrefectClient, dashboards: Dashboards) -> None:
     with ExitStack() as stack:
         settings = {"DASHBOARD_SESSION_SECONDS": "2"}
@@ -254,13 +296,93 @@ def test_a_session_expires(mlflow_address: str, prefect: SyncPrefectClient, dash
 
 
 def test_the_page_shows_the_champion_and_the_challenger(user: httpx.Client, model: str) -> None:
-    expected = ("Version 1", "0.1618", "Why the last challenger was not promoted", "on 30 holdout rows")
+    expected = ("Version 1", "0.1618", "Why the last candidate was not promoted", "on 30 holdout rows")
 
     text = wait_for_text(user, f"/?model={model}", *expected)
 
     assert "brier 0.1999 <b>against</b> 0.1618" in text, "tags are escaped"
     assert "prior 0.2500" in text
     assert "has not checked this model yet" in text
+
+
+def test_the_overview_lists_every_model(user: httpx.Client, tracking: MlflowClient, model: str) -> None:
+    unused = f"unused-{uuid4().hex[:8]}"
+    tracking.create_registered_model(unused)
+    try:
+        text = wait_for_text(user, f"/?model={model}", f"{unused} none", f"{model} version 1 Brier score")
+    finally:
+        tracking.delete_registered_model(unused)
+
+    assert re.search(rf"{model} version 1 Brier score 0.1618 prior 0.2500 .*?\d{{4}}-", text), text
+    assert "No address of serving is set" in text
+
+
+def test_the_time_range_leaves_out_older_runs(user: httpx.Client, prefect: SyncPrefectClient) -> None:
+    name, post = f"recent-{uuid4().hex[:8]}", prefect._client.post
+    flow_id = post("/flows/", json={"name": name}).raise_for_status().json()["id"]
+    for run, due in (("run-new", datetime.now(UTC)), ("run-old", datetime.now(UTC) - timedelta(hours=2))):
+        scheduled = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+        created = post("/flow_runs/", json={"flow_id": flow_id, "name": run, "state": scheduled}).raise_for_status()
+        completed = {"state": {"type": "COMPLETED", "name": "Completed"}, "force": True}
+        post(f"/flow_runs/{created.json()['id']}/set_state", json=completed).raise_for_status()
+
+    recent = wait_for_text(user, f"/?flow={name}&range=1h", f"1 run of {name}", "run-new")
+    everything = wait_for_text(user, f"/?flow={name}", f"2 runs of {name}")
+
+    assert "run-old" not in recent
+    assert "run-old" in everything
+
+
+def test_the_challenger_is_compared_with_the_champion(user: httpx.Client, model: str) -> None:
+    text = wait_for_text(user, f"/?model={model}", "Comparison of two versions", "0.0381 ✕ worse")
+
+    assert "Brier score 0.1999 0.1618 0.0381 ✕ worse" in text
+    wait_for_text(user, f"/?model={model}&compare=1&against=2", "Brier score 0.1618 0.1999 -0.0381 ✓ better")
+
+
+@pytest.fixture(scope="module")
+def serving(mlflow_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of serving with an API key and a reading key."""
+    keys = {"SERVING_API_KEY": API_KEY, "SERVING_READING_KEY": READING_KEY}
+    with serving_server(tmp_path_factory.mktemp("serving"), mlflow_address, **keys) as address:
+        yield address
+
+
+def test_servings_traffic_is_shown(
+    serving: str, mlflow_address: str, prefect: SyncPrefectClient, model: str, dashboards: Dashboards
+) -> None:
+    def predict(row: dict[str, float]) -> int:
+        headers = {"X-API-Key": API_KEY}
+        return httpx.post(f"{serving}/models/{model}/predict", json=row, headers=headers).status_code
+
+    wait_until(lambda: predict({"temperature": 1.0}) == 200, 60, "the champion to be served")
+    assert predict({"wind": 1.0}) == 422
+    with ExitStack() as stack:
+        settings = {"SERVING_URL": serving, "SERVING_READING_KEY": READING_KEY}
+        address = dashboards.start(stack, mlflow_address, str(prefect.api_url), **settings)
+        client = stack.enter_context(browser(address))
+        client.post("/login", data=LOGIN)
+
+        text = wait_for_text(client, f"/?model={model}", "version requests failed refused p50 p95 p99")
+
+    rows = re.findall(r"(?<= )(\d+|unknown) (\d+) (\d+) (\d+) [\d.]+ ms [\d.]+ ms [\d.]+ ms", text)
+    requests = {version: int(count) for version, count, _, _ in rows}
+    assert requests["1"] >= 1, text
+    assert sum(int(refused) for *_, refused in rows) >= 1, "the row that does not fit the signature"
+
+
+def test_the_reading_key_opens_figures_alone(serving: str, model: str) -> None:
+    headers = {"Authorization": f"Bearer {READING_KEY}"}
+    paths = ("/traffic", f"/models/{model}/shadow", "/models", f"/models/{model}/predictions")
+
+    with httpx.Client(base_url=serving, headers=headers) as client:
+        statuses = {path: client.get(path).status_code for path in paths}
+        predicted = client.post(f"/models/{model}/predict", json={"temperature": 1.0}).status_code
+
+    assert list(statuses.values()) == [200, 404, 401, 401], "nothing is recorded here"
+    assert predicted == 401
+    assert httpx.get(f"{serving}/traffic").status_code == 401
+    assert httpx.get(f"{serving}/traffic", headers={"X-API-Key": API_KEY}).status_code == 200
 
 
 def test_the_page_links_to_both_uis(
@@ -273,7 +395,7 @@ def test_the_page_links_to_both_uis(
     page = user.get(f"/?model={model}").text
 
     assert MLflowPage.run(MLFLOW_UI, champion.experiment_id, champion.run_id) in page
-    assert MLflowPage.version(MLFLOW_UI, model, champion.version) in page
+    assert MLflowPage.version(MLFLOW_UI, model, 1) in page
     assert PrefectPage.flow_run(PREFECT_UI, flow_run_id) in page
 
 
@@ -301,8 +423,8 @@ def test_the_newest_check_is_shown(user: httpx.Client, model: str) -> None:
         metrics={"predictions": 40, "scored": 1, "live_brier": 0.2121, "holdout_brier": 0.1618},
         shifts=[Shift("wind", 0.4321, 0.3111, 0.001, 4.0, 9.0, True), Shift("kind", 0.1, 5.5, 0.2, None, None, False)],
         forecasts=[
-            ("store 1", "2026-11-20", "2026-11-19T06:00:00Z", 1, 0.81, 1),
-            ("store 1", "2026-11-21", "2026-11-20T06:00:00Z", 1, 0.33, None),
+            ("store 1", "2026-11-20", "2026-11-19T06:00:00Z", 1, 0.81, 1, 1),
+            ("store 1", "2026-11-21", "2026-11-20T06:00:00Z", 1, 0.33, None, 1),
         ],
     )
 
@@ -357,8 +479,8 @@ def test_a_regression_is_shown(user: httpx.Client, tracking: MlflowClient) -> No
         "No input has drifted.",
         metrics={"predictions": 2, "scored": 1, "live_rmse": 2.5, "holdout_rmse": 1.25},
         forecasts=[
-            ("store 1", "2026-11-20T06:00:00Z", "2026-11-19T06:00:00Z", 1, 12.5, 10.0),
-            ("store 1", "2026-11-20T07:00:00Z", "2026-11-19T06:00:00Z", 1, 14.25, None),
+            ("store 1", "2026-11-20T06:00:00Z", "2026-11-19T06:00:00Z", 1, 12.5, 10.0, 1),
+            ("store 1", "2026-11-20T07:00:00Z", "2026-11-19T06:00:00Z", 1, 14.25, None, 1),
         ],
     )
 
@@ -368,6 +490,37 @@ def test_a_regression_is_shown(user: httpx.Client, tracking: MlflowClient) -> No
     assert "rmse 2.500 1.250" in text
     assert "mean absolute error 2.500" in text
     assert "2026-11-20T06:00:00Z 12.5 10.0 1" in text
+
+
+def test_a_champion_older_than_the_listed_versions_is_shown(
+    user: httpx.Client, tracking: MlflowClient, versions: tuple[Registered, Registered]
+) -> None:
+    name, run_id = f"old-{uuid4().hex[:8]}", versions[0].run_id
+    tracking.create_registered_model(name)
+    for _ in range(MAX_VERSIONS + 1):
+        tracking.create_model_version(name, f"runs:/{run_id}/model", run_id)
+    tracking.set_registered_model_alias(name, Alias.CHAMPION, "1")
+    try:
+        expected = (f"Champion of {name} Version 1", "0.1618 prior 0.2500", "Version 1 on 30 holdout rows")
+        wait_for_text(user, f"/?model={name}", *expected)
+    finally:
+        tracking.delete_registered_model(name)
+
+
+def test_runs_of_more_flows_than_a_page_of_prefects_lists_are_shown(
+    user: httpx.Client, prefect: SyncPrefectClient
+) -> None:
+    post, last = prefect._client.post, f"zz-{uuid4().hex[:8]}"
+    names = [*(f"bulk-{uuid4().hex[:8]}" for _ in range(LIST_PAGE)), last]
+    flows = [post("/flows/", json={"name": name}).raise_for_status().json()["id"] for name in names]
+    try:
+        run = {"flow_id": flows[-1], "name": "of-the-last", "state": {"type": "COMPLETED", "name": "Completed"}}
+        post("/flow_runs/", json=run).raise_for_status()
+
+        wait_for_text(user, "/", f"of-the-last {last}")
+    finally:
+        for flow_id in flows:
+            prefect._client.delete(f"/flows/{flow_id}")
 
 
 def test_names_and_queries_are_quoted(user: httpx.Client, tracking: MlflowClient) -> None:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect_server.reading_account import withhold
 
 from infra.testing.servers import prefect_client, prefect_server
 from infra.testing.waiting import wait_until
@@ -45,7 +46,35 @@ def test_it_reads_what_the_admin_reads(api: httpx.Client, path: str) -> None:
     as_reader, as_admin = (api.post(path, json={}, auth=account) for account in (READER, ADMIN))
 
     assert (as_reader.status_code, as_admin.status_code) == (200, 200), as_reader.text
-    assert as_reader.json() == as_admin.json()
+    assert as_reader.json() == withhold(as_admin.json())
+
+
+def test_it_reads_no_fields_that_may_hold_secrets(api: httpx.Client) -> None:
+    secret = f"secret-{uuid4().hex}"
+    template = {
+        "variables": {"properties": {"token": {"type": "string", "default": secret}}},
+        "job_configuration": {"token": "{{ token }}"},
+    }
+    pool = {"name": f"pool-{uuid4().hex[:8]}", "type": "process", "base_job_template": template}
+    flow_id = api.post("/flows/", json={"name": "with-a-secret"}, auth=ADMIN).raise_for_status().json()["id"]
+    given = {
+        "flow_id": flow_id,
+        "name": "with-a-secret",
+        "parameters": {"token": secret},
+        "job_variables": {"t": secret},
+    }
+    try:
+        for path, body in (("/work_pools/", pool), ("/deployments/", given), ("/flow_runs/", given)):
+            api.post(path, json=body, auth=ADMIN).raise_for_status()
+
+        for kind in ("work_pools", "deployments", "flow_runs"):
+            path = f"/{kind}/filter"
+            assert secret in api.post(path, json={}, auth=ADMIN).text
+            assert secret not in api.post(path, json={}, auth=READER).raise_for_status().text
+        assert secret not in api.post("/flow_runs/paginate", json={}, auth=READER).raise_for_status().text
+    finally:
+        api.delete(f"/work_pools/{pool['name']}", auth=ADMIN).raise_for_status()
+        api.delete(f"/flows/{flow_id}", auth=ADMIN).raise_for_status()
 
 
 @pytest.mark.parametrize(

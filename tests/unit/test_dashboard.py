@@ -10,14 +10,16 @@ from typing import Any
 import altair
 import pytest
 import vl_convert
-from dashboard import charts, checks, runs
+from dashboard import charts, checks, runs, traffic
 from dashboard.auth import MAX_FAILURES, MAX_FAILURES_OF_ALL, WINDOW_SECONDS, SessionManager, SignInLimiter
 from dashboard.calibration import calibrate, wilson_interval
+from dashboard.comparison import compare_runs, select_versions
 from dashboard.conversions import to_iso, to_number, to_timestamp
 from dashboard.formatting import decimal, duration, integer, percent, time_tag
 from dashboard.metrics import scores_by_metric
 from dashboard.mlflow_source import quote_literal
-from dashboard.registry import champion_history, last_challenger, list_trainings, metric_points, version_history
+from dashboard.overview import overview_rows
+from dashboard.registry import champion_history, last_refusal, list_trainings, metric_points, version_history
 from dashboard.selection import Selection
 from dashboard.snapshots import MAX_SNAPSHOTS, Snapshot, SnapshotCache, SourceError
 from dashboard.ui import UIAddresses
@@ -126,14 +128,24 @@ def test_a_champions_period_ends_where_the_next_begins(history: list[dict[str, A
 
 
 def test_the_last_challenger_has_its_reason(history: list[dict[str, Any]]) -> None:
-    challenger = last_challenger(history)
+    refusal = last_refusal(history)
 
-    assert challenger is not None
-    assert (challenger["version"], challenger["reason"], challenger["compared_with"]) == (3, "worse", "2")
+    assert refusal is not None
+    assert (refusal["version"], refusal["reason"], refusal["compared_with"]) == (3, "worse", "2")
 
 
-def test_a_model_without_challengers_has_no_last_one() -> None:
-    assert last_challenger([]) is None
+def test_a_later_candidate_without_a_version_has_its_reason(history: list[dict[str, Any]]) -> None:
+    champion = next(version for version in history if version["version"] == 2)
+    later = {**champion, "last_reason": "no better", "last_at": NOON + 1e6}
+
+    refusal = last_refusal([later, *history])
+
+    assert refusal is not None
+    assert (refusal["version"], refusal["reason"], refusal["compared_with"]) == (None, "no better", 2)
+
+
+def test_a_model_without_refusals_has_no_last_one() -> None:
+    assert last_refusal([]) is None
 
 
 def test_metric_points_leave_out_what_is_not_finite() -> None:
@@ -372,6 +384,8 @@ def test_a_pool_has_a_status(workers: int, paused: bool, late: int, expected: st
         ({}, Selection()),
         ({"page": "3", "model": "a'b"}, Selection(page=3, model="a'b")),
         ({"page": "-1", "versions": "x"}, Selection()),
+        ({"range": "24h"}, Selection(range="24h")),
+        ({"range": "24 h"}, Selection()),
         ({"page": "99999999999999999999"}, Selection()),
         ({"page": "٣"}, Selection(page=3)),  # an Arabic digit
     ],
@@ -383,6 +397,129 @@ def test_a_selection_is_parsed_from_any_query(query: dict[str, str], expected: S
 def test_a_selection_has_a_url() -> None:
     assert Selection().url() == "/"
     assert Selection(model="a b", page=2).url("runs", page=3) == "/?model=a+b&page=3#runs"
+
+
+@pytest.mark.parametrize(
+    ("name", "since"), [("", -math.inf), ("15m", NOON - 900), ("7d", NOON - 7 * 86_400), ("x", -math.inf)]
+)
+def test_a_time_range_ends_now(name: str, since: float) -> None:
+    assert Selection.from_query({"range": name}).since(NOON) == since
+
+
+def test_checks_outside_of_the_time_range_are_left_out() -> None:
+    runs_ = [mlflow_run(name, int(at * 1000), {"live_rmse": 1.0}) for name, at in (("new", NOON), ("old", NOON - 3601))]
+
+    shown = checks.check_rows(checks.started_since(runs_, NOON - 3600), UI)
+
+    assert [check["at"] for check in shown] == [NOON]
+
+
+def minute(at: float, requests: int, errors: int = 0, refusals: int = 0, seconds: float = 0.002) -> dict[str, Any]:
+    """Return a minute as serving describes it."""
+    quantiles = dict.fromkeys(("p50", "p95", "p99"), seconds)
+    return {"minute": int(at), "requests": requests, "errors": errors, "refusals": refusals, "seconds": quantiles}
+
+
+def of_version(model: str, version: int | None, *minutes: dict[str, Any]) -> dict[str, Any]:
+    """Return a version's traffic as serving describes it; the quantiles of the hour are its first minute's."""
+    counts = {name: sum(each[name] for each in minutes) for name in ("requests", "errors", "refusals")}
+    hour = {**counts, "seconds": minutes[0]["seconds"]}
+    return {"model": model, "version": version, "hour": hour, "minutes": list(minutes)}
+
+
+TRAFFIC = [
+    of_version("demand", None, minute(NOON, 2, refusals=2)),
+    of_version("demand", 1, minute(NOON - 1800, 5), minute(NOON, 3, errors=1, seconds=0.004)),
+    of_version("demand", 2, minute(NOON, 9)),
+    of_version("price", 1, minute(NOON, 100)),
+]
+
+
+def test_a_models_traffic_is_that_of_all_its_versions() -> None:
+    totals = traffic.requests_by_model(TRAFFIC)
+
+    assert totals["demand"] == {"requests": 19, "errors": 1, "refusals": 2}
+    assert [(row["version"], row["requests"]) for row in traffic.version_rows(TRAFFIC, "demand")] == [
+        (2, 9),
+        (1, 8),
+        (None, 2),
+    ]
+
+
+def test_requests_are_charted_by_minute_and_outcome_in_the_time_range() -> None:
+    points = traffic.request_points(TRAFFIC, "demand", NOON - 900)
+
+    assert {point["outcome"]: point["requests"] for point in points} == {"answered": 11, "failed": 1, "refused": 2}
+    assert {(point["at"], point["until"]) for point in points} == {("2026-11-23T12:00:00Z", "2026-11-23T12:01:00Z")}
+
+
+def test_latency_is_charted_of_the_busiest_version() -> None:
+    points = traffic.latency_points(TRAFFIC, "demand", -math.inf)
+
+    assert [(point["at"][11:16], point["milliseconds"]) for point in points if point["quantile"] == "p99"] == [
+        ("11:30", 2.0),
+        ("12:00", 2.0),
+    ]
+
+
+def test_the_overview_has_each_models_champion_with_its_baselines_check_training_and_traffic() -> None:
+    models = [
+        {"name": "price", "changed_at": 2, "aliases": {}},
+        {"name": "demand", "changed_at": 1, "aliases": {Alias.CHAMPION: 2}},
+    ]
+    found = {
+        "champions": {"demand": mlflow_run("a", 1000, {"model_brier": 0.1, "prior_brier": 0.3, "model_log_loss": 1})},
+        "trainings": {"demand": mlflow_run("b", 2000, {})},
+        "checks": {"demand": mlflow_run("c", 3000, {}, {Tag.VERDICT: Verdict.ALERT})},
+    }
+
+    demand, price = overview_rows(models, found, TRAFFIC, UI)
+
+    assert (demand["version"], demand["score"]) == (
+        2,
+        {"label": "Brier score", "model": 0.1, "baselines": {"prior": 0.3}},
+    )
+    assert (demand["check"]["text"], demand["trained_at"], demand["traffic"]["requests"]) == ("Alert", 2.0, 19)
+    assert (price["version"], price["score"], price["check"], price["trained_at"]) == (None, None, None, None)
+    assert price["traffic"]["requests"] == 100
+    assert overview_rows(models, {}, None, UI)[0]["traffic"] is None, "not known, rather than none"
+
+
+@pytest.mark.parametrize(
+    ("selection", "aliases", "expected"),
+    [
+        (Selection(), {Alias.CHAMPION: 2, Alias.CHALLENGER: 3}, (3, 2)),
+        (Selection(), {Alias.CHAMPION: 4}, (3, 4)),
+        (Selection(), {}, (3, 4)),
+        (Selection(compare="1", against="4"), {Alias.CHAMPION: 2}, (1, 4)),
+        (Selection(compare="9", against="x"), {Alias.CHAMPION: 2, Alias.CHALLENGER: 3}, (3, 2)),
+        (Selection(against="3"), {Alias.CHAMPION: 2, Alias.CHALLENGER: 3}, (4, 3)),
+    ],
+)
+def test_the_challenger_is_compared_with_the_champion_unless_others_are_selected(
+    selection: Selection, aliases: dict[str, int], expected: tuple[int, int]
+) -> None:
+    versions = [mlflow_version(number, "") for number in (4, 3, 2, 1)]
+
+    assert select_versions(selection, versions, aliases) == expected
+    assert select_versions(selection, versions[:1], aliases) is None
+
+
+def test_parameters_that_differ_come_first_and_metrics_say_which_version_is_better() -> None:
+    compared = mlflow_run("a", 1, {"model_brier": 0.1, "model_accuracy": 0.5, "model_rmse": 2.0, "prior_brier": 0.3})
+    against = mlflow_run("b", 1, {"model_brier": 0.2, "model_accuracy": 0.75, "model_rmse": 3.0})
+    compared["data"]["params"] = [{"key": "c", "value": "1"}, {"key": "b", "value": "2"}]
+    against["data"]["params"] = [{"key": "c", "value": "3"}, {"key": "b", "value": "2"}]
+
+    found = compare_runs([compared, against])
+
+    assert [(row["name"], row["values"]) for row in found["parameters"]] == [("c", ["1", "3"]), ("b", ["2", "2"])]
+    assert [(row["label"], row["difference"], row["verdict"]) for row in found["metrics"]] == [
+        ("Brier score", pytest.approx(-0.1), "better"),
+        ("Accuracy", -0.25, "worse"),
+        ("rmse", -1.0, ""),
+    ]
+    assert compare_runs([None, against])["metrics"][0]["difference"] is None
 
 
 @pytest.mark.parametrize(("name", "expected"), [("", "new"), ("raw", "raw"), ("deleted", "new")])
@@ -440,6 +577,10 @@ SPECS = {
     "true class": charts.true_class_chart([{"from": 0.9, "to": 1, "rows": 3}]),
     "probabilities": charts.prediction_chart(predictions(0, 1, None), is_binary=True),
     "values": charts.prediction_chart(predictions(3.5, None), is_binary=False),
+    "requests": charts.request_chart(
+        [{"at": "2026-11-23T12:00:00Z", "until": "2026-11-23T12:01:00Z", "outcome": "answered", "requests": 3}]
+    ),
+    "latency": charts.latency_chart([{"at": "2026-11-23T12:00:00Z", "quantile": "p50", "milliseconds": 1.5}]),
     "drift": charts.drift_chart([{"column": "a", "psi": 0.1, "drifted": True, "training_mean": 1, "recent_mean": 2}]),
     "duration": charts.duration_chart(
         [{"run": "a", "order": 0, "component": "train", "seconds": 2.0, "state": "Completed"}]
@@ -595,17 +736,35 @@ def test_a_session_expires() -> None:
     assert manager.verify(cookie) is None
 
 
-@pytest.mark.parametrize("changed", [{"password": "other"}, {"key": "o" * 32}, {"user": "other"}])
-def test_a_changed_account_invalidates_its_sessions(changed: dict[str, str]) -> None:
-    cookie = session_manager(Clock()).issue()
+def test_a_restart_ends_all_sessions_so_that_signed_out_ones_stay_out() -> None:
+    manager = session_manager(Clock())
+    cookie = manager.issue()
+    session = manager.verify(cookie)
+    assert session is not None
+    manager.revoke(session)
 
-    assert session_manager(Clock()).verify(cookie) is not None
-    assert session_manager(Clock(), **changed).verify(cookie) is None
+    assert session_manager(Clock()).verify(cookie) is None
+
+
+def test_a_known_browser_is_known_after_a_restart() -> None:
+    cookie = session_manager(Clock()).issue_browser()
+    id_ = cookie.partition(".")[0]
+
+    assert session_manager(Clock()).verify_browser(cookie) == id_
+    assert session_manager(Clock()).verify_browser(f"x{cookie}") is None
+    assert session_manager(Clock()).verify(cookie) is None, "it is no session"
+
+
+@pytest.mark.parametrize("changed", [{"password": "other"}, {"key": "o" * 32}, {"user": "other"}])
+def test_a_changed_account_invalidates_its_browsers(changed: dict[str, str]) -> None:
+    assert session_manager(Clock(), **changed).verify_browser(session_manager(Clock()).issue_browser()) is None
 
 
 @pytest.mark.parametrize("cookie", [None, "", ".", "a.b", "ä.ö", "e30=.", "." * 1000])
-def test_a_malformed_cookie_is_no_session(cookie: str | None) -> None:
-    assert session_manager(Clock()).verify(cookie) is None
+def test_a_malformed_cookie_is_neither_session_nor_browser(cookie: str | None) -> None:
+    manager = session_manager(Clock())
+
+    assert (manager.verify(cookie), manager.verify_browser(cookie)) == (None, None)
 
 
 def test_a_tampered_cookie_is_no_session() -> None:
@@ -637,3 +796,15 @@ def test_all_addresses_are_blocked_after_too_many_failures_in_total() -> None:
         limiter.record_failure(str(address))
 
     assert limiter.retry_after("another") == WINDOW_SECONDS
+
+
+def test_a_known_browser_is_not_blocked_by_the_failures_of_others_at_its_address() -> None:
+    limiter = SignInLimiter(Clock())
+    for number in range(MAX_FAILURES_OF_ALL):
+        limiter.record_failure("gateway" if number < MAX_FAILURES else str(number))
+
+    assert limiter.retry_after("gateway") == WINDOW_SECONDS
+    assert limiter.retry_after("gateway", "known") == 0
+    for _ in range(MAX_FAILURES):
+        limiter.record_failure("gateway", "known")
+    assert limiter.retry_after("gateway", "known") == WINDOW_SECONDS

@@ -12,6 +12,7 @@ from dashboard.calibration import Calibration
 from dashboard.checks import OUTCOMES
 from dashboard.metrics import describe_metric, sort_predictors
 from dashboard.runs import UNATTRIBUTED
+from dashboard.traffic import OUTCOMES as OUTCOMES_OF_REQUESTS
 from trainyard.contract import Column
 
 Rows = Sequence[Mapping[str, Any]]
@@ -25,6 +26,7 @@ STEM = {"type": "rule", "strokeWidth": 2}
 POINT = {"type": "point", "filled": True, "size": 80, "opacity": 1}
 TOP_LEGEND = {"orient": "top"}
 PERCENT_AXIS = {"format": ".0%", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}
+MINUTE_AXIS = {"tickCount": 6, "labelOverlap": True, "format": "%H:%M"}
 UNIT_SCALE = {"domain": [0, 1], "nice": False}
 
 
@@ -166,6 +168,44 @@ def duration_chart(parts: Rows) -> Spec:
     }
     height = 24 * len({part["order"] for part in parts}) + 90
     return spec(ordered, height=height, mark={"type": "bar", "height": {"band": 0.7}}, encoding=encoding)
+
+
+def request_chart(points: Rows) -> Spec:
+    """Draw a model's requests by minute, stacked by outcome."""
+    ordered = [{**point, "position": OUTCOMES_OF_REQUESTS.index(point["outcome"])} for point in points]
+    encoding = {
+        "x": quantity("at", "minute (your time)", type="temporal", axis=MINUTE_AXIS),
+        "x2": {"field": "until"},
+        "y": quantity("requests", "requests a minute"),
+        "color": category("outcome", scale={"domain": OUTCOMES_OF_REQUESTS}, legend=TOP_LEGEND),
+        "order": {"field": "position", "type": "quantitative"},
+        "tooltip": [
+            quantity("at", "minute", type="temporal", format="%H:%M"),
+            category("outcome", "outcome"),
+            quantity("requests", "requests"),
+        ],
+    }
+    return spec(ordered, height=180, mark={"type": "bar"}, encoding=encoding)
+
+
+def latency_chart(points: Rows) -> Spec:
+    """Draw the quantiles of a model's latency by minute."""
+    quantiles = sorted({point["quantile"] for point in points})
+    channels = categories("quantile", quantiles)
+    shape = {"shape": channels.pop("shape")}
+    encoding = {
+        "x": quantity("at", "minute (your time)", type="temporal", axis=MINUTE_AXIS),
+        "y": quantity("milliseconds", "latency (ms)", scale={"type": "log"}),
+        **channels,
+        "tooltip": [
+            quantity("at", "minute", type="temporal", format="%H:%M"),
+            category("quantile", "quantile"),
+            quantity("milliseconds", "ms", format=".3~g"),
+        ],
+    }
+    dashes = category("quantile", scale={"domain": quantiles, "range": DASHES[: len(quantiles)]})
+    layers = [{"mark": LINE, "encoding": {"strokeDash": dashes}}, {"mark": {**POINT, "size": 40}, "encoding": shape}]
+    return spec(points, height=180, layer=layers, encoding=encoding)
 
 
 def quantity(field: str, title: str | None = None, **options: Any) -> Spec:

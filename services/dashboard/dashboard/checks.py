@@ -50,6 +50,16 @@ def latest_check(runs: Sequence[Mapping[str, Any]], ui: UIAddresses) -> dict[str
     }
 
 
+def check_rows(runs: Sequence[Mapping[str, Any]], ui: UIAddresses) -> list[dict[str, Any]]:
+    """Return the checks, newest first."""
+    return [check for run in runs if (check := latest_check([run], ui))]
+
+
+def started_since(runs: Sequence[Mapping[str, Any]], since: float) -> list[Mapping[str, Any]]:
+    """Return the runs that have started since a time, in seconds since the epoch."""
+    return [run for run in runs if int(run["info"]["start_time"]) / 1000 >= since]
+
+
 def scored_metrics(metrics: Mapping[str, float]) -> list[str]:
     """Return the names of a check's live and holdout scores without their prefixes."""
     prefixes = (ScoreName.LIVE_PREFIX, ScoreName.HOLDOUT_PREFIX)
@@ -75,21 +85,23 @@ def live_trend(runs: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, A
 
 
 def drift_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of `Artifact.DRIFT`, the largest population stability index first."""
-    numbers = [name for name in DRIFT_COLUMNS if name not in ("column", "drifted")]
+    """Return the rows of `Artifact.DRIFT`, drifted ones and the largest population stability index first."""
+    numbers = [name for name in DRIFT_COLUMNS if name not in ("column", "drifted", "test", "reason")]
     drift = [
         {
             "column": str(row.get("column", "")),
             "drifted": row.get("drifted") in (True, 1, "true", "True"),
+            "reason": str(row.get("reason") or ""),
+            "test": str(row.get("test") or ""),
             **{name: to_number(row.get(name)) for name in numbers},
         }
         for row in rows
     ]
     for row in drift:
-        # Only numeric columns have means; the monitor tests the others with chi-squared.
-        is_numeric = row[Column.TRAINING_MEAN] is not None
-        row["test"] = "" if row["statistic"] is None else "Kolmogorov-Smirnov" if is_numeric else "chi-squared"
-    return sorted(drift, key=lambda row: -(row["psi"] or 0.0))
+        if not row["test"] and row["statistic"] is not None:  # until 0.2.0, only numeric columns had means
+            is_numeric = row[Column.TRAINING_MEAN] is not None
+            row["test"] = "Kolmogorov-Smirnov" if is_numeric else "chi-squared"
+    return sorted(drift, key=lambda row: (not row["drifted"], -(row["psi"] or 0.0)))
 
 
 def predictions_by_subject(rows: Iterable[Mapping[str, Any]], now: float) -> list[dict[str, Any]]:

@@ -30,6 +30,14 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def milliseconds(seconds: float | None) -> str:
+    """Return a latency in milliseconds with three digits: 0.42 ms, 12.3 ms, 1230 ms."""
+    if seconds is None:
+        return PLACEHOLDER
+    value = seconds * 1000
+    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+
+
 def decimal(value: float | None, digits: int = 4) -> str:
     """Return a number with a fixed count of decimals."""
     return PLACEHOLDER if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
@@ -50,4 +58,4 @@ def line_breaks(text: str) -> Markup:
     return Markup("<br>").join(escape(line) for line in text.splitlines())
 
 
-FILTERS = {f.__name__: f for f in (time_tag, duration, decimal, percent, integer, line_breaks)}
+FILTERS = {f.__name__: f for f in (time_tag, duration, milliseconds, decimal, percent, integer, line_breaks)}

@@ -3,10 +3,11 @@
 import time
 from typing import Any
 
-from dashboard import checks, registry, runs
+from dashboard import checks, comparison, registry, runs, traffic
 from dashboard.calibration import calibrate
 from dashboard.conversions import to_timestamp
 from dashboard.metrics import describe_metric, sort_metrics, sort_predictors
+from dashboard.overview import overview_rows
 from dashboard.ui import UIAddresses
 from dashboard.view import View, aliases_of
 from trainyard.contract import Alias, PrefectPage
@@ -19,14 +20,47 @@ def make_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
     """Return the template's variables."""
     now = time.time()
     return {
-        "model": model_panels(view, ui),
+        "overview": overview_rows(view.value("models") or [], view.value("overview") or {}, view.value("traffic"), ui),
+        "traffic": traffic_panels(view, now),
+        "comparison": comparison_panel(view),
+        "model": model_panels(view, ui, now),
         "calibration": calibrate(view.value("holdout") or []),
         "monitoring": monitoring_panels(view, ui, now),
         "platform": platform_panels(view, ui, now),
     }
 
 
-def model_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
+def traffic_panels(view: View, now: float) -> dict[str, Any]:
+    """Return serving's requests for the model: by version in the last hour, by minute in the time range."""
+    data, since = view.value("traffic") or [], view.selection.since(now)
+    return {
+        "versions": traffic.version_rows(data, view.model),
+        "requests": traffic.request_points(data, view.model, since),
+        "latency": traffic.latency_points(data, view.model, since),
+    }
+
+
+def comparison_panel(view: View) -> dict[str, Any] | None:
+    """Return two versions side by side; None if there are no two."""
+    versions = (view.value("model") or {}).get("versions", [])
+    aliases = aliases_of(view.value("models") or [], view.model)
+    selected = comparison.select_versions(view.selection, versions, aliases)
+    if selected is None:
+        return None
+    numbers = [int(version["version"]) for version in versions]
+    return {
+        "compared": selected[0],
+        "against": selected[1],
+        "choices": [
+            {"version": number, "aliases": sorted(alias for alias, holder in aliases.items() if holder == number)}
+            for number in numbers
+        ],
+        "shadow": view.value("shadow"),
+        **comparison.compare_runs(view.value("comparison") or [None, None]),
+    }
+
+
+def model_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]:
     """Return the champion, the version history and the metrics of the trainings."""
     models = view.value("models") or []
     names = sorted(model["name"] for model in models)
@@ -39,12 +73,14 @@ def model_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
     metric = view.selection.metric if view.selection.metric in metrics else next(iter(metrics), "")
     last_page = max(1, -(-len(history) // VERSIONS_PER_PAGE))
     page = min(view.selection.versions, last_page)
-    points = registry.metric_points(trainings, metric)
+    since = view.selection.since(now)
+    in_range = [training for training in trainings if training["at"] >= since]
+    points = registry.metric_points(in_range, metric)
     return {
         "names": names,
         "champion": next((version for version in history if Alias.CHAMPION in version["aliases"]), None),
         "champions": registry.champion_history(history)[:MAX_CHAMPIONS],
-        "challenger": registry.last_challenger(history),
+        "refusal": registry.last_refusal(history),
         "versions": history[(page - 1) * VERSIONS_PER_PAGE : page * VERSIONS_PER_PAGE],
         "version_page": page,
         "version_pages": last_page,
@@ -52,7 +88,7 @@ def model_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
         "metric": metric,
         "description": describe_metric(metric) if metric else None,
         "points": points,
-        "rows": registry.metric_rows(trainings, metric, view.model, ui),
+        "rows": registry.metric_rows(in_range, metric, view.model, ui),
         "predictors": sort_predictors(point["predictor"] for point in points),
     }
 
@@ -60,9 +96,11 @@ def model_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
 def monitoring_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]:
     """Return the newest check of the model and the trend over the checks."""
     data = view.value("checks") or {"runs": [], "drift": [], "forecasts": []}
-    metric, trend = checks.live_trend(data["runs"])
+    in_range = checks.started_since(data["runs"], view.selection.since(now))
+    metric, trend = checks.live_trend(in_range)
     return {
         "check": checks.latest_check(data["runs"], ui),
+        "checks": checks.check_rows(in_range, ui),
         "trend": trend,
         "trend_metric": metric,
         "drift": checks.drift_rows(data["drift"]),

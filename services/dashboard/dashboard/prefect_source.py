@@ -1,6 +1,7 @@
 """Queries to Prefect: runs with their components and tasks, schedules, failures, and work pools."""
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from trainyard.contract import Resource, State
 TOP_LEVEL = {"parent_task_run_id": {"is_null_": True}}
 STARTED_TYPES = ["RUNNING", "PENDING", "CANCELLING", "PAUSED", *sorted(State.FINAL_TYPES)]
 QUEUE_STATES = ("Running", "Pending", "Late")
-MAX_TASKS, TASK_PAGE, MAX_FLOWS = 2000, 200, 200
+MAX_TASKS, TASK_PAGE, LIST_PAGE = 2000, 200, 200
 CACHE_RUNS = 1000
 RUN_FIELDS = ("id", "name", "flow_id", "state_type", "state_name", "start_time", "end_time", "run_count",
               "next_scheduled_start_time")  # fmt: skip
@@ -30,11 +31,16 @@ class PrefectSource:
         self._prefect = client
         self._details_of_ended: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
-    async def read_runs(self, page: int, rows: int, flow: str | None) -> dict[str, Any]:
-        """Return a page of the started runs, newest first, with their components and counts of tasks."""
-        names, deployments = await asyncio.gather(
-            self._flow_names(), self._prefect.post("/deployments/filter", {"limit": MAX_FLOWS})
-        )
+    async def read_runs(self, page: int, rows: int, flow: str | None, seconds: float = math.inf) -> dict[str, Any]:
+        """Return a page of the started runs, newest first, with their components and counts of tasks.
+
+        Args:
+            page: From 1.
+            rows: Runs per page.
+            flow: Only its runs; None lists those of all flows but the mails'.
+            seconds: Only runs that were due within the last seconds.
+        """
+        names, deployments = await asyncio.gather(self._flow_names(), self._read_all("/deployments/filter"))
         query: dict[str, Any] = {
             "flow_runs": {**TOP_LEVEL, "state": {"type": {"any_": STARTED_TYPES}}},
             # Mails outnumber the runs that they are about, so they are listed on request only.
@@ -43,6 +49,10 @@ class PrefectSource:
             "page": page,
             "limit": rows,
         }
+        if math.isfinite(seconds):
+            # Pending runs have no start time yet.
+            since = datetime.now(UTC) - timedelta(seconds=seconds)
+            query["flow_runs"]["expected_start_time"] = {"after_": since.isoformat()}
         result = await self._prefect.post("/flow_runs/paginate", query)
         runs = [select_fields(run, RUN_FIELDS) | {"waits_for": waits_for(run)} for run in result["results"]]
         await self._add_details(runs)
@@ -104,8 +114,17 @@ class PrefectSource:
 
     async def _flow_names(self) -> dict[str, str]:
         """Return the flows' names by id."""
-        flows = await self._prefect.post("/flows/filter", {"limit": MAX_FLOWS, "sort": "NAME_ASC"})
-        return {flow["id"]: flow["name"] for flow in flows}
+        return {flow["id"]: flow["name"] for flow in await self._read_all("/flows/filter")}
+
+    async def _read_all(self, path: str) -> list[dict[str, Any]]:
+        """Return all items of a list that Prefect gives a page at a time."""
+        items: list[dict[str, Any]] = []
+        while True:
+            query = {"limit": LIST_PAGE, "offset": len(items), "sort": "NAME_ASC"}
+            page = await self._prefect.post(path, query)
+            items += page
+            if len(page) < LIST_PAGE:
+                return items
 
     async def _add_details(self, runs: list[dict[str, Any]]) -> None:
         """Add components and counts of tasks to runs; those of ended runs come from a cache."""

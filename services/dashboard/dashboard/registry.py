@@ -56,6 +56,8 @@ def version_history(
                 "decided_at": to_timestamp(tags.get(Tag.GATE_DECIDED_AT)),
                 "reason": tags.get(Tag.GATE_REASON, ""),
                 "compared_with": tags.get(Tag.GATE_COMPARED_WITH, ""),
+                "last_reason": tags.get(Tag.GATE_LAST_REASON, ""),
+                "last_at": to_timestamp(tags.get(Tag.GATE_LAST_AT)),
                 "scores": training["scores"] if training else {},
                 "run_url": MLflowPage.run(ui.mlflow, training["experiment"], training["run_id"]) if training else "",
                 "flow_run_url": flow_run_url(training, ui) if training else "",
@@ -78,10 +80,32 @@ def champion_history(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     ]
 
 
-def last_challenger(history: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the version that the gate was the last not to promote."""
-    challengers = [version for version in history if version["decision"] == GateDecision.CHALLENGER]
-    return max(challengers, key=lambda version: (version["decided_at"] or 0, version["version"]), default=None)
+def last_refusal(history: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return why the gate did not promote the newest candidate: a challenger, or one that was not worth a version."""
+    refusals = []
+    for version in history:
+        if version["decision"] == GateDecision.CHALLENGER:
+            refusals.append(
+                {
+                    "at": version["decided_at"] or 0,
+                    "version": version["version"],
+                    "url": version["url"],
+                    "compared_with": version["compared_with"],
+                    "reason": version["reason"],
+                }
+            )
+        if version["last_reason"]:
+            refusals.append(
+                {
+                    "at": version["last_at"] or 0,
+                    "version": None,
+                    "url": "",
+                    "compared_with": version["version"],
+                    "reason": version["last_reason"],
+                }
+            )
+    # Of a challenger both are recorded, in the same second; its own is the one with a link.
+    return max(refusals, key=lambda refusal: (refusal["at"], refusal["version"] or 0), default=None)
 
 
 def metric_points(trainings: Iterable[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:

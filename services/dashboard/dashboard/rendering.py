@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from dashboard import charts
 from dashboard.formatting import FILTERS
 from dashboard.metrics import describe_metric
+from dashboard.selection import RANGES
 from trainyard.contract import Alias, Artifact, GateDecision
 
 STATIC = Path(__file__).parent / "static"
@@ -50,6 +51,7 @@ def load_templates(files: dict[str, StaticFile]) -> Environment:
         "static": {name: file.url for name, file in files.items()},
         "charts": charts,
         "describe_metric": describe_metric,
+        "RANGES": RANGES,
         "Alias": Alias,
         "Artifact": Artifact,
         "GateDecision": GateDecision,

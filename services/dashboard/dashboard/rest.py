@@ -16,9 +16,14 @@ class RestClient:
         SourceError: From every request: the server does not answer, refuses the account, or its answer is not JSON.
     """
 
-    def __init__(self, name: str, base_url: str, login: tuple[str, str] | None) -> None:
+    def __init__(
+        self, name: str, base_url: str, login: tuple[str, str] | None = None, *, bearer: str | None = None
+    ) -> None:
         self.name = name
-        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), auth=login, timeout=TIMEOUT, trust_env=False)
+        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+        self._http = httpx.AsyncClient(
+            base_url=base_url.rstrip("/"), auth=login, headers=headers, timeout=TIMEOUT, trust_env=False
+        )
 
     async def close(self) -> None:
         """Close the connections."""

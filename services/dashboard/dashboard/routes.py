@@ -1,5 +1,6 @@
 """The service's routes: sign-in, the page, the state that its script polls, and static files."""
 
+import asyncio
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,7 +15,9 @@ from dashboard.state import DashboardState, state_of
 from dashboard.view import View
 
 COOKIE = "trainyard_dashboard"
-MAX_FORM_BYTES = 4096
+BROWSER_COOKIE, BROWSER_SECONDS = "trainyard_browser", 365 * 86_400
+"""Names a browser in which somebody has signed in before."""
+MAX_FORM_BYTES, FORM_SECONDS = 4096, 10.0
 
 
 async def show_page(request: Request) -> Response:
@@ -49,24 +52,37 @@ async def show_sign_in(request: Request) -> Response:
 
 async def sign_in(request: Request) -> Response:
     """Start a session if user and password are right."""
-    state, address = state_of(request), request.client.host if request.client else ""
-    if seconds := state.sign_in_limiter.retry_after(address):
+    state, form = state_of(request), await read_form(request)
+    # From here on nothing is awaited: of posts whose forms arrive together, each is counted before the next is checked.
+    browser = state.sessions.verify_browser(request.cookies.get(BROWSER_COOKIE))
+    caller = (request.client.host if request.client else "", browser)
+    if seconds := state.sign_in_limiter.retry_after(*caller):
         problem = f"Too many failed attempts. Try again in {seconds:.0f} seconds."
         return sign_in_form(request, problem, 429, {"Retry-After": f"{seconds:.0f}"})
-    form = await read_form(request)
     if not state.sessions.check_credentials(form.get("user", ""), form.get("password", "")):
-        state.sign_in_limiter.record_failure(address)
+        state.sign_in_limiter.record_failure(*caller)
         return sign_in_form(request, "User or password is wrong. `make info` shows them.", 401)
-    state.sign_in_limiter.reset(address)
+    state.sign_in_limiter.reset(*caller)
     response = RedirectResponse("/", 303)
+    is_secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
     response.set_cookie(
         COOKIE,
         state.sessions.issue(),
         max_age=int(state.sessions.max_age_seconds),
         httponly=True,
         samesite="lax",
-        secure="https" in (request.url.scheme, request.headers.get("x-forwarded-proto")),
+        secure=is_secure,
     )
+    if browser is None:
+        response.set_cookie(
+            BROWSER_COOKIE,
+            state.sessions.issue_browser(),
+            max_age=BROWSER_SECONDS,
+            path="/login",
+            httponly=True,
+            samesite="lax",
+            secure=is_secure,
+        )
     return response
 
 
@@ -113,12 +129,16 @@ def sign_in_form(
 
 
 async def read_form(request: Request) -> dict[str, Any]:
-    """Return the fields of a URL-encoded form; none if it is longer than MAX_FORM_BYTES."""
+    """Return the fields of a URL-encoded form; none if it is longer than MAX_FORM_BYTES or does not arrive in time."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM_BYTES:
-            return {}
+    try:
+        async with asyncio.timeout(FORM_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FORM_BYTES:
+                    return {}
+    except TimeoutError:
+        return {}
     return {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
 
 

@@ -23,12 +23,17 @@ class Settings(BaseSettings):
     prefect_ui_url: str = "http://localhost:4200"
     """Prefect's address for people's browsers."""
 
+    serving_url: str | None = None
+    """Serving's address; None shows no traffic."""
+    serving_reading_key: SecretStr | None = None
+    """The key of serving that opens `GET /traffic`."""
+
     dashboard_host: str = "127.0.0.1"
     dashboard_port: int = Field(default=8501, ge=1, le=65535)
     dashboard_user: str = "admin"
     dashboard_password: SecretStr = Field(min_length=12)
     dashboard_session_key: SecretStr = Field(min_length=32)
-    """Signs the session cookies; a new key signs everyone out."""
+    """Signs the cookies; a new key signs everyone out, as a restart does."""
     dashboard_session_seconds: float = Field(default=12 * 3600, gt=0)
     dashboard_cache_seconds: float = Field(default=10, gt=0)
     """Age from which a snapshot is refreshed."""

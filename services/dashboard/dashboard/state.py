@@ -10,6 +10,7 @@ from dashboard.mlflow_source import MLflowSource
 from dashboard.prefect_source import PrefectSource
 from dashboard.rendering import StaticFile, load_static_files, load_templates
 from dashboard.rest import RestClient
+from dashboard.serving_source import ServingSource
 from dashboard.settings import Settings
 from dashboard.snapshots import SnapshotCache
 from dashboard.ui import UIAddresses
@@ -34,12 +35,17 @@ class DashboardState:
         """Create everything that the settings describe."""
         mlflow = RestClient("MLflow", settings.mlflow_tracking_uri, settings.mlflow_login)
         prefect = RestClient("Prefect", settings.prefect_api_url, settings.prefect_login)
+        clients, serving = [mlflow, prefect], None
+        if settings.serving_url:
+            key = settings.serving_reading_key
+            clients.append(RestClient("Serving", settings.serving_url, bearer=key.get_secret_value() if key else None))
+            serving = ServingSource(clients[-1])
         snapshots = SnapshotCache(settings.dashboard_cache_seconds)
         static_files = load_static_files(settings.dashboard_bundle)
         return cls(
-            clients=(mlflow, prefect),
+            clients=tuple(clients),
             snapshots=snapshots,
-            views=ViewLoader(MLflowSource(mlflow), PrefectSource(prefect), snapshots, settings.dashboard_rows),
+            views=ViewLoader(MLflowSource(mlflow), PrefectSource(prefect), serving, snapshots, settings.dashboard_rows),
             sessions=SessionManager(
                 settings.dashboard_user,
                 settings.dashboard_password.get_secret_value(),

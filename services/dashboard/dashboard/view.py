@@ -3,13 +3,15 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dashboard.comparison import select_versions
 from dashboard.mlflow_source import MLflowSource
 from dashboard.prefect_source import PrefectSource
 from dashboard.selection import Selection
+from dashboard.serving_source import ServingSource
 from dashboard.snapshots import Snapshot, SnapshotCache
 from trainyard.contract import Alias, Artifact
 
@@ -22,7 +24,10 @@ class View:
     model: str
     """The name of the model that is shown; empty if none is registered."""
     snapshots: Mapping[str, Snapshot]
-    """By panel: models, model, checks, holdout, runs, schedule, pools."""
+    """By panel: models, overview, model, checks, holdout, comparison, shadow, traffic, runs, schedule, pools.
+
+    Those of serving, traffic and shadow, are missing without its address.
+    """
 
     def value(self, panel: str) -> Any:
         """Return a panel's value; None before there is one."""
@@ -49,40 +54,89 @@ class View:
 class ViewLoader:
     """Loads the snapshots of a selection."""
 
-    def __init__(self, mlflow: MLflowSource, prefect: PrefectSource, cache: SnapshotCache, rows: int) -> None:
-        self._mlflow, self._prefect, self._cache, self._rows = mlflow, prefect, cache, rows
+    def __init__(
+        self,
+        mlflow: MLflowSource,
+        prefect: PrefectSource,
+        serving: ServingSource | None,
+        cache: SnapshotCache,
+        rows: int,
+    ) -> None:
+        self._mlflow, self._prefect, self._serving = mlflow, prefect, serving
+        self._cache, self._rows = cache, rows
 
     async def load(self, selection: Selection) -> View:
         """Return the view of a selection."""
         requested_at = time.monotonic()
-        (model, of_model), runs, schedule, pools = await asyncio.gather(
+        (model, of_model), traffic, runs, schedule, pools = await asyncio.gather(
             self._load_model(selection, requested_at),
+            self._load_traffic(requested_at),
             self._cache.get(
-                ("runs", selection.page, selection.flow),
-                lambda: self._prefect.read_runs(selection.page, self._rows, selection.flow or None),
+                ("runs", selection.page, selection.flow, selection.range),
+                lambda: self._prefect.read_runs(
+                    selection.page, self._rows, selection.flow or None, selection.period.seconds
+                ),
                 requested_at,
             ),
             self._cache.get("schedule", self._prefect.schedule_summary, requested_at),
             self._cache.get("pools", self._prefect.list_pools, requested_at),
         )
-        return View(selection, model, {**of_model, "runs": runs, "schedule": schedule, "pools": pools})
+        return View(selection, model, {**of_model, **traffic, "runs": runs, "schedule": schedule, "pools": pools})
+
+    async def _load_traffic(self, requested_at: float) -> dict[str, Snapshot]:
+        if self._serving is None:
+            return {}
+        return {"traffic": await self._cache.get("traffic", self._serving.read_traffic, requested_at)}
 
     async def _load_model(self, selection: Selection, requested_at: float) -> tuple[str, dict[str, Snapshot]]:
         models = await self._cache.get("models", self._mlflow.list_models, requested_at)
         name = select_model(models.value or [], selection.model)
         if not name:
             return "", {"models": models}
-        model, checks = await asyncio.gather(
-            self._cache.get(("model", name), lambda: self._mlflow.read_model(name), requested_at),
+        overview, model, checks = await asyncio.gather(
+            self._cache.get("overview", lambda: self._mlflow.read_overview(models.value), requested_at),
+            self._cache.get(
+                ("model", name),
+                lambda: self._mlflow.read_model(name, aliases_of(models.value, name).values()),
+                requested_at,
+            ),
             self._cache.get(("checks", name), lambda: self._mlflow.read_checks(name), requested_at),
         )
-        snapshots = {"models": models, "model": model, "checks": checks}
-        run = run_of_version(model.value, aliases_of(models.value, name).get(Alias.CHAMPION))
-        if run:
-            snapshots["holdout"] = await self._cache.get(
-                ("holdout", run), lambda: self._mlflow.read_table(run, Artifact.HOLDOUT), requested_at, immutable=True
+        snapshots = {"models": models, "overview": overview, "model": model, "checks": checks}
+        wanted = self._of_versions(selection, name, model.value or {}, aliases_of(models.value, name))
+        loaded = await asyncio.gather(
+            *(
+                self._cache.get(key, load, requested_at, immutable=is_immutable)
+                for key, load, is_immutable in wanted.values()
             )
-        return name, snapshots
+        )
+        return name, snapshots | dict(zip(wanted, loaded, strict=True))
+
+    def _of_versions(
+        self, selection: Selection, name: str, model: Mapping[str, Any], aliases: Mapping[str, int]
+    ) -> dict[str, tuple[Hashable, Callable[[], Awaitable[Any]], bool]]:
+        """Return the panels about single versions: each one's key, how it is loaded, and whether that is immutable."""
+        wanted: dict[str, tuple[Hashable, Callable[[], Awaitable[Any]], bool]] = {}
+        if champion := run_of_version(model, aliases.get(Alias.CHAMPION)):
+            wanted["holdout"] = (
+                ("holdout", champion),
+                lambda: self._mlflow.read_table(champion, Artifact.HOLDOUT),
+                True,
+            )
+        versions = select_versions(selection, model.get("versions", []), aliases)
+        if versions is not None:
+            runs = [run_of_version(model, version) for version in versions]
+            wanted["comparison"] = (("comparison", *runs), lambda: self._mlflow.read_logged(runs), True)
+        serving = self._serving
+        if serving is not None and is_shadowed(versions, aliases):
+            seconds = selection.period.seconds
+            wanted["shadow"] = (("shadow", name, selection.range), lambda: serving.read_shadow(name, seconds), False)
+        return wanted
+
+
+def is_shadowed(versions: tuple[int, int] | None, aliases: Mapping[str, int]) -> bool:
+    """Tell whether versions that are compared are the challenger and the champion, which shadow traffic compares."""
+    return versions is not None and {*versions} == {aliases.get(Alias.CHAMPION), aliases.get(Alias.CHALLENGER)}
 
 
 def select_model(models: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -3,6 +3,8 @@
 That one would import MLflow again: 180 MiB and seconds of each start. Everything that `mlflow server` prepares stays.
 Remove this when MLflow can do without the parent process.
 
+The accounts of services that only read are refused writes.
+
 It starts while the databases are being prepared, and opens them once they have the schemas of this image.
 """
 
@@ -15,6 +17,7 @@ import mlflow.server
 import uvicorn.main
 from mlflow.cli import cli
 
+from mlflow_server.reading_accounts import refuse_writes
 from mlflow_server.schema import accounts_database, tracking_database
 
 
@@ -28,6 +31,7 @@ def run_uvicorn(command: Sequence[str], *, extra_env: Mapping[str, str], **_: An
 PRIVATE_NAME = "_exec_cmd"
 assert callable(getattr(mlflow.server, PRIVATE_NAME))  # if MLflow moves it, the image's build fails here
 setattr(mlflow.server, PRIVATE_NAME, run_uvicorn)
+mlflow.server.app.before_request(refuse_writes)
 if __name__ == "__main__":
     import mlflow.server.auth  # takes seconds, in which the databases come up; needs the accounts' settings
 

@@ -2,15 +2,19 @@
 
 Prefect has a single account with all permissions. The middleware accepts a second credential for the requests of
 `READ_REQUESTS`, forwards those as the first account, and answers all others with 403. Blocks, variables and logs are not
-among them, since they may hold secrets. Requests with any other credential pass unchanged.
+among them, since they may hold secrets, and the answers lack the fields of `WITHHELD` for the same reason. Requests with
+any other credential pass unchanged.
 """
 
 import hmac
 import re
 from base64 import b64encode
+from typing import Any
 
+import orjson
+from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainyard.contract import LOCKS_PATH
 
@@ -21,6 +25,10 @@ READ_REQUESTS = {
         rf"/api/(({RESOURCES})/(filter|count|paginate|history)|work_pools/[^/]+/(queues|workers)/filter)"
     ),
 }
+WITHHELD = frozenset(
+    {"parameters", "job_variables", "infra_overrides", "base_job_template", "pull_steps", "task_inputs", "context"}
+)
+"""Fields of runs, deployments and work pools in which people and projects may have put secrets."""
 
 
 class ReadingAccountMiddleware:
@@ -39,9 +47,43 @@ class ReadingAccountMiddleware:
                     refusal = JSONResponse({"detail": "This account may only read runs, deployments and pools."}, 403)
                     await refusal(scope, receive, send)
                     return
-                others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
+                # An answer that is not compressed can be parsed.
+                replaced = (b"authorization", b"accept-encoding")
+                others = [(name, value) for name, value in scope["headers"] if name not in replaced]
                 scope = {**scope, "headers": [*others, (b"authorization", self.admin)]}
+                send = WithholdingSend(send)
         await self.app(scope, receive, send)
+
+
+class WithholdingSend:
+    """Collects a response and sends it without the fields of `WITHHELD`, if it is JSON."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message = {}
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Take a message of the response; the last one sends all of it."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        headers, body = MutableHeaders(scope=self._start), self._body
+        if headers.get("content-type", "").startswith("application/json"):
+            body = orjson.dumps(withhold(orjson.loads(body)))
+            headers["content-length"] = str(len(body))
+        await self._send(self._start)
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def withhold(value: Any) -> Any:
+    """Return a JSON value without the fields of `WITHHELD`, at any depth."""
+    if isinstance(value, dict):
+        return {name: withhold(each) for name, each in value.items() if name not in WITHHELD}
+    return [withhold(each) for each in value] if isinstance(value, list) else value
 
 
 def basic_auth(login: str) -> bytes:
