@@ -107,9 +107,62 @@ def serving(results: dict[str, Any]) -> str:
         rows.append(
             [model, "the estimator alone", f"{1000 / alone:.0f}", f"{1000 / alone / theirs:.1f}", f"{alone:.1f}", ""]
         )
+        rows += [
+            [model, f"{name}: {each['skipped']}", "", "", "", ""] for name, each in found.items() if is_skipped(each)
+        ]
         swaps.append([model, format_summary(found["swap_seconds"]), f"{found['swap_seconds']['n']:.0f}"])
     head = ["model", "server", "requests/s", "times mlflow models serve", "ms, median / p99", "idle MiB"]
     return f"{table(head, rows)}\n{table(['time from setting the alias to a prediction of the new version', 's', 'n'], swaps)}"
+
+
+def is_skipped(result: Any) -> bool:
+    """Return whether a server could not be measured."""
+    return isinstance(result, dict) and "skipped" in result
+
+
+def overload(results: dict[str, Any]) -> str:
+    """Return the table of serving in overload."""
+    rows = []
+    for model, found in results["models"].items():
+        busy, memory = found["overload"], found["memory_mib"]
+        rows.append(
+            [
+                model,
+                f"{found['sustainable_per_second']:.0f}",
+                f"{found['unloaded']['accepted_milliseconds']['p99']:.1f}",
+                f"{busy['offered_per_second']:.0f}",
+                f"{busy['accepted_per_second']:.0f}",
+                f"{busy['accepted_milliseconds']['p99']:.1f}",
+                f"{memory['first']:.0f} / {memory['max']:.0f} / {memory['last']:.0f}",
+            ]
+        )
+    head = ["model", "sustainable/s", "unloaded p99, ms", "offered/s", "accepted/s", "accepted p99, ms"]
+    return table([*head, "memory, MiB: first / max / last"], rows)
+
+
+def bombs(results: dict[str, Any]) -> str:
+    """Return the table of bodies that unpack to much."""
+    rows = [
+        [
+            name,
+            str(found["bodies"]),
+            ", ".join(f"{number} x {status}" for status, number in found["by status"].items()),
+            str(found["peak of the service, MiB"]),
+            str(found["peak of the decoding process, MiB"]),
+        ]
+        for name, found in results.items()
+        if isinstance(found, dict)
+    ]
+    head = ["bodies of at most {} MiB", "sent", "answers", "peak of the service, MiB", "of the decoding process, MiB"]
+    head[0] = head[0].format(results["largest body, MiB"])
+    return table(head, rows) + f"\nIdle before: {results['idle, MiB']} MiB. Peaks are since the start.\n"
+
+
+def parity(results: dict[str, Any]) -> str:
+    """Return the table of predictions that were compared bit for bit."""
+    rows = [[name, str(number)] for name, number in results["bodies by format"].items()]
+    rows += [["refused by both", str(results["bodies that both refuse"])], ["differences", str(results["differences"])]]
+    return table([f"{results['cases']} estimators by column types", "bodies with the offline bits"], rows)
 
 
 def dashboard(results: dict[str, Any]) -> str:
@@ -128,6 +181,64 @@ def dashboard(results: dict[str, Any]) -> str:
     )
 
 
+def monitor(results: dict[str, Any]) -> str:
+    """Return the tables of the monitor's simulations."""
+    alarms = [
+        [places, str(case["runs"]), f"{case['alert_days_mean']:.2f}", str(case["runs_with_at_most_one"])]
+        + [str(case[f"runs_with_{kind}"]) for kind in ("drift", "skill")]
+        for places, case in results["no_change"].items()
+    ]
+    head = [
+        "places",
+        "runs of 90 days",
+        "alerts in a run, mean",
+        "runs with at most one",
+        "with drift",
+        "with a loss of skill",
+    ]
+    faults = [
+        [f"{title}, {places} place{'s' if int(places) > 1 else ''}", "30", *format_found(case)]
+        for name, title in (("skill", "outcomes lose their relation"), ("climatology", "predicts climatology"))
+        for places, case in results[name].items()
+    ]
+    faults += [
+        [
+            f"`{column}` {'shifts by one standard deviation' if fault == 'shift' else 'goes null'}",
+            "7",
+            *format_found(case),
+        ]
+        for fault, columns in results["input"].items()
+        for column, case in columns.items()
+    ]
+    found = table(["fault", "days", "cases", "found", "days until it is found, median"], faults)
+    return f"{table(head, alarms)}\n{found}"
+
+
+def format_found(case: dict[str, Any]) -> list[str]:
+    """Return the cells of a fault's number of cases, share that is found, and median of days."""
+    days = case["median_days"]
+    return [str(case["cases"]), f"{case['found']:.0%}", "" if days is None else f"{days:g}"]
+
+
+def gate(results: dict[str, Any]) -> str:
+    """Return the tables of the gate's simulations."""
+    years, weeks = [], []
+    for name, found in results["models"].items():
+        by_gate = ("promotions_of_an_unchanged_recipe_in_a_year", "promotions_by_the_former_threshold_in_a_year")
+        counts = [", ".join(f"{number} in {n} years" for number, n in found[each].items()) for each in by_gate]
+        years.append([name, *counts])
+        promoted, trials = found["promoted_within_a_week"], found["trials"]
+        shares = [f"{100 * promoted[kind] / trials:.0f} %" for kind in ("better", "equal", "worse")]
+        weeks.append([name, f"{found['advantage_in_standard_errors']:.1f}", *shares, str(trials)])
+    promotions = "promotions of one unchanged recipe in a year of daily runs"
+    head = ["model", "advantage in standard errors", "better", "equal", "worse by as much", "n"]
+    return (
+        table(["model", promotions, "the same by a fixed threshold of 0.001"], years)
+        + "\nShare of new recipes that are promoted within a week of daily runs:\n\n"
+        + table(head, weeks)
+    )
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("start", "`docker compose up -d --wait`", start),
     ("demo", "`make demo`, without the installation", demo),
@@ -140,10 +251,19 @@ SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
         pipeline,
     ),
     ("serving", "Serving: predictions for one row over eight connections; one caller for the estimator alone", serving),
+    ("overload", "Serving in overload: an open loop at ten times the sustainable rate", overload),
+    ("bombs", "Serving: bodies that are small and unpack to much, and mutated ones", bombs),
+    ("parity", "Serving: served predictions and the estimator's own, bit for bit", parity),
+    ("gate", "The promotion gate, simulated: synthetic weather, models of scikit-learn, a holdout of 365 days", gate),
     (
         "dashboard",
         "The dashboard in Chromium, with 500 flow runs and 60 trainings, and every cached reading expired",
         dashboard,
+    ),
+    (
+        "monitor",
+        "The monitor on synthetic weather: alerts without a fault, and faults that are found (one forecast a day and place)",
+        monitor,
     ),
 )
 """The name of the results' file, the title, and what makes the tables."""

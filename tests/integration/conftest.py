@@ -68,6 +68,7 @@ def open_meteo(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenMeteoServer]:
     """A server that answers as Open-Meteo does, with synthetic weather; the flows ask it."""
     with OpenMeteoServer() as server:
         monkeypatch.setenv("WEATHER_ARCHIVE_URL", f"{server.url}/v1/archive")
+        monkeypatch.setenv("WEATHER_FORECAST_URL", f"{server.url}/v1/forecast")
         monkeypatch.setenv("WEATHER_GEOCODING_URL", f"{server.url}/v1/search")
         monkeypatch.setenv("WEATHER_TIMEOUT_SECONDS", "5")
         yield server

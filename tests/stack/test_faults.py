@@ -99,7 +99,9 @@ def test_a_slot_that_was_taken_without_a_lease_is_freed(stack: Stack, api: httpx
 def test_a_run_waits_out_the_absence_of_every_server(stack: Stack, api: httpx.Client) -> None:
     stack.wait_for_first_run()
     deployment = find_deployment(api, "weather-pipeline")["id"]
-    parameters = {"refresh": True, "families": ["logistic-regression"], "years": 2}
+    # A recipe of its own, which is logged although it is not promoted.
+    recipe = {"families": ["logistic-regression"], "years": 2, "holdout_fraction": 0.22}
+    parameters = {**recipe, "refresh": True, "gate": {"min_improvement": 1}}
     run = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters}).json()["id"]
     wait_until(lambda: api.get(f"/flow_runs/{run}").json()["state_type"] == "RUNNING", 30, "the run", every=0.1)
     servers = " ".join(f"{stack.project}-{name}-1" for name in ("prefect", "mlflow", "postgres", "minio", "mail"))

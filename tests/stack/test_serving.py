@@ -2,13 +2,19 @@
 
 import json
 import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import pytest
 
+from bench.bodies import bombs
+from bench.bombs import MODEL as BOMBED
 from infra.testing.stack import CHECKOUT, Stack
 from infra.testing.waiting import wait_until
 from trainyard.contract import record_about
@@ -138,7 +144,7 @@ def test_records_are_queued_while_the_database_is_down(stack: Stack, served: htt
 
 def test_no_request_fails_while_a_person_changes_the_champion(stack: Stack, served: httpx.Client) -> None:
     first = served_models(served)[MODEL]
-    stack.shell("""make run DEPLOYMENT=weather-pipeline PARAMETERS='{"refresh": true, "years": 4}'""")
+    stack.shell("""make run DEPLOYMENT=weather-pipeline PARAMETERS='{"holdout_fraction": 0.3}'""")
     other = max(int(version["version"]) for version in stack.model_versions())
     done, seen = Event(), []
 
@@ -188,3 +194,54 @@ def test_its_idle_memory_stays_within_250_mib(stack: Stack, served: httpx.Client
     print(f"serving uses {used:.0f} MiB")
 
     assert 50 < used <= 250
+
+
+REGISTER = """
+import mlflow
+from bench import bombs
+mlflow.set_experiment("bombs")
+bombs.register_model()
+bombs.register_model("outsized", unused_bytes=128 * 2**20)
+"""
+
+
+@pytest.fixture
+def _registered(stack: Stack) -> Iterator[None]:
+    """Two more champions: one that bodies are sent to, and one that takes more memory than models may take."""
+    stack.shell(f'eval "$(make -s env)"; python -c {shlex.quote(REGISTER)}')
+    yield
+    with stack.mlflow() as api:
+        for name in (BOMBED, "outsized"):
+            api.request("DELETE", "/registered-models/delete", json={"name": name}).raise_for_status()
+
+
+@pytest.mark.usefixtures("_registered")
+def test_neither_bodies_nor_models_exhaust_the_containers_memory(stack: Stack, served: httpx.Client) -> None:
+    before = stack.containers()["serving"]["State"]
+    wait_until(lambda: BOMBED in served_models(served), 60, "the model")
+    reason = wait_until(lambda: served.get("/models").json()["unservable"].get("outsized"), 60, "the refusal")
+
+    def send(body: tuple[str, str, bytes]) -> int:
+        _, media, content = body
+        headers = {"Content-Type": media}
+        return served.post(f"/models/{BOMBED}/predict", content=content, headers=headers, timeout=120).status_code
+
+    with ThreadPoolExecutor(4) as callers:
+        statuses = Counter(callers.map(send, bombs(8 * 2**20)))
+    after, still = stack.containers()["serving"]["State"], served.post(f"/models/{BOMBED}/predict", json={"a": 1})
+
+    assert re.search(r"it takes 512\.\d MiB of memory to load, and models may take 409\.6 MiB", reason), reason
+    assert MODEL in served_models(served)
+    assert statuses.keys() <= {200, 400, 413, 422, 503}
+    assert statuses[413] > 10
+    assert still.status_code == 200
+    assert (before["StartedAt"], before["OOMKilled"]) == (after["StartedAt"], after["OOMKilled"]) == (ANY, False)
+    assert count_killed(stack) == 0
+
+
+def count_killed(stack: Stack) -> int:
+    """Return how many processes of serving the kernel has ended for want of memory."""
+    files = "/sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control"
+    lines = stack.exec("serving", "sh", "-c", f"cat {files} 2>/dev/null || true").stdout.splitlines()
+    (killed,) = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+    return killed

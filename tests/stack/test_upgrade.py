@@ -53,7 +53,7 @@ def recorded_predictions(stack: Stack) -> list[dict[str, Any]]:
     with serving(stack) as client:
         answer = client.get(ServingPath.of_model(MODEL, "predictions")).raise_for_status()
     records: list[dict[str, Any]] = answer.json()["predictions"]
-    return records
+    return [{name: value for name, value in record.items() if name != "shadow"} for record in records]  # since 0.3.0
 
 
 def read_installation(stack: Stack) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from trainyard.contract import Alias, Bucket, GateDecision, State, Tag
 
 MODEL = "rain-tomorrow"
 UNCHANGED = "Nothing has changed since it was trained."
-RERUN_STEPS = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit", "log_run"}
+RERUN_STEPS = {"find_place", "fetch_archive", "build_features", "search_candidates", "fit"}
 STORE = (
     "import io; from minio import Minio; from infra.provision.settings import Settings; s = Settings();"
     "store = Minio(endpoint='minio:9000', access_key=s.minio_root_user,"
@@ -41,23 +41,25 @@ def make_run(stack: Stack, **parameters: Any) -> str:
 
 @pytest.fixture(scope="module")
 def trained(stack: Stack, api: httpx.Client) -> None:
-    """Today's data has been trained on."""
-    make_run(stack)
+    """Today's data has been trained on, and the model is the champion, whatever other tests have promoted."""
+    make_run(stack, gate={"force": True})
 
 
 @dataclass(frozen=True)
-class Refresh:
-    """The output of a run that refreshed, and the champion before it."""
+class Challenge:
+    """The output of a run, and the champion before it."""
 
     output: str
     champion: int
 
 
 @pytest.fixture(scope="module")
-def refreshed(stack: Stack, trained: None) -> Refresh:
-    """A run that took nothing from the cache; its model is a challenger."""
+def challenged(stack: Stack, trained: None) -> Challenge:
+    """A run of another recipe, whose model is a challenger."""
     champion = aliases(stack)[Alias.CHAMPION]
-    return Refresh(make_run(stack, refresh=True), champion)
+    return Challenge(
+        make_run(stack, refresh=True, folds=4, holdout_fraction=0.3, gate={"min_improvement": 1}), champion
+    )
 
 
 def aliases(stack: Stack, model: str = MODEL) -> dict[str, int]:
@@ -105,51 +107,70 @@ def test_a_rerun_takes_every_step_from_the_cache_in_the_bucket(stack: Stack, api
     assert UNCHANGED in output
     assert len(stack.model_versions()) == before
     assert {name: list(states[name]) for name in RERUN_STEPS} == {name: [State.CACHED] for name in RERUN_STEPS}
-    assert "cache/fetch-archive/" in objects
+    assert "log_run" not in states
+    assert "cache/0.25-days/fetch-archive/" in objects
 
 
 def test_a_damaged_cache_entry_is_recomputed_with_a_warning(stack: Stack, trained: None) -> None:
     stack.provisioner(
         STORE
         + f"[store.put_object(bucket_name='{Bucket.RESULTS}', object_name=o.object_name, data=io.BytesIO(b'broken'),"
-        f" length=6) for o in store.list_objects('{Bucket.RESULTS}', 'cache/fit/', recursive=True)]"
+        f" length=6) for o in store.list_objects('{Bucket.RESULTS}', 'cache/7-days/fit/', recursive=True)]"
     )
 
     output = make_run(stack)
 
-    (warning,) = [line for line in output.splitlines() if "cannot be read" in line]
+    (warning,) = [line for line in output.splitlines() if "is not used: it is damaged" in line]
     assert "WARNING" in warning
-    assert "cache/fit/" in warning
+    assert "cache/7-days/fit/" in warning
     assert UNCHANGED in output, "the recomputed result is the same"
 
 
 def test_a_changed_parameter_is_computed_once(stack: Stack, api: httpx.Client) -> None:
     before = len(stack.model_versions())
 
-    outputs = [make_run(stack, holdout_fraction=0.25) for _ in range(2)]
+    outputs = [make_run(stack, holdout_fraction=0.25, gate={"min_improvement": 1}) for _ in range(2)]
 
     assert [UNCHANGED in output for output in outputs] == [False, True]
     assert len(stack.model_versions()) == before + 1
 
 
-def test_changed_code_is_computed(stack: Stack, api: httpx.Client) -> None:
+def test_changed_code_is_computed(stack: Stack, api: httpx.Client, trained: None) -> None:
     before = len(stack.model_versions())
     code = stack.home / "flows/weather/model.py"
-    code.write_text(code.read_text() + "\n# An edit\n")
+    before_edit = code.read_text()
+    edited = before_edit.replace("(holdout[TARGET], probability)", "(holdout[TARGET], 1 * probability)")
+    code.write_text(f"# An edit\n{edited}")
 
     output = make_run(stack)
 
-    assert UNCHANGED not in output
-    assert len(stack.model_versions()) == before + 1
+    newest = stack.flow_runs("weather-pipeline")[0]["id"]
+
+    def states_of_fit() -> list[str] | None:
+        return list(states_below(api, newest).get("fit", ())) or None  # the server records task runs with a delay
+
+    assert wait_until(states_of_fit, 20, "the task run", every=0.5) == ["Completed"]
+    assert edited != before_edit
+    assert "It is the champion" in output
+    assert len(stack.model_versions()) == before, "the edit changes no prediction"
 
 
-def test_a_refresh_recomputes_everything_and_does_not_promote_an_equal_model(stack: Stack, refreshed: Refresh) -> None:
+def test_a_refresh_that_learns_nothing_new_registers_no_version(stack: Stack, trained: None) -> None:
+    before = len(stack.model_versions())
+
+    output = make_run(stack, refresh=True)
+
+    assert "It is the champion" in output
+    assert len(stack.model_versions()) == before
+
+
+def test_a_new_recipe_that_is_not_better_is_the_challenger(stack: Stack, challenged: Challenge) -> None:
     found = aliases(stack)
     tags = version_tags(stack, found[Alias.CHALLENGER])
 
-    assert UNCHANGED not in refreshed.output
-    assert "on the same holdout; it must be better by 0.001" in refreshed.output
-    assert found[Alias.CHAMPION] == refreshed.champion
+    assert UNCHANGED not in challenged.output
+    assert "it must be better by 1" in challenged.output
+    assert found[Alias.CHAMPION] == challenged.champion
     assert tags[Tag.GATE_DECISION] == GateDecision.CHALLENGER
     assert "on the same holdout" in tags[Tag.GATE_REASON]
 
@@ -157,13 +178,13 @@ def test_a_refresh_recomputes_everything_and_does_not_promote_an_equal_model(sta
 def test_a_candidate_below_the_thresholds_is_not_promoted(stack: Stack, api: httpx.Client) -> None:
     champion = aliases(stack)[Alias.CHAMPION]
 
-    output = make_run(stack, refresh=True, gate={"min_skill": 0.9})
+    output = make_run(stack, refresh=True, holdout_fraction=0.15, gate={"min_skill": 0.9})
 
     assert "does not reach" in output
     assert aliases(stack)[Alias.CHAMPION] == champion
 
 
-def test_make_promote_and_make_rollback_swap_champion_and_challenger(stack: Stack, refreshed: Refresh) -> None:
+def test_make_promote_and_make_rollback_swap_champion_and_challenger(stack: Stack, challenged: Challenge) -> None:
     before = aliases(stack)
     champion, challenger = before[Alias.CHAMPION], before[Alias.CHALLENGER]
 
@@ -199,7 +220,7 @@ def test_promotion_commands_say_what_is_wrong(stack: Stack, api: httpx.Client, c
 
 def test_two_concurrent_runs_leave_one_champion(stack: Stack, api: httpx.Client) -> None:
     deployment = find_deployment(api, "weather-pipeline")["id"]
-    body = {"parameters": {"refresh": True, "families": ["logistic-regression"], "gate": {"min_improvement": 0}}}
+    body = {"parameters": {"refresh": True, "families": ["logistic-regression"], "gate": {"force": True}}}
     runs = [
         api.post(f"/deployments/{deployment}/create_flow_run", json=body).raise_for_status().json()["id"]
         for _ in range(2)
@@ -217,7 +238,7 @@ def test_two_concurrent_runs_leave_one_champion(stack: Stack, api: httpx.Client)
     first, second = ("", "") if not any(waits) else (names if waits[1] else names[::-1])
 
     assert states == ["COMPLETED", "COMPLETED"]
-    assert f"Waiting for the lock weather-seattle, held by the run {first} (" in str(waits), (
+    assert f"Waiting for the lock weather-47.61n-122.33w, held by the run {first} (" in str(waits), (
         f"{second} says who holds it"
     )
     assert found[Alias.CHAMPION] != found.get(Alias.CHALLENGER)
@@ -230,7 +251,7 @@ def test_a_place_with_invalid_data_fails_alone_with_a_table(stack: Stack, api: h
     tables = api.post("/artifacts/filter", json={"artifacts": {"key": {"any_": ["data-problems"]}}})
     (row,) = json.loads(tables.raise_for_status().json()[0]["data"])
     assert "1 of 2 places failed, the others are done. Gapville" in output
-    assert aliases(stack, "rain-tomorrow-oslo-oslo-county-norway") == {Alias.CHAMPION: 1}
+    assert aliases(stack, "rain-tomorrow-59.91n-10.75e") == {Alias.CHAMPION: 1}
     assert "not consecutive" in row["check"]
     assert row["count"] == 12
 

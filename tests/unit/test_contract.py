@@ -28,6 +28,7 @@ EXEMPT = {
     # A key of MLflow's REST API that is spelled as the contract's tag.
     "services/serving": frozenset({"model_version"}),
     "services/dashboard": frozenset({"model_version"}),
+    "infra": frozenset({"model_version"}),
 }
 
 

@@ -75,7 +75,10 @@ def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     assert not any("<POSTGRES_PASSWORD>" in text for text in files.values())
     assert "S3_SECRET_KEY" not in files["worker"]
     assert "DATABASE" not in files["worker"]
+    assert [name for name, text in files.items() if "CACHE_SIGNING_KEY" in text] == ["worker"]
     assert "MINIO_ROOT" not in files["worker"] + files["mlflow"] + files["prefect"]
+    assert [name for name, text in files.items() if "SERVING_READING_KEY" in text] == ["serving", "dashboard"]
+    assert "SERVING_API_KEY" not in files["dashboard"]
 
 
 def test_an_unsafe_setting_leaves_the_volume_as_it_was(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from trainyard.metrics import log_losses
+
 MODEL, SUBJECT, TARGET = "shop-busy", "Main Street", "busy"
 FEATURES = ["closeness_to_noon", "offers"]
 
@@ -38,6 +40,12 @@ def fit(times: pd.DatetimeIndex) -> tuple[LogisticRegression, DummyClassifier]:
 def score(estimator: LogisticRegression | DummyClassifier, times: pd.DatetimeIndex) -> dict[str, float]:
     """Return the log loss (lower is better)."""
     return {"log_loss": float(log_loss(observe(times), estimator.predict_proba(make_features(times))))}
+
+
+def losses(estimator: LogisticRegression | DummyClassifier, times: pd.DatetimeIndex) -> np.ndarray:
+    """Return the log loss of each hour."""
+    busy = estimator.predict_proba(make_features(times))[:, 1]
+    return log_losses(np.where(observe(times), busy, 1 - busy))
 
 
 def _noise(times: pd.DatetimeIndex, salt: str) -> np.ndarray:

@@ -1,20 +1,20 @@
 """Train shop-busy: one task that fits and logs, and the gate."""
 
-import mlflow
+import numpy as np
 from flows.shop import model
 from flows.shop.model import FEATURES, MODEL, TARGET
-from mlflow.entities.model_registry import ModelVersion
 from prefect import flow, task
 
 from trainyard import registry, tracking
 from trainyard.contract import Artifact
 from trainyard.evaluation import holdout_table, training_sample
-from trainyard.gate import Decision, Thresholds, decide
+from trainyard.gate import FIRST_USE, Decision, Thresholds, decide
 from trainyard.metrics import flatten_scores
+from trainyard.registry import Champion
 
 
 @task(name="train")
-def train(days: int) -> tuple[tracking.Registered, dict[str, float]]:
+def train(days: int) -> tuple[tracking.Registered, dict[str, np.ndarray]]:
     """Fit the model on all but the last fifth of the hours, score it on those, log and register it."""
     times = model.past_hours(24 * days)
     fitted, holdout = times[: -len(times) // 5], times[-len(times) // 5 :]
@@ -31,18 +31,19 @@ def train(days: int) -> tuple[tracking.Registered, dict[str, float]]:
         experiment="shop", model=MODEL, estimator=estimators["model"], inputs=features[FEATURES].head(5),
         dataset=data, params={"days": days}, metrics=metrics, tables=tables,
     )  # fmt: skip
-    return tracking.log_training(record), metrics
+    return tracking.log_training(record), {name: model.losses(each, holdout) for name, each in estimators.items()}
 
 
 @flow(name="shop-pipeline", log_prints=True, persist_result=False)
 def shop_pipeline(days: int = 60) -> None:
     """Train a model and make it the champion if it is better than the champion and the baseline."""
-    registered, metrics = train(days)
+    registered, losses = train(days)
+    assert registered.version is not None
 
-    def compare(champion: ModelVersion | None) -> Decision:
+    def compare(champion: Champion | None) -> Decision:
         holdout = model.past_hours(24 * days)[-24 * days // 5 :]
-        current = mlflow.sklearn.load_model(f"models:/{MODEL}/{champion.version}") if champion else None
-        score = model.score(current, holdout)["log_loss"] if current else None
-        return decide("log_loss", metrics["model_log_loss"], metrics["baseline_log_loss"], score, Thresholds())
+        reigning = model.losses(champion.load_estimator(), holdout) if champion else None
+        use = champion.reuse if champion else FIRST_USE
+        return decide("log_loss", losses["model"], {"prior": losses["baseline"]}, reigning, Thresholds(), use)
 
     print(registry.apply_gate(MODEL, registered.version, compare).reason)
