@@ -56,8 +56,8 @@ test: ## all tests; those of the stack where Docker is running
 test-unit test-integration test-stack: test-%:
 	@infra/dev/venv test && .venv/bin/python -m pytest tests/$*
 
-bench: ## all benchmarks, an hour and a half on a quiet machine; writes bench/results and docs/benchmarks.md
-	@infra/dev/venv test && for name in start demo serving overload bombs dashboard peers monitor; do .venv/bin/python -m bench.$$name; done
+bench: ## all benchmarks, several hours on a quiet machine; writes bench/results and docs/benchmarks.md
+	@infra/dev/venv test && for name in start demo serving overload bombs dashboard peers gate monitor; do .venv/bin/python -m bench.$$name; done
 	@.venv/bin/python -m tests.support.parity
 	@.venv/bin/python -m bench.page
 

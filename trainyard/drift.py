@@ -20,11 +20,11 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from scipy.stats import binom, chi2_contingency, ks_2samp
 
 from trainyard.control import Deviation
+from trainyard.skill import FALSE_ALARM_RATE, LOOKS
 
 MIN_PSI = 0.2
 """A significant shift according to Siddiqi, Credit Risk Scorecards, 2006."""
-LOOKS = 90
-SIGNIFICANCE = 0.05 / LOOKS
+SIGNIFICANCE = FALSE_ALARM_RATE / LOOKS
 """Of all columns in one look."""
 MIN_SHARE_RISE = 0.2
 """By how much the share of nulls, or of values outside, must exceed that of the training rows."""

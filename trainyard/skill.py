@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trainyard.metrics import log_losses
+
 Floats = NDArray[np.float64]
 
 MIN_PROBABILITY = 0.01
@@ -20,7 +22,7 @@ MIN_PROBABILITY = 0.01
 MIN_SEASON_DAYS = 300
 """Days of the year that a holdout must cover for a climatology by season."""
 LOOKS = 90
-"""Daily looks for which the false alarm rate holds."""
+"""Daily looks for which the false alarm rate is derived."""
 FALSE_ALARM_RATE = 0.05
 """Probability of an alert in `LOOKS` looks at a champion that is as good as on its holdout."""
 REPLICATES = 1000
@@ -58,10 +60,10 @@ class Climatology:
         return np.clip(design @ self.coefficients, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
 
 
-def log_losses(observed: Floats, probability: Floats) -> Floats:
-    """Return the log loss of each row."""
+def clipped_losses(observed: Floats, probability: Floats) -> Floats:
+    """Return the log loss of each row, of probabilities that are clipped to `MIN_PROBABILITY`."""
     clipped = np.clip(probability, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-    return -np.log(np.where(observed == 1, clipped, 1 - clipped))
+    return log_losses(np.where(observed == 1, clipped, 1 - clipped))
 
 
 def losses(time: pd.Series, observed: pd.Series, probability: pd.Series, climatology: Climatology) -> pd.DataFrame:
@@ -78,8 +80,8 @@ def losses(time: pd.Series, observed: pd.Series, probability: pd.Series, climato
     return pd.DataFrame(
         {
             DAY: days if not days.isna().any() else np.arange(len(days)),
-            MODEL_LOSS: log_losses(truth, probability.to_numpy(dtype=float)),
-            BASELINE_LOSS: log_losses(truth, climatology.predict(days)),
+            MODEL_LOSS: clipped_losses(truth, probability.to_numpy(dtype=float)),
+            BASELINE_LOSS: clipped_losses(truth, climatology.predict(days)),
         }
     )
 

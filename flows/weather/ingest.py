@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 from prefect import Flow, flow, get_run_logger, runtime, task
@@ -65,16 +65,16 @@ def locate(place: str | Place, data: DataParameters) -> Place:
     except NOT_NOW as error:
         if data.allow_recorded and recorded.has_recordings(place):
             return places.SEATTLE
-        raise _with_advice(error) from error
+        _raise_with_advice(error)
 
 
-def _with_advice(error: SourceError) -> SourceError:
+def _raise_with_advice(error: SourceError) -> NoReturn:
     if not isinstance(error, SourceUnreachableError):
-        return error
-    return SourceUnreachableError(
+        raise error
+    raise SourceUnreachableError(
         f"{error} Check the network and WEATHER_ARCHIVE_URL and WEATHER_GEOCODING_URL, or run with "
         "place=Seattle and allow_recorded=true to train on recorded observations (2012 to 2015)."
-    )
+    ) from error
 
 
 def choose_period(years: int) -> tuple[date, date]:
@@ -126,7 +126,7 @@ def fetch_weather(place: PlaceOrName = "Seattle", data: Data = DATA) -> Observat
             observations = fetch_archive(settings.weather_archive_url, point, *choose_period(data.years), limits)
         except NOT_NOW as error:
             if not (data.allow_recorded and recorded.has_recordings(point)):
-                raise _with_advice(error) from error
+                _raise_with_advice(error)
             get_run_logger().warning("%s USING RECORDED OBSERVATIONS of Seattle, 2012 to 2015.", error)
             observations = recorded.read_recorded(data.years, limits)
     log_observations(observations)

@@ -19,7 +19,9 @@ from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary
 from trainyard import signing
 from trainyard.cache import cached, keep, recall, refreshing, run_cached, stored_at_once
 from trainyard.cache_storage import remove_expired
+from trainyard.candidates import Candidate, Score
 from trainyard.contract import State as StateName
+from trainyard.search import search
 
 FRAME = pd.DataFrame({"speed": [0.5, 2.5, 4.0]})
 RATE = 1
@@ -204,7 +206,9 @@ def load() -> Loaded:
     return Loaded()
 
 
-def test_a_hit_is_read_and_unpickled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def load_once() -> str:
+    """Run a task whose result counts how often it is unpickled; return the state's name."""
+
     @task(**cached())
     def make() -> Loaded:
         return Loaded()
@@ -213,7 +217,11 @@ def test_a_hit_is_read_and_unpickled_once(monkeypatch: pytest.MonkeyPatch) -> No
     def once() -> str:
         return str(make(return_state=True).name)
 
-    once()
+    return once()
+
+
+def test_a_hit_is_read_and_unpickled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_once()
     reads: list[str] = []
     read_path = LocalFileSystem.read_path
 
@@ -224,7 +232,7 @@ def test_a_hit_is_read_and_unpickled_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(LocalFileSystem, "read_path", count)
     RAN.clear()
 
-    assert once() == StateName.CACHED
+    assert load_once() == StateName.CACHED
     assert len(reads) == len(RAN) == 1
 
 
@@ -322,6 +330,26 @@ def test_what_a_task_within_a_failed_task_has_finished_is_stored() -> None:
     assert states == ["Completed", StateName.CACHED]
 
 
+def test_the_candidates_of_a_search_are_stored_before_the_search_ends() -> None:
+    candidates = [Candidate("constant", (("value", value),)) for value in (1, 2)]
+
+    @task(**cached())
+    def evaluate(candidate: Candidate) -> Score:
+        return Score(candidate, {"loss": 1.0})
+
+    @task(persist_result=False)
+    def search_and_fail() -> None:
+        search(evaluate, candidates)
+        raise ConnectionError("The search ends, and its task fails.")
+
+    @flow(persist_result=False)
+    def once() -> list[str]:
+        search_and_fail(return_state=True)
+        return [str(evaluate(candidate, return_state=True).name) for candidate in candidates]
+
+    assert once() == [StateName.CACHED] * 2
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"metadata": {}, "result": "bm8="}', None])
 def test_a_damaged_entry_is_replaced_with_a_warning(
     storage: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
@@ -341,20 +369,12 @@ def test_a_damaged_entry_is_replaced_with_a_warning(
 def test_an_entry_that_cannot_be_unpickled_is_replaced_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @task(**cached())
-    def make() -> Loaded:
-        return Loaded()
-
-    @flow(persist_result=False)
-    def once() -> str:
-        return str(make(return_state=True).name)
-
-    once()
+    load_once()
     with monkeypatch.context() as changed:
         changed.setenv("UNPICKLING_FAILS", "yes")
-        without_code = once()
+        without_code = load_once()
 
-    assert (without_code, once()) == ("Completed", StateName.CACHED)
+    assert (without_code, load_once()) == ("Completed", StateName.CACHED)
     assert any("cannot be read (AttributeError" in line.message for line in caplog.records)
 
 

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from threading import Barrier
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
@@ -206,6 +209,21 @@ def test_an_impossible_change_is_refused_with_its_reason(versions: MlflowClient)
         registry.promote("nothing", 1)
 
     assert aliases(versions) == {}
+
+
+def test_a_model_that_mlflow_denies_because_it_does_not_exist_has_no_champion(
+    versions: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: Any) -> Any:
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", deny)
+
+    assert registry.champion("nothing") is None
+    with pytest.raises(MlflowException, match="Permission denied"):
+        registry.champion(MODEL)
+    with pytest.raises(RegistryError, match="There is no registered model nothing"):
+        registry.rollback("nothing")
 
 
 def test_the_command_line(versions: MlflowClient, prefect: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from threading import Barrier, get_ident
+from threading import Barrier, Event, get_ident
 from typing import Any
 
 import pytest
@@ -256,22 +256,26 @@ class TestPlaces:
         assert find_components(prefect, pipeline) == []
 
     def test_places_run_in_a_bounded_number_of_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        running, most, together = set[int](), 0, Barrier(MAX_PARALLEL_PLACES)
+        arrived: list[int] = []
+        together, exceeded, is_over = Barrier(MAX_PARALLEL_PLACES), Event(), Event()
 
-        def count(*_: Any) -> Any:
-            nonlocal most
-            running.add(get_ident())
-            most = max(most, len(running))
-            together.wait(60)  # until so many run at once
-            running.discard(get_ident())
+        def hold(*_: Any) -> Any:
+            arrived.append(get_ident())
+            if len(arrived) <= MAX_PARALLEL_PLACES:
+                together.wait(60)  # until so many run at once
+                exceeded.wait(5)  # and another one, if it could
+                is_over.set()
+            elif not is_over.is_set():
+                exceeded.set()
             raise LookupError("no such place")
 
-        monkeypatch.setattr("flows.weather.pipeline.name_run", count)
-        weather_pipeline(
-            places=[f"{latitude},0" for latitude in range(3 * MAX_PARALLEL_PLACES)], **QUICK, return_state=True
-        )
+        monkeypatch.setattr("flows.weather.pipeline.name_run", hold)
+        places = [f"{latitude},0" for latitude in range(2 * MAX_PARALLEL_PLACES)]
+        weather_pipeline(places=places, **QUICK, return_state=True)
 
-        assert most == MAX_PARALLEL_PLACES
+        assert len(arrived) == len(places)
+        assert not together.broken
+        assert not exceeded.is_set()
 
     @pytest.mark.parametrize(("place", "message"), [("Nowhereville", "knows no place"), ("Arica", "nothing to learn")])
     def test_a_single_place_fails_with_its_own_error_and_registers_nothing(
@@ -348,6 +352,19 @@ class TestLogging:
         assert "no-such-package" in failure_message(state)
         assert newest.info.status == "FAILED"
         assert tracking.search_registered_models() == []
+
+    def test_what_a_failed_run_has_computed_is_not_computed_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("trainyard.tracking.SERVING_PACKAGES", ("no-such-package",))
+            failed = weather_pipeline(**QUICK, return_state=True)
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise AssertionError("An estimator is fitted again.")
+
+        monkeypatch.setattr(LogisticRegression, "fit", refuse)
+
+        assert failed.is_failed()
+        assert run().is_champion
 
 
 def test_invalid_parameters_are_refused_before_anything_is_fetched(open_meteo: OpenMeteoServer) -> None:

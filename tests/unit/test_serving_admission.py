@@ -233,15 +233,18 @@ def test_a_request_for_an_overloaded_model_is_refused_before_the_application_and
     assert (found.refused, found.in_flight) == (1, 0)
 
 
+def receive_all(connection: socket.socket) -> bytes:
+    """Return what arrives until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
 def test_a_refused_caller_that_asks_before_it_sends_its_body_is_answered_at_once() -> None:
     limiters, app = Limiters(1, 10.0), App()
     limiters.find("m", b"/m").in_flight = 1
     with serve(app, limiters) as address, socket.create_connection(("127.0.0.1", port_of(address))) as caller:
         caller.settimeout(20)
         caller.sendall(b"POST /m HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
-        answer = b""
-        while part := caller.recv(65536):
-            answer += part
+        answer = receive_all(caller)
 
     assert answer.startswith(b"HTTP/1.1 503 ")
 
@@ -255,9 +258,7 @@ def test_an_idle_connection_is_closed_after_a_refusal_too() -> None:
     ):
         caller.settimeout(20)
         caller.sendall(b"POST /m HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        answer = b""
-        while part := caller.recv(65536):
-            answer += part
+        answer = receive_all(caller)
 
     assert answer.startswith(b"HTTP/1.1 503 ")
 

@@ -229,10 +229,8 @@ def limit_memory(max_bytes: int) -> int:
     base = address_space()
     if base:
         resource.setrlimit(resource.RLIMIT_AS, (base + max_bytes, base + max_bytes))
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(
-                "1000"
-            )  # where the container is short of memory, this ends first
+        with suppress(OSError):  # where the container is short of memory, this process ends first
+            Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return base
 

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from serving.errors import RegistryError, UnknownVersionError, UnservableError
+from serving.settings import Settings
 from trainyard.contract import Alias
 
 API, PROXY = "/api/2.0/mlflow", "/api/2.0/mlflow-artifacts/artifacts"
@@ -46,6 +47,12 @@ class Registry:
 
     def __init__(self, address: str, login: tuple[str, str] | None, timeout_seconds: float = 10.0) -> None:
         self._http = httpx.Client(base_url=address.rstrip("/"), auth=login, timeout=timeout_seconds)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return a client of the MLflow that the settings name."""
+        user, password = settings.mlflow_tracking_username, settings.mlflow_tracking_password.get_secret_value()
+        return cls(settings.mlflow_tracking_uri, (user, password) if user else None)
 
     def __enter__(self) -> Self:
         return self

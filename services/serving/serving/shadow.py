@@ -99,8 +99,7 @@ class Shadow:
 
     def _poll(self) -> None:
         settings = self._settings
-        user, password = settings.mlflow_tracking_username, settings.mlflow_tracking_password.get_secret_value()
-        with Registry(settings.mlflow_tracking_uri, (user, password) if user else None) as registry:
+        with Registry.of(settings) as registry:
             while not self._stop.is_set():
                 try:
                     self._refresh(registry)

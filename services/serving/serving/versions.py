@@ -88,9 +88,8 @@ class Versions:
 
     def _fetch(self, name: str, version: int) -> Model:
         settings = self._settings
-        user, password = settings.mlflow_tracking_username, settings.mlflow_tracking_password.get_secret_value()
         try:
-            with Registry(settings.mlflow_tracking_uri, (user, password) if user else None) as registry:
+            with Registry.of(settings) as registry:
                 return self._loader.load(registry, Champion(name, 0, version), self._reserve)
         except UnknownVersionError as error:
             raise RequestError("unknown-version", f"{name} has no version {version}.") from error

@@ -70,27 +70,15 @@ router = APIRouter(route_class=PredictionRoute, dependencies=API_KEY, tags=["pre
 
 ROW = {"type": "object"}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+PROBLEMS = (
+    *("malformed", "no-key", "unknown-model", "too-slow", "too-many-rows", "body-too-large", "content-type"),
+    *("invalid-rows", "not-finite", "refused-by-model", "no-champion", "registry-unknown", "overloaded", "loading"),
+)
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"headers": {"X-Model-Version": {"schema": {"type": "integer"}, "description": "The version that predicts"}}},
-    **document_problems(
-        *("malformed", "no-key", "unknown-model", "too-slow", "too-many-rows", "body-too-large", "content-type"),
-        *("invalid-rows", "not-finite", "refused-by-model", "no-champion", "registry-unknown", "overloaded", "loading"),
-    ),
+    **document_problems(*PROBLEMS),
 }
-VERSION_RESPONSES = RESPONSES | document_problems(
-    *(
-        "malformed",
-        "no-key",
-        "unknown-model",
-        "unknown-version",
-        "too-slow",
-        "too-many-rows",
-        "body-too-large",
-        "content-type",
-    ),
-    *("invalid-rows", "not-finite", "refused-by-model", "no-champion", "registry-unknown", "overloaded", "loading"),
-    *("unservable", "version-down"),
-)
+VERSION_RESPONSES = RESPONSES | document_problems(*PROBLEMS, "unknown-version", "unservable", "version-down")
 MAX_BODY_SECONDS = 30.0
 """How long a body may take to arrive: until then it holds a part of the memory for bodies."""
 MAX_LOOP_BYTES, MAX_LOOP_ROWS = 65_536, 256

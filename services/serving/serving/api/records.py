@@ -1,6 +1,8 @@
 """Recorded predictions, a page at a time."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ from typing_extensions import TypedDict
 from serving.errors import RecordsUnavailableError
 from serving.problems import RequestError, document_problems
 from serving.record_pages import FIRST_MOMENT, LAST_MOMENT, Selection, read_page, read_sample
-from serving.service import API_KEY, get_service, json_response
+from serving.service import API_KEY, Service, get_service, json_response
 
 
 class TableBody(TypedDict):
@@ -54,6 +56,25 @@ def to_utc(moment: datetime) -> datetime:
 
 Moment = Annotated[datetime, AfterValidator(to_utc)]
 
+
+@contextmanager
+def records_of(service: Service, name: str) -> Iterator[str]:
+    """Yield the address of the database with a model's records.
+
+    Raises:
+        RequestError: Nothing is recorded, the model is not registered, or the database does not answer within the block.
+    """
+    if not service.recorder.enabled:
+        raise RequestError("not-recorded", "Set SERVING_DATABASE_URL, and SERVING_KEEP_DAYS to more than 0.")
+    state = service.catalog.state
+    if state.refreshed_at is not None and name not in state.registered:
+        raise RequestError("unknown-model", f"No model {name!r} is registered.")
+    try:
+        yield service.recorder.url
+    except RecordsUnavailableError as error:
+        raise RequestError("records-down", f"The database does not answer: {error}") from error
+
+
 router = APIRouter(dependencies=API_KEY, tags=["records"])
 
 
@@ -78,18 +99,10 @@ async def list_records(
     sample: Annotated[bool, Query(description="Spread `limit` records over the period, if it has more")] = False,
 ) -> Response:
     """Answer with a page of records, a record for each request."""
-    service = get_service(request)
-    if not service.recorder.enabled:
-        raise RequestError("not-recorded", "Set SERVING_DATABASE_URL, and SERVING_KEEP_DAYS to more than 0.")
-    state = service.catalog.state
-    if state.refreshed_at is not None and name not in state.registered:
-        raise RequestError("unknown-model", f"No model {name!r} is registered.")
-    url, selection = service.recorder.url, Selection(name, since, until, version, about, shadow)
-    try:
+    service, selection = get_service(request), Selection(name, since, until, version, about, shadow)
+    with records_of(service, name) as url:
         if sample:
             found, following = await asyncio.to_thread(read_sample, url, selection, limit), None
         else:
             found, following = await asyncio.to_thread(read_page, url, selection, after, limit)
-    except RecordsUnavailableError as error:
-        raise RequestError("records-down", f"The database does not answer: {error}") from error
     return json_response({"predictions": found, "next": following})

@@ -6,10 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from typing_extensions import TypedDict
 
-from serving.api.records import Moment
+from serving.api.records import Moment, records_of
 from serving.comparison import compare_shadow
-from serving.errors import RecordsUnavailableError
-from serving.problems import RequestError, document_problems
+from serving.problems import document_problems
 from serving.record_pages import FIRST_MOMENT
 from serving.service import READING_KEY, get_service, json_response
 
@@ -41,15 +40,8 @@ async def compare(
 ) -> Response:
     """Answer with figures alone."""
     service = get_service(request)
-    if not service.recorder.enabled:
-        raise RequestError("not-recorded", "Set SERVING_DATABASE_URL, and SERVING_KEEP_DAYS to more than 0.")
-    state = service.catalog.state
-    if state.refreshed_at is not None and name not in state.registered:
-        raise RequestError("unknown-model", f"No model {name!r} is registered.")
-    model = state.models.get(name)
+    model = service.catalog.state.models.get(name)
     champion = model.champion.version if model else None
-    try:
-        found = await asyncio.to_thread(compare_shadow, service.recorder.url, name, champion, since)
-    except RecordsUnavailableError as error:
-        raise RequestError("records-down", f"The database does not answer: {error}") from error
+    with records_of(service, name) as url:
+        found = await asyncio.to_thread(compare_shadow, url, name, champion, since)
     return json_response(found)
