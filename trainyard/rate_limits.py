@@ -14,7 +14,8 @@ from prefect.variables import Variable
 from trainyard.http import check_wait
 from trainyard.locks import lock
 
-HOUR, DAY = 3600, 86400
+PERIODS = {"hours": 3600, "days": 86400}
+"""Their lengths in seconds, in the order of the limits."""
 BUCKET_SECONDS = 10
 _variables: Any = Variable  # whose types do not know that it is called from synchronous code
 RESET_MARGIN_SECONDS = 61
@@ -82,14 +83,21 @@ def reserve(limit: RateLimit, counts: dict[str, Any], calls: float, now: float) 
     buckets = {
         int(at): used for at, used in counts.get("buckets", {}).items() if int(at) > (now - 60) / BUCKET_SECONDS - 1
     }
-    hour, day = floor((now - RESET_MARGIN_SECONDS) / HOUR), floor((now - RESET_MARGIN_SECONDS) / DAY)
-    in_hour = counts.get("in_hour", 0.0) if counts.get("hour") == hour else 0.0
-    on_day = counts.get("on_day", 0.0) if counts.get("day") == day else 0.0
     waits = [counts.get("paused_until", 0.0) - now]
-    if min(calls, limit.per_day) + on_day > limit.per_day:
-        waits.append((day + 1) * DAY + RESET_MARGIN_SECONDS - now)
-    if min(calls, limit.per_hour) + in_hour > limit.per_hour:
-        waits.append((hour + 1) * HOUR + RESET_MARGIN_SECONDS - now)
+    # Within the margin the service counts a call to the period that has ended or to the one that has begun.
+    periods = {
+        name: {
+            period: counts.get(name, {}).get(str(period), 0.0)
+            for period in {floor((now - RESET_MARGIN_SECONDS) / seconds), floor(now / seconds)}
+        }
+        for name, seconds in PERIODS.items()
+    }
+    for (name, used_in), most in zip(periods.items(), (limit.per_hour, limit.per_day), strict=True):
+        waits += [
+            (period + 1) * PERIODS[name] + RESET_MARGIN_SECONDS - now
+            for period, used in used_in.items()
+            if min(calls, most) + used > most
+        ]
     free = limit.per_minute - min(calls, limit.per_minute)
     in_minute = sum(buckets.values())
     for at, used in sorted(buckets.items()):
@@ -103,8 +111,7 @@ def reserve(limit: RateLimit, counts: dict[str, Any], calls: float, now: float) 
     buckets[bucket] = buckets.get(bucket, 0.0) + calls
     return {
         "buckets": {str(at): used for at, used in buckets.items()},
-        "hour": hour,
-        "in_hour": in_hour + calls,
-        "day": day,
-        "on_day": on_day + calls,
+        **{
+            name: {str(period): used + calls for period, used in used_in.items()} for name, used_in in periods.items()
+        },
     }, 0.0

@@ -217,8 +217,9 @@ def test_invalid_input_is_refused_and_its_field_named(
 
 
 @pytest.mark.usefixtures("forest")
-def test_a_chunked_body_is_limited_too(api: httpx.Client) -> None:
-    chunks = (b" " * 4096 for _ in range(100))
+@pytest.mark.parametrize("size", [4096, 4 * MAX_BYTES + 1])
+def test_a_chunked_body_is_limited_too(api: httpx.Client, size: int) -> None:
+    chunks = (b" " * size for _ in range(100))
 
     answer = api.post("/models/forest/predict", content=chunks, headers={"Content-Type": JSON})
 

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flows.weather import history, quota
@@ -83,6 +83,7 @@ def test_the_periods_are_the_days_of_the_years_that_are_not_kept(first: date, da
     st.floats(0, 60),
     st.floats(0, 86400),
 )
+@example(wishes=[(60.0, 0.0)] * 10, phase=0.0, start=0.0)  # some of them within the first minute of an hour
 def test_no_sequence_of_requests_exceeds_the_limits_as_the_service_counts(
     wishes: list[tuple[float, float]], phase: float, start: float
 ) -> None:

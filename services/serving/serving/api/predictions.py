@@ -219,11 +219,11 @@ class BodyReader:
         try:
             async with asyncio.timeout(MAX_BODY_SECONDS):
                 async for chunk in request.stream():
+                    if len(body) + len(chunk) > self._max_bytes:
+                        raise too_large
                     self._budget.take(len(chunk))
                     self._taken += len(chunk)
                     body += chunk
-                    if len(body) > self._max_bytes:
-                        raise too_large
         except TimeoutError as error:
             raise RequestError("too-slow", f"The body did not arrive within {MAX_BODY_SECONDS:.0f} s.") from error
         return bytes(body)
