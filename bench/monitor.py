@@ -22,7 +22,16 @@ from infra.testing.open_meteo_server import synthetic_day
 from trainyard.candidates import Candidate
 from trainyard.contract import Column, Record, Verdict
 from trainyard.evaluation import holdout_table, training_sample
-from trainyard.monitoring import AlertThresholds, Assessment, Reference, assess, rows_from_records
+from trainyard.monitoring import (
+    ALERT_PAUSE,
+    AlertThresholds,
+    Assessment,
+    Reference,
+    assess,
+    new_alerts,
+    rows_from_records,
+)
+from trainyard.skill import FALSE_ALARM_RATE
 
 FIRST_DAY = pd.Timestamp("2018-01-01")
 TRAINING_DAYS, HOLDOUT_DAYS = 4 * 365, 365
@@ -148,11 +157,17 @@ def is_drift_alert(assessment: Assessment) -> bool:
 
 
 def count_false_alarms(world: World) -> dict[str, int]:
-    """Return on how many of 90 days an unchanged champion in an unchanged world raised an alert, by its kind."""
+    """Return how many alerts an unchanged champion in an unchanged world raised in 90 days, and on how many days it had one.
+
+    An alert about what one of the last days was about is not raised again, as in the flow `monitor`.
+    """
     rows = make_rows(world, world.inputs, predict(world.estimator, world.inputs))
     looks = [look(world, rows, world.wet, WINDOW_DAYS + number) for number in range(LOOKS)]
+    abouts = [each.alerts for each in looks]
+    raised = [new_alerts(about, abouts[max(0, n - ALERT_PAUSE.days) : n]) for n, about in enumerate(abouts)]
     return {
-        "alert": sum(each.verdict == Verdict.ALERT for each in looks),
+        "alerts": sum(map(bool, raised)),
+        "days": sum(each.verdict == Verdict.ALERT for each in looks),
         "drift": sum(map(is_drift_alert, looks)),
         "skill": sum(map(is_skill_alert, looks)),
     }
@@ -167,21 +182,47 @@ def days_until(world: World, rows: pd.DataFrame, wet: pd.Series, kind: str) -> i
     return None
 
 
+def replaced_outcomes(world: World) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
+    """Return the champion's and climatology's probabilities, and the share of outcomes that `lose_skill` replaces.
+
+    It is so large that the champion's expected Brier score becomes climatology's.
+    """
+    probability, expected = predict(world.estimator, world.inputs), np.asarray(world.base)
+    good = (probability * (1 - probability) ** 2 + (1 - probability) * probability**2).mean()
+    bad = (expected * (1 - probability) ** 2 + (1 - expected) * probability**2).mean()
+    return probability, expected, float((np.mean(expected * (1 - expected)) - good) / (bad - good))
+
+
 def lose_skill(world: World, seed: int) -> int | None:
     """Return when a champion is found whose forecasts have become as bad as climatology's.
 
-    From a day on, some outcomes are those of another year, so many that the expected Brier score is climatology's.
+    From a day on, some outcomes are those of another year.
     """
-    probability = predict(world.estimator, world.inputs)
+    probability, expected, share = replaced_outcomes(world)
     chance = np.random.default_rng(seed)
-    expected = np.asarray(world.base)
-    good = (probability * (1 - probability) ** 2 + (1 - probability) * probability**2).mean()
-    bad = (expected * (1 - probability) ** 2 + (1 - expected) * probability**2).mean()
-    share = (np.mean(expected * (1 - expected)) - good) / (bad - good)
     is_broken = np.asarray(world.inputs.index >= world.inputs.index[0] + pd.Timedelta(days=WINDOW_DAYS))
     is_replaced = is_broken & (chance.random(len(expected)) < share)
     wet = world.wet.where(~is_replaced, (chance.random(len(expected)) < expected).astype(int))
     return days_until(world, make_rows(world, world.inputs, probability), wet, "skill")
+
+
+def bound_power(world: World, seed: int) -> float:
+    """Return the probability with which the best test of its scores finds `lose_skill` after 30 days.
+
+    It is the likelihood ratio of both (Neyman and Pearson, Philosophical Transactions A 231, 1933), in one look instead of a
+    look a day, at the monitor's false alarm rate and for a calibrated champion.
+    """
+    probability, expected, share = replaced_outcomes(world)
+    known = (MAX_DAYS_TO_FIND["skill"] - TRUTH_LAG_DAYS) * world.places
+    good = np.clip(probability[:known], 0.01, 0.99)
+    bad = (1 - share) * good + share * expected[:known]
+    chance = np.random.default_rng(seed)
+
+    def ratios(truth: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        is_wet = chance.random((2000, known)) < truth
+        return np.asarray(np.where(is_wet, np.log(bad / good), np.log((1 - bad) / (1 - good))).sum(axis=1))
+
+    return float((ratios(bad) > np.quantile(ratios(good), 1 - FALSE_ALARM_RATE)).mean())
 
 
 def predict_climatology(world: World) -> int | None:
@@ -221,20 +262,26 @@ def simulate(worlds: int, column_worlds: int) -> dict[str, Any]:
         counts = [count_false_alarms(world) for world in made]
         results["no_change"][places] = {
             "runs": len(counts),
-            "alert_days_mean": round(float(np.mean([each["alert"] for each in counts])), 3),
-            "runs_with_an_alert": sum(each["alert"] > 0 for each in counts),
+            "alerts_mean": round(float(np.mean([each["alerts"] for each in counts])), 3),
+            "days_with_an_alert_mean": round(float(np.mean([each["days"] for each in counts])), 3),
+            "runs_with_an_alert": sum(each["alerts"] > 0 for each in counts),
             "runs_with_drift": sum(each["drift"] > 0 for each in counts),
             "runs_with_skill": sum(each["skill"] > 0 for each in counts),
-            "runs_with_at_most_one": sum(each["alert"] <= 1 for each in counts),
+            "runs_with_at_most_one": sum(each["alerts"] <= 1 for each in counts),
         }
-        results["skill"][places] = summarize_days([lose_skill(world, seed) for seed, world in enumerate(made)])
+        results["skill"][places] = summarize_days([lose_skill(world, seed) for seed, world in enumerate(made)]) | {
+            "best_test": round(float(np.mean([bound_power(world, seed) for seed, world in enumerate(made)])), 3)
+        }
         results["climatology"][places] = summarize_days([predict_climatology(world) for world in made])
         print(places, results, flush=True)
-    made = [World.make(1000 + seed) for seed in range(column_worlds)]
-    for fault in ("shift", "null"):
-        results["input"][fault] = {
-            column: summarize_days([change_input(world, column, fault) for world in made])
-            for column in made[0].inputs.columns
+    for places in (1, 5):
+        made = [World.make(1000 + seed, places) for seed in range(column_worlds)]
+        results["input"][places] = {
+            fault: {
+                column: summarize_days([change_input(world, column, fault) for world in made])
+                for column in made[0].inputs.columns
+            }
+            for fault in ("shift", "null")
         }
     return results
 

@@ -184,7 +184,7 @@ def dashboard(results: dict[str, Any]) -> str:
 def monitor(results: dict[str, Any]) -> str:
     """Return the tables of the monitor's simulations."""
     alarms = [
-        [places, str(case["runs"]), f"{case['alert_days_mean']:.2f}", str(case["runs_with_at_most_one"])]
+        [places, str(case["runs"]), f"{case['alerts_mean']:.2f}", str(case["runs_with_at_most_one"])]
         + [str(case[f"runs_with_{kind}"]) for kind in ("drift", "skill")]
         for places, case in results["no_change"].items()
     ]
@@ -203,15 +203,21 @@ def monitor(results: dict[str, Any]) -> str:
     ]
     faults += [
         [
-            f"`{column}` {'shifts by one standard deviation' if fault == 'shift' else 'goes null'}",
+            f"`{column}` {'shifts by one standard deviation' if fault == 'shift' else 'goes null'}, "
+            f"{places} place{'s' if int(places) > 1 else ''}",
             "7",
             *format_found(case),
         ]
-        for fault, columns in results["input"].items()
+        for places, kinds in results["input"].items()
+        for fault, columns in kinds.items()
         for column, case in columns.items()
     ]
     found = table(["fault", "days", "cases", "found", "days until it is found, median"], faults)
-    return f"{table(head, alarms)}\n{found}"
+    best = ", ".join(f"{case['best_test']:.0%} with {places}" for places, case in results["skill"].items())
+    return (
+        f"{table(head, alarms)}\n{found}\nThe best test of the scores at the same false alarm rate, in one look after 30 days, "
+        f"finds outcomes that lose their relation in {best} forecasts a day (Neyman-Pearson bound).\n"
+    )
 
 
 def format_found(case: dict[str, Any]) -> list[str]:

@@ -58,6 +58,8 @@ class Tag:
     VERDICT: Final = "verdict"
     """`Verdict`, on a run of the experiment `MONITORING_EXPERIMENT`."""
     REASONS: Final = "reasons"
+    ALERTS: Final = "alerts"
+    """What a check's alert is about, as a list in JSON."""
 
     # MLflow's own.
     PARENT_RUN_ID: Final = "mlflow.parentRunId"
@@ -219,6 +221,8 @@ class State:
     FINAL_TYPES: Final = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
     ALERT: Final = "Alert"
     """The name of a completed run that found something which people should know."""
+    ALERT_PERSISTS: Final = "AlertPersists"
+    """The name of a completed run that found only what a run of the last days ended in `ALERT` for."""
     WAITING: Final = "Waiting"
     """The name of the running state of a run that waits for a lock."""
     AWAITING_RERUN: Final = "AwaitingRerun"

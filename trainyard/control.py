@@ -2,11 +2,12 @@
 
 The rows of consecutive days depend on each other, more so where a feature is a rolling mean, so that no test of
 independent rows keeps its false alarm rate. The training sample itself says how far the mean of a week or a month
-strays: each of its weeks and months is charted like the recent one, and a recent mean must exceed all of them.
+strays: each of its weeks and months is charted like the recent one, and a recent mean must exceed all of them by a margin.
 
 A column is charted twice: after its season, and after its season and the other columns of the same row, which shows a
 change that the season's spread would hide (Hawkins, Multivariate quality control based on regression-adjusted
-variables, Technometrics 33, 1991).
+variables, Technometrics 33, 1991). What moves slowly, such as a share of the last 30 days, strays far in any week; a fault shows
+in its change from one day to the next, which is charted too.
 """
 
 from dataclasses import dataclass
@@ -29,10 +30,16 @@ MIN_SEASON_DAYS = 300
 MIN_DEVIATION = 4.2
 """Standard deviations of a window's mean that no column may need less than: for 60 charts in 90 daily looks, a
 probability of 0.05 in all under a normal distribution."""
+LIMIT_MARGIN = 1.1
+"""By how much a recent mean must exceed all of training: the largest of a few years is an estimate, and about 60 charts are
+looked at for it. Simulated in `bench/monitor.py`."""
+JUMP_MARGIN = 2.0
+"""The same for the change from one day to the next: live inputs are made of forecasts that the next day may correct."""
 MIN_SPREAD = 0.05
 """In standard deviations of the column: a smaller spread of the means counts as this one, so that no negligible change
 of a column that depends on others exactly is drift."""
 MAX_CATEGORIES = 20
+SECONDS_OF_A_DAY = 86_400
 SEED = 0
 
 
@@ -85,10 +92,15 @@ class InputCharts:
         numbers, owners = self._encoder.encode(training.iloc[chosen]), self._encoder.owners
         self._charts: list[tuple[str, int, list[int], Floats, Windows]] = []
         """Owner, number, regressors, their weights, and the windows of the errors in training."""
+        self._jumps: list[tuple[str, int, Jumps]] = []
+        """Owner, number, and the changes from day to day in training."""
         design, day_means = _season(days, self._has_season), DayMeans(days)
         for number, owner in enumerate(owners):
             # A prediction depends on the inputs by the model itself.
             others = [n for n, name in enumerate(owners) if name != owner and Column.PREDICTION not in (name, owner)]
+            changes = day_means.changes(numbers[:, number])
+            if len(changes) >= MIN_TRAINING_DAYS:
+                self._jumps.append((owner, number, Jumps(changes)))
             for regressors in [[], others] if others else [[]]:
                 x = np.hstack([design, numbers[:, regressors]])
                 weights = np.asarray(np.linalg.lstsq(x, numbers[:, number], rcond=1e-8)[0], dtype=np.float64)
@@ -103,10 +115,19 @@ class InputCharts:
             days: Their days.
         """
         numbers, design, day_means = self._encoder.encode(recent), _season(days, self._has_season), DayMeans(days)
+        deviations = [
+            (
+                owner,
+                windows.deviation(day_means.of(numbers[:, number] - np.hstack([design, numbers[:, others]]) @ weights)),
+            )
+            for owner, number, others, weights, windows in self._charts
+        ]
+        for owner, number, jumps in self._jumps:
+            changes = day_means.changes(numbers[:, number])[-min(WINDOWS_DAYS) :]
+            if len(changes) and recent[owner].notna().all():
+                deviations.append((owner, jumps.deviation(changes)))
         found: dict[str, Deviation] = {}
-        for owner, number, regressors, weights, training in self._charts:
-            x = np.hstack([design, numbers[:, regressors]])
-            deviation = training.deviation(day_means.of(numbers[:, number] - x @ weights))
+        for owner, deviation in deviations:
             if owner not in found or deviation.share_of_limit > found[owner].share_of_limit:
                 found[owner] = deviation
         return found
@@ -130,16 +151,38 @@ class Windows:
             distances, spread = self._means[size]
             mean = float(abs(recent[-size:].mean()))
             p_value = (1 + len(distances) - int(np.searchsorted(distances, mean))) / (1 + len(distances))
-            found.append(Deviation(mean / spread, max(MIN_DEVIATION, float(distances[-1]) / spread), p_value))
+            limit = max(MIN_DEVIATION, LIMIT_MARGIN * float(distances[-1]) / spread)
+            found.append(Deviation(mean / spread, limit, p_value))
         return max(found, key=lambda deviation: deviation.share_of_limit)
+
+
+class Jumps:
+    """How much a day's mean changes to the next in training."""
+
+    def __init__(self, training: Floats) -> None:
+        self._distances, self._spread = np.sort(np.abs(training)), max(float(training.std()), MIN_SPREAD)
+
+    def deviation(self, recent: Floats) -> Deviation:
+        """Return the deviation of the largest of some changes."""
+        jump = float(np.abs(recent).max())
+        larger = len(self._distances) - int(np.searchsorted(self._distances, jump))
+        limit = max(MIN_DEVIATION, JUMP_MARGIN * float(self._distances[-1]) / self._spread)
+        return Deviation(jump / self._spread, limit, (1 + larger) / (1 + len(self._distances)))
 
 
 class DayMeans:
     """Means of rows by their days, in order."""
 
     def __init__(self, days: pd.DatetimeIndex) -> None:
-        self._codes = np.unique(days.asi8, return_inverse=True)[1]
+        numbers, self._codes = np.unique(days.normalize().as_unit("s").asi8, return_inverse=True)
         self._counts = np.bincount(self._codes)
+        self._follows = np.diff(numbers) == SECONDS_OF_A_DAY
+        """For each day but the first, whether the one before it is there."""
+
+    def changes(self, values: Floats) -> Floats:
+        """Return by how much the mean changes from each day to the next, without those beside a gap."""
+        changes: Floats = np.diff(self.of(values))[self._follows]
+        return changes
 
     def of(self, values: Floats) -> Floats:
         """Return the mean of each day."""

@@ -3,7 +3,7 @@
 A forecast is a prediction about a subject and a time; only forecasts can be scored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Any
@@ -32,6 +32,10 @@ MAX_LEAD_TIME = pd.Timedelta(days=2)
 """Forecasts further ahead than this do not count for drift. The subject's next day begins up to two days after a moment
 in UTC."""
 RECENT_DAYS = 7
+ALERT_PAUSE = pd.Timedelta(days=7)
+"""Time after which an alert about the same is a new one."""
+MAX_ALERTS, MAX_ALERT_LENGTH = 100, 60
+"""So that a tag in MLflow holds them."""
 FURTHER_CONFIDENCE = 0.999
 """Of the interval that must lie below zero skill for an alert on a lead time without a holdout of its own."""
 FORECAST_KEYS = [Column.VERSION, Column.SUBJECT, Column.TIME, Column.LEAD_DAYS]
@@ -104,6 +108,8 @@ class Assessment:
     shifts: Sequence[drift.Shift]
     forecasts: pd.DataFrame
     """`FORECAST_COLUMNS`."""
+    alerts: tuple[str, ...] = ()
+    """What an alert is about: the scores that are worse, and the columns that have drifted."""
 
     @property
     def summary(self) -> str:
@@ -161,12 +167,14 @@ def assess(
     forecasts = join_ground_truth(rows, observed)
     own = rows[rows[Column.VERSION] == version]
     shifts = measure_drift(own, reference, thresholds)
-    drift_metrics, drift_alert = score_drift(shifts, thresholds)
-    live_metrics, live_alerts = score_live(forecasts[forecasts[Column.VERSION] == version], reference, thresholds)
+    drift_metrics, drifted = score_drift(shifts, thresholds)
+    live_metrics, worse = score_live(forecasts[forecasts[Column.VERSION] == version], reference, thresholds)
     metrics = {"predictions": float(len(own)), **drift_metrics, **live_metrics}
     is_scored = live_metrics.get("scored_nearest", 0) >= thresholds.min_scored
-    if alerts := [alert for alert in (drift_alert, *live_alerts) if alert]:
-        verdict, reasons = Verdict.ALERT, alerts
+    if drifted or worse:
+        verdict = Verdict.ALERT
+        reasons = [describe_drift(shifts, thresholds)] if drifted else []
+        reasons += worse.values()
     elif shifts or is_scored:
         verdict = Verdict.OK
         reasons = [describe_drift(shifts, thresholds)] if shifts else []
@@ -177,7 +185,19 @@ def assess(
             f"{len(own)} predictions are too few to compare with the training data; "
             f"{thresholds.min_predictions} are needed."
         ]
-    return Assessment(verdict, tuple(reasons), metrics, shifts, forecasts)
+    alerts = tuple(alert[:MAX_ALERT_LENGTH] for alert in (*worse, *drifted)[:MAX_ALERTS])
+    return Assessment(verdict, tuple(reasons), metrics, shifts, forecasts, alerts)
+
+
+def new_alerts(alerts: Sequence[str], former: Iterable[Sequence[str]]) -> list[str]:
+    """Return what an alert is about that no check of the last `ALERT_PAUSE` raised one about.
+
+    Args:
+        alerts: `Assessment.alerts` of a check.
+        former: Those of the checks of the last `ALERT_PAUSE` before it.
+    """
+    known = {alert for each in former for alert in each}
+    return [alert for alert in alerts if alert not in known]
 
 
 def measure_drift(rows: pd.DataFrame, reference: Reference, thresholds: AlertThresholds) -> list[drift.Shift]:
@@ -217,13 +237,13 @@ def nearest_forecasts(rows: pd.DataFrame) -> pd.DataFrame:
     return nearest[nearest[Column.LEAD_DAYS] <= MAX_LEAD_TIME / pd.Timedelta(days=1)].sort_index()
 
 
-def score_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> tuple[dict[str, float], str]:
-    """Return the metrics of drift, and the reason for an alert or an empty string.
+def score_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> tuple[dict[str, float], list[str]]:
+    """Return the metrics of drift, and what an alert is about; nothing if there is none.
 
     The prediction alerts by itself: it depends on all inputs.
     """
     if not shifts:
-        return {}, ""
+        return {}, []
     inputs = [shift for shift in shifts if shift.column != Column.PREDICTION]
     prediction = next((shift for shift in shifts if shift.column == Column.PREDICTION), None)
     share = sum(shift.drifted for shift in inputs) / max(1, len(inputs))
@@ -235,7 +255,7 @@ def score_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> t
         "prediction_psi": prediction.psi if prediction else 0.0,
     }
     is_alert = share > thresholds.max_drifted_share or (prediction is not None and prediction.drifted)
-    return metrics, describe_drift(shifts, thresholds) if is_alert else ""
+    return metrics, [f"drift of {shift.column}" for shift in shifts if shift.drifted] if is_alert else []
 
 
 def describe_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> str:
@@ -277,8 +297,8 @@ def join_ground_truth(rows: pd.DataFrame, observed: Mapping[tuple[str, str], flo
 
 def score_live(
     forecasts: pd.DataFrame, reference: Reference, thresholds: AlertThresholds
-) -> tuple[dict[str, float], list[str]]:
-    """Return the live and the holdout scores, and the reasons for alerts.
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the live and the holdout scores, and what alerts are about with their reasons.
 
     Only predicted probabilities of a target that is 0 or 1 are scored, each lead time by itself. The nearest lead time
     with enough forecasts is that of the holdout's rows: its skill is compared with the holdout's. Forecasts further ahead
@@ -286,20 +306,22 @@ def score_live(
     """
     known = _binary_outcomes(forecasts, Column.PROBABILITY)
     if known.empty or reference.climatology is None:
-        return {"scored": float(len(known))}, []
+        return {"scored": float(len(known))}, {}
     leads = known[Column.LEAD_DAYS].value_counts().sort_index()
     enough = leads[leads >= thresholds.min_scored].index
     nearest = enough[0] if len(enough) else leads.index[0]
     metrics: dict[str, float] = {}
-    reasons = []
+    worse: dict[str, str] = {}
     for lead in enough[1:]:
         table = reference.losses(known[known[Column.LEAD_DAYS] == lead], Column.PROBABILITY)
         skill = measure_skill(table, FURTHER_CONFIDENCE)
         metrics[f"skill_{lead:.0f}_days_ahead"] = skill.value
         if skill.high < 0:
-            reasons.append(f"Forecasts {lead:.0f} days ahead are worse than climatology (skill {skill.value:.2f}).")
+            worse[f"skill {lead:.0f} days ahead"] = (
+                f"Forecasts {lead:.0f} days ahead are worse than climatology (skill {skill.value:.2f})."
+            )
     own, reason = _score_nearest(known[known[Column.LEAD_DAYS] == nearest], reference, thresholds)
-    return {"scored": float(len(known))} | own | metrics, [*([reason] if reason else []), *reasons]
+    return {"scored": float(len(known))} | own | metrics, ({"skill": reason} if reason else {}) | worse
 
 
 def _score_nearest(

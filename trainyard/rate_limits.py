@@ -111,7 +111,5 @@ def reserve(limit: RateLimit, counts: dict[str, Any], calls: float, now: float) 
     buckets[bucket] = buckets.get(bucket, 0.0) + calls
     return {
         "buckets": {str(at): used for at, used in buckets.items()},
-        **{
-            name: {str(period): used + calls for period, used in used_in.items()} for name, used_in in periods.items()
-        },
+        **{name: {str(period): used + calls for period, used in used_in.items()} for name, used_in in periods.items()},
     }, 0.0

@@ -16,7 +16,7 @@ START_WINDOW_SECONDS = 600
 # Longer than a worker takes to end a cancelled run (WARM_PROCESS_CANCEL_GRACE) and to run its hooks.
 CANCEL_WINDOW_SECONDS = 120
 FLOW_RUNS = f"{Event.FLOW_RUN}.*"
-ENDED = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", State.ALERT)
+ENDED = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", State.ALERT, State.ALERT_PERSISTS)
 NOT_STARTED = ("Scheduled", "AwaitingRetry", State.AWAITING_RERUN, "AwaitingConcurrencySlot")
 NOT_RUNNING = (*ENDED, *NOT_STARTED, "Paused", "Suspended")
 

@@ -234,6 +234,27 @@ def test_drift_ends_in_the_state_alert(serving: ServingServer, tracking: MlflowC
     assert newest_check(tracking).data.tags[Tag.VERDICT] == Verdict.ALERT
 
 
+def test_an_alert_is_raised_once_until_it_is_about_something_else(
+    serving: ServingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = datetime.now(UTC)
+
+    def check(**changed: float) -> State[None]:
+        monkeypatch.setattr(module, "ALERT_PAUSE", datetime.now(UTC) - begin)  # no alert of another test
+        serving.records[MODEL] = [record(1, PARCELS.head(60).assign(**changed))]
+        return run_monitor()
+
+    first, again, other = check(weight=99.0), check(weight=99.0), check(weight=99.0, distance=99.0)
+
+    assert [state.name for state in (first, again, other)] == [
+        contract.State.ALERT,
+        contract.State.ALERT_PERSISTS,
+        contract.State.ALERT,
+    ]
+    assert again.type == "COMPLETED"
+    assert again.message == first.message
+
+
 def test_forecasts_are_requested_and_scored_against_the_ground_truth(
     serving: ServingServer, tracking: MlflowClient, project: Path
 ) -> None:

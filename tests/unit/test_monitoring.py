@@ -10,7 +10,15 @@ from pydantic import ValidationError
 
 from trainyard.contract import DRIFT_COLUMNS, FORECAST_COLUMNS, Artifact, Column, Record, Verdict, table_rows
 from trainyard.evaluation import MAX_SAMPLE_ROWS, as_table, from_table, holdout_table, training_sample
-from trainyard.monitoring import AlertThresholds, Assessment, Reference, assess, drift_table, rows_from_records
+from trainyard.monitoring import (
+    AlertThresholds,
+    Assessment,
+    Reference,
+    assess,
+    drift_table,
+    new_alerts,
+    rows_from_records,
+)
 
 RANDOM = np.random.default_rng(3)
 DEPOT = "Depot North"
@@ -82,6 +90,15 @@ def test_drift_is_an_alert_that_names_the_columns() -> None:
     assert "The prediction has drifted (another distribution)." in assessment.summary
     assert assessment.metrics["psi_max"] > 1
     assert assessment.metrics["prediction_psi"] > 0.2
+
+
+def test_an_alert_names_what_it_is_about() -> None:
+    assessment = assess_inputs(make_recent(100, mean=2))
+
+    assert set(assessment.alerts) == {"drift of a", f"drift of {Column.PREDICTION}"}
+    assert new_alerts(assessment.alerts, []) == list(assessment.alerts)
+    assert new_alerts(assessment.alerts, [["skill"], ["drift of a"]]) == [f"drift of {Column.PREDICTION}"]
+    assert assess_inputs(make_recent(200)).alerts == ()
 
 
 def test_drift_of_the_allowed_share_is_ok() -> None:

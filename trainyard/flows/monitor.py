@@ -1,5 +1,6 @@
 """The flow `monitor`: assess the champions by their recent predictions."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -38,7 +39,16 @@ from trainyard.errors import DataError, HookError, SourceError
 from trainyard.evaluation import as_table, from_table
 from trainyard.hooks import Hooks, ModelInfo, hooks_of, read_hooks
 from trainyard.http import get_json
-from trainyard.monitoring import AlertThresholds, Assessment, Reference, assess, drift_table, rows_from_records
+from trainyard.monitoring import (
+    ALERT_PAUSE,
+    AlertThresholds,
+    Assessment,
+    Reference,
+    assess,
+    drift_table,
+    new_alerts,
+    rows_from_records,
+)
 from trainyard.retries import RETRIES
 
 MAX_RECORDS = 1000
@@ -71,6 +81,8 @@ class Check:
     """The page of its run in MLflow."""
     hook_error: str
     """Why the project's hook failed, or empty; without the ground truth, only drift is assessed."""
+    news: list[str]
+    """What its alert is about, without what those of the last days were about."""
 
     @property
     def summary(self) -> str:
@@ -136,6 +148,23 @@ def fetch_ground_truth(hooks: Hooks, model: ModelInfo, times: Sequence[str]) -> 
         raise HookError(f"{hooks.file}: {reference} fails ({type(error).__name__}: {error}).") from error
 
 
+def fetch_former_alerts(version: ModelVersion) -> list[list[str]]:
+    """Return what the alerts of a version's checks in the last `ALERT_PAUSE` were about."""
+    client, since = MlflowClient(), datetime.now(UTC) - ALERT_PAUSE
+    experiment = client.get_experiment_by_name(MONITORING_EXPERIMENT)
+    if experiment is None:
+        return []
+    recent = (
+        f"tags.{Tag.MODEL_VERSION} = '{version.version}' AND attributes.start_time >= {since.timestamp() * 1000:.0f}"
+    )
+    own = tracking.flow_run_tags()[Tag.FLOW_RUN_ID]  # after a crash its former attempt has told nobody
+    return [
+        json.loads(tags.get(Tag.ALERTS, "[]"))
+        for tags in (run.data.tags for run in client.search_runs([experiment.experiment_id], recent))
+        if tags[Tag.MODEL] == version.name and tags.get(Tag.FLOW_RUN_ID) != own
+    ]
+
+
 @task(name="log-check", task_run_name="{version.name}", persist_result=False)
 def log_check(version: ModelVersion, assessment: Assessment) -> str:
     """Log an assessment as a run in MLflow; return the address of its page."""
@@ -145,6 +174,7 @@ def log_check(version: ModelVersion, assessment: Assessment) -> str:
         Tag.MODEL_VERSION: str(version.version),
         Tag.VERDICT: assessment.verdict,
         Tag.REASONS: assessment.summary,
+        Tag.ALERTS: json.dumps(assessment.alerts),
         **tracking.flow_run_tags(),
     }
     with mlflow.start_run(run_name=f"{version.name} v{version.version}", tags=tags) as run:
@@ -244,7 +274,8 @@ def check_model(model: str, window_days: int, thresholds: AlertThresholds, decla
         except HookError as error:
             hook_error = f"{model}: {error}"
     assessment = assess(rows, reference, observed, thresholds, int(version.version))
-    return Check(version, assessment, log_check(version, assessment), hook_error)
+    news = new_alerts(assessment.alerts, fetch_former_alerts(version))
+    return Check(version, assessment, log_check(version, assessment), hook_error, news)
 
 
 def report(checks: Sequence[Check]) -> None:
@@ -267,7 +298,8 @@ def monitor(
 ) -> State[None]:
     """Compare recent predictions with the training data and with the ground truth.
 
-    A run that raises an alert ends in the state Alert, which is mailed.
+    A run that raises an alert ends in the state Alert, which is mailed; one that finds only what alerts of the last seven days
+    were about ends in the state AlertPersists.
 
     Args:
         models: Names of registered models; without any, all served models.
@@ -297,5 +329,8 @@ def monitor(
     if errors:
         return Failed(message=" ".join([*messages, *errors]))
     if alerts:
-        return Completed(name=contract.State.ALERT, message=" ".join(messages))
+        is_new = any(check.news for check in alerts)
+        return Completed(
+            name=contract.State.ALERT if is_new else contract.State.ALERT_PERSISTS, message=" ".join(messages)
+        )
     return Completed(message=f"Models checked: {len(checks)}." if checks else "No model is served yet.")

@@ -19,7 +19,7 @@ STATE_TONES = {
     "SCHEDULED": ("neutral", "◷"),
 }
 """A state type's tone and sign, so that color is never alone."""
-STATE_NAME_TONES = {State.ALERT: ("bad", "!"), State.WAITING: ("busy", "…")}
+STATE_NAME_TONES = {State.ALERT: ("bad", "!"), State.ALERT_PERSISTS: ("bad", "!"), State.WAITING: ("busy", "…")}
 """Names of states that say more than their type."""
 UNATTRIBUTED = "between components"
 MAX_WORKERS, WORKER_SHOWN_SECONDS = 8, 86_400
