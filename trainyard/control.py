@@ -31,8 +31,8 @@ MIN_DEVIATION = 4.2
 """Standard deviations of a window's mean that no column may need less than: for 60 charts in 90 daily looks, a
 probability of 0.05 in all under a normal distribution."""
 LIMIT_MARGIN = 1.1
-"""By how much a recent mean must exceed all of training: the largest of a few years is an estimate, and about 60 charts are
-looked at for it. Simulated in `bench/monitor.py`."""
+"""By how much a recent mean must exceed both: the largest of a few years is an estimate, and the means of skewed columns have
+heavier tails than a normal distribution. Simulated in `bench/monitor.py`."""
 JUMP_MARGIN = 2.0
 """The same for the change from one day to the next: live inputs are made of forecasts that the next day may correct."""
 MIN_SPREAD = 0.05
@@ -151,7 +151,7 @@ class Windows:
             distances, spread = self._means[size]
             mean = float(abs(recent[-size:].mean()))
             p_value = (1 + len(distances) - int(np.searchsorted(distances, mean))) / (1 + len(distances))
-            limit = max(MIN_DEVIATION, LIMIT_MARGIN * float(distances[-1]) / spread)
+            limit = LIMIT_MARGIN * max(MIN_DEVIATION, float(distances[-1]) / spread)
             found.append(Deviation(mean / spread, limit, p_value))
         return max(found, key=lambda deviation: deviation.share_of_limit)
 

@@ -36,9 +36,12 @@ SEASON_HALF_WIDTHS_DAYS = (7, 15, 30, 60)
 MIN_SEASON_ROWS = 100
 
 
+NULLS, OUTSIDE, DISTRIBUTION = "nulls", "outside", "distribution"
+
+
 @dataclass(frozen=True)
 class Shift:
-    """The drift of a column; the fields are `contract.DRIFT_COLUMNS`."""
+    """The drift of a column; the fields but the last are `contract.DRIFT_COLUMNS`."""
 
     column: str
     psi: float
@@ -58,6 +61,8 @@ class Shift:
     """`Kolmogorov-Smirnov`, `chi-squared` or `control chart`."""
     reason: str = ""
     """Why the column has drifted, or empty."""
+    kinds: tuple[str, ...] = ()
+    """The same by `NULLS`, `OUTSIDE` and `DISTRIBUTION`."""
 
 
 def compare(
@@ -131,13 +136,12 @@ def _shift(
     nulls, recent_nulls = float(sample.isna().mean()), float(recent.isna().mean())
     known, now = sample.dropna(), recent.dropna()
     outside = float(_is_outside(known, now).mean()) if len(known) and len(now) else 0.0
-    reasons = []
+    reasons: dict[str, str] = {}
     if _is_rise(int(sample.isna().sum()), len(sample), int(recent.isna().sum()), len(recent), significance):
-        reasons.append(f"{recent_nulls:.0%} null, in training {nulls:.0%}")
+        reasons[NULLS] = f"{recent_nulls:.0%} null, in training {nulls:.0%}"
     if _is_rise(0, len(known), round(outside * len(now)), len(now), significance):
-        reasons.append(
-            f"{outside:.0%} outside the training range" if _are_numbers(known, now) else f"{outside:.0%} unseen"
-        )
+        what = "outside the training range" if _are_numbers(known, now) else "unseen"
+        reasons[OUTSIDE] = f"{outside:.0%} {what}"
     training, index = training.dropna(), 0.0
     means: tuple[float | None, float | None] = (None, None)
     test, statistic, p_value = "", 0.0, 1.0
@@ -148,13 +152,25 @@ def _shift(
         if deviations is None and len(now) >= MIN_TESTED_ROWS:
             test, statistic, p_value = _test(training, now)
             if index >= MIN_PSI and p_value < significance:
-                reasons.append("another distribution")
+                reasons[DISTRIBUTION] = "another distribution"
     if deviation := (deviations or {}).get(name):
         test, statistic, p_value = "control chart", deviation.value, deviation.p_value
         if deviation.is_out_of_control and recent_nulls < 1:
-            reasons.append(f"{deviation.value:.1f} standard deviations from training, {deviation.limit:.1f} allowed")
+            allowed = f"{deviation.limit:.1f} allowed"
+            reasons[DISTRIBUTION] = f"{deviation.value:.1f} standard deviations from training, {allowed}"
     return Shift(
-        name, index, statistic, p_value, *means, bool(reasons), nulls, recent_nulls, outside, test, "; ".join(reasons)
+        name,
+        index,
+        statistic,
+        p_value,
+        *means,
+        drifted=bool(reasons),
+        training_nulls=nulls,
+        recent_nulls=recent_nulls,
+        outside=outside,
+        test=test,
+        reason="; ".join(reasons.values()),
+        kinds=tuple(reasons),
     )
 
 

@@ -109,7 +109,7 @@ class Assessment:
     forecasts: pd.DataFrame
     """`FORECAST_COLUMNS`."""
     alerts: tuple[str, ...] = ()
-    """What an alert is about: the scores that are worse, and the columns that have drifted."""
+    """What an alert is about: scores that are worse, and what has drifted."""
 
     @property
     def summary(self) -> str:
@@ -185,7 +185,7 @@ def assess(
             f"{len(own)} predictions are too few to compare with the training data; "
             f"{thresholds.min_predictions} are needed."
         ]
-    alerts = tuple(alert[:MAX_ALERT_LENGTH] for alert in (*worse, *drifted)[:MAX_ALERTS])
+    alerts = tuple(dict.fromkeys(alert[:MAX_ALERT_LENGTH] for alert in (*worse, *drifted)))[:MAX_ALERTS]
     return Assessment(verdict, tuple(reasons), metrics, shifts, forecasts, alerts)
 
 
@@ -255,7 +255,18 @@ def score_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> t
         "prediction_psi": prediction.psi if prediction else 0.0,
     }
     is_alert = share > thresholds.max_drifted_share or (prediction is not None and prediction.drifted)
-    return metrics, [f"drift of {shift.column}" for shift in shifts if shift.drifted] if is_alert else []
+    return metrics, [about for shift in shifts for about in name_drift(shift)] if is_alert else []
+
+
+def name_drift(shift: drift.Shift) -> list[str]:
+    """Return what an alert for a shift is about.
+
+    The distributions of the inputs are one: what moves some of them, such as a wet month, moves others on the next day.
+    """
+    owner = "prediction" if shift.column == Column.PREDICTION else "inputs"
+    return [
+        f"{kind} of the {owner}" if kind == drift.DISTRIBUTION else f"{kind} of {shift.column}" for kind in shift.kinds
+    ]
 
 
 def describe_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -> str:

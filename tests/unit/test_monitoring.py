@@ -95,9 +95,13 @@ def test_drift_is_an_alert_that_names_the_columns() -> None:
 def test_an_alert_names_what_it_is_about() -> None:
     assessment = assess_inputs(make_recent(100, mean=2))
 
-    assert set(assessment.alerts) == {"drift of a", f"drift of {Column.PREDICTION}"}
+    inputs, prediction = "distribution of the inputs", "distribution of the prediction"
+    assert set(assessment.alerts) == {inputs, prediction}
     assert new_alerts(assessment.alerts, []) == list(assessment.alerts)
-    assert new_alerts(assessment.alerts, [["skill"], ["drift of a"]]) == [f"drift of {Column.PREDICTION}"]
+    assert new_alerts(assessment.alerts, [["skill"], [inputs]]) == [prediction]
+    rows = make_recent(100)
+    rows.loc[rows.index[-40:], "b"] = None
+    assert assess_inputs(rows).alerts == ("nulls of b",)
     assert assess_inputs(make_recent(200)).alerts == ()
 
 

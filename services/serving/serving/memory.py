@@ -24,8 +24,14 @@ def memory_limit(files: tuple[Path, ...] = CGROUP_FILES) -> int:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, as glibc does not by itself for arrays of some mebibytes."""
+    """Return freed memory to the system, as glibc does not by itself for arrays of some mebibytes.
+
+    What is left is kept from further collections: each would visit all objects of the libraries, and hold up requests for
+    tens of milliseconds.
+    """
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
