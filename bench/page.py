@@ -129,15 +129,20 @@ def overload(results: dict[str, Any]) -> str:
             [
                 model,
                 f"{found['sustainable_per_second']:.0f}",
-                f"{found['unloaded']['accepted_milliseconds']['p99']:.1f}",
+                f"{found['unloaded']['served_milliseconds']['p99']:.1f}",
                 f"{busy['offered_per_second']:.0f}",
                 f"{busy['accepted_per_second']:.0f}",
+                f"{busy['served_milliseconds']['p50']:.1f}",
+                f"{busy['served_milliseconds']['p99']:.1f}",
                 f"{busy['accepted_milliseconds']['p99']:.1f}",
                 f"{memory['first']:.0f} / {memory['max']:.0f} / {memory['last']:.0f}",
             ]
         )
-    head = ["model", "sustainable/s", "unloaded p99, ms", "offered/s", "accepted/s", "accepted p99, ms"]
-    return table([*head, "memory, MiB: first / max / last"], rows)
+    head = ["model", "sustainable/s", "unloaded p99, ms", "offered/s", "accepted/s", "accepted median, ms", "p99, ms"]
+    return (
+        table([*head, "with the generator's lag", "memory, MiB: first / max / last"], rows)
+        + "\nFrom the write of a request to the arrival of its answer; the generator shares the machine's cores with the service.\n"
+    )
 
 
 def bombs(results: dict[str, Any]) -> str:

@@ -45,14 +45,26 @@ def run_monitor(stack: Stack, **parameters: Any) -> dict[str, Any]:
     return stack.flow_runs(Resource.MONITOR)[0]
 
 
+def list_checks(api: httpx.Client) -> list[dict[str, Any]]:
+    """Return the monitor's runs in MLflow, the newest first."""
+    found = api.get("/experiments/get-by-name", params={"experiment_name": MONITORING_EXPERIMENT}).raise_for_status()
+    query = {"experiment_ids": [found.json()["experiment"]["experiment_id"]]}
+    runs: list[dict[str, Any]] = api.post("/runs/search", json=query).raise_for_status().json()["runs"]
+    return runs
+
+
 def newest_check(stack: Stack) -> dict[str, Any]:
     """Return the tags and the metrics of the monitor's newest run in MLflow."""
     with stack.mlflow() as api:
-        experiment_name = {"experiment_name": MONITORING_EXPERIMENT}
-        found = api.get("/experiments/get-by-name", params=experiment_name).raise_for_status()
-        query = {"experiment_ids": [found.json()["experiment"]["experiment_id"]], "max_results": 1}
-        (run,) = api.post("/runs/search", json=query).raise_for_status().json()["runs"]
+        run, *_ = list_checks(api)
     return {kind: {item["key"]: item["value"] for item in run["data"][kind]} for kind in ("tags", "metrics")}
+
+
+def forget_checks(stack: Stack) -> None:
+    """Delete the monitor's runs in MLflow, so that an alert is a new one."""
+    with stack.mlflow() as api:
+        for run in list_checks(api):
+            api.post("/runs/delete", json={"run_id": run["info"]["run_id"]}).raise_for_status()
 
 
 def insert_past_forecasts(stack: Stack) -> None:
@@ -94,6 +106,7 @@ def test_drift_raises_an_alert_sends_a_mail_and_retrains_once(
     noise = random.Random(1)
     rows = [{name: float(value) * 5 + 30 + noise.random() for name, value in row.items()} for _ in range(DRIFTED_ROWS)]
     served.post(ServingPath.of_model(MODEL, "predict"), json=rows).raise_for_status()
+    forget_checks(stack)
 
     def alert() -> dict[str, Any] | None:
         run = run_monitor(stack, retrain_on_alert=True)  # serving writes its records after the response
@@ -107,10 +120,11 @@ def test_drift_raises_an_alert_sends_a_mail_and_retrains_once(
     run = wait_until(alert, 60, "the alert")
     text = wait_until(lambda: mail(run), 60, "the mail about the alert", every=0.5)["Text"]
     check = newest_check(stack)
-    run_monitor(stack, retrain_on_alert=True)
+    again = run_monitor(stack, retrain_on_alert=True)
     (retraining,) = [run for run in stack.flow_runs("weather-pipeline") if RunTag.RETRAINING in run["tags"]]
 
     assert run["state"]["type"] == "COMPLETED"
+    assert again["state"]["name"] == State.ALERT_PERSISTS
     assert "of the inputs have drifted" in run["state"]["message"]
     assert f"is retrained by the run {retraining['name']}." in run["state"]["message"]
     assert check["tags"][Tag.VERDICT] == Verdict.ALERT
