@@ -54,7 +54,6 @@ logged = tracking.log_training(
         figures=figures,
         trials=trials,
         tags=tags,
-        trusted_types=model.TRUSTED_TYPES,
     )
 )
 client = MlflowClient()

@@ -31,10 +31,11 @@ from mlflow.models import infer_signature
 
 from bench.model_servers import SERVERS, InstallationError, installed_version
 from bench.report import save, summary
-from flows.weather.model import FAMILIES, TRUSTED_TYPES, make_candidates, make_estimator
+from flows.weather.model import FAMILIES, make_candidates, make_estimator
 from infra.testing.postgres import postgres_server
 from infra.testing.servers import SCRIPTS, free_port, mlflow_server, server, serving_server
 from infra.testing.waiting import wait_until
+from trainyard.reviewed_types import REVIEWED_TYPES
 
 CALLERS, WARM_UP_SECONDS, SECONDS, TURNS, SWAPS = 8, 2.0, 8.0, 3, 6
 KEY = "a-key-of-the-benchmark"
@@ -63,7 +64,7 @@ def register(address: str, name: str, estimator: Any, inputs: pd.DataFrame) -> N
             signature=infer_signature(inputs, estimator.predict(inputs)),
             input_example=inputs.head(3),
             serialization_format="skops",
-            skops_trusted_types=list(TRUSTED_TYPES),
+            skops_trusted_types=sorted(REVIEWED_TYPES),
             pip_requirements=["scikit-learn"],
         )
     for _ in range(2):

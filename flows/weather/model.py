@@ -27,19 +27,6 @@ Family = Literal["logistic-regression", "random-forest", "hist-gradient-boosting
 FAMILIES: tuple[Family, ...] = ("logistic-regression", "random-forest", "hist-gradient-boosting")
 SEED = 0
 
-# The types in the estimators' files that skops does not trust by default. Reviewed: trees of plain arrays, the table of
-# bin edges, a stateless loss, and dtypes.
-TRUSTED_TYPES = (
-    "numpy.dtype",
-    "sklearn._loss._loss.CyHalfBinomialLoss",
-    "sklearn._loss.link.Interval",
-    "sklearn._loss.link.LogitLink",
-    "sklearn._loss.loss.HalfBinomialLoss",
-    "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
-
 
 @dataclass(frozen=True)
 class FittedModel:

@@ -16,13 +16,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import infer_signature
 from schemathesis import GenerationMode
 from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_iris
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.neural_network import MLPClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -328,15 +330,38 @@ def test_a_pickle_is_refused_and_the_previous_champion_stays_served(api: httpx.C
 
 
 def test_types_that_only_the_models_own_file_trusts_are_refused(api: httpx.Client) -> None:
-    optimizer = "sklearn.neural_network._stochastic_optimizers.AdamOptimizer"
-    types = ["numpy.dtype", optimizer, "sklearn.preprocessing._label.LabelBinarizer"]
-    register("network", MLPClassifier((2,), max_iter=1000, tol=0.1), types=types)
+    distance = "sklearn.metrics._dist_metrics.SEuclideanDistance64"
+    nearest = KNeighborsClassifier(metric="seuclidean", metric_params={"V": np.ones(5)}, algorithm="ball_tree")
+    register("nearest", nearest, types=["sklearn.neighbors._ball_tree.BallTree", distance])
 
-    reason = wait_for_refusal(api, "network")
-    refused = predict(api, "network", DAY)
+    reason = wait_for_refusal(api, "nearest")
+    refused = predict(api, "nearest", DAY)
 
-    assert optimizer in reason
+    assert distance in reason
     assert refused.json()["code"] == "no-champion"
+
+
+def test_a_model_of_a_matrix_that_mlflows_own_calls_registered_is_served(api: httpx.Client) -> None:
+    flowers, kinds = load_iris(return_X_y=True)
+    fitted = LogisticRegression(max_iter=1000).fit(flowers, kinds)
+    with mlflow.start_run():
+        mlflow.sklearn.log_model(
+            fitted,
+            name="iris",
+            signature=infer_signature(flowers, fitted.predict(flowers)),
+            input_example=flowers[:2],
+            registered_model_name="iris",
+            pip_requirements=["scikit-learn==1.0.2"],
+        )
+    set_champion("iris", 1)
+    wait_for(api, "iris", 1)
+
+    answer = api.post("/models/iris/invocations", json={"inputs": flowers[:60:5].tolist()})
+    row = predict(api, "iris", {str(at): value for at, value in enumerate(flowers[0])})
+
+    assert answer.json() == {"predictions": fitted.predict(flowers[:60:5]).tolist()}
+    assert row.json()["predictions"][0]["class"] == 0
+    assert "scikit-learn 1.0.2" in api.get("/models").json()["models"]["iris"]["warning"]
 
 
 def test_settings_can_allow_pickles_and_requests_without_a_key(mlflow_address: str, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ class TestLogging:
     def test_a_failure_while_logging_leaves_a_failed_run_and_no_version(
         self, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("trainyard.tracking.SERVING_PACKAGES", ("no-such-package",))
+        monkeypatch.setattr("trainyard.tracking.PACKAGES", {"numpy": ("no-such-package",)})
 
         state = weather_pipeline(**QUICK, return_state=True)
 
@@ -355,7 +355,7 @@ class TestLogging:
 
     def test_what_a_failed_run_has_computed_is_not_computed_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("trainyard.tracking.SERVING_PACKAGES", ("no-such-package",))
+            patch.setattr("trainyard.tracking.PACKAGES", {"numpy": ("no-such-package",)})
             failed = weather_pipeline(**QUICK, return_state=True)
 
         def refuse(*_: Any, **__: Any) -> Any:

@@ -69,6 +69,9 @@ TYPES: dict[str, tuple[st.SearchStrategy[Any], str]] = {
     "integer?": (st.integers(-(2**31), 2**31 - 1) | st.none(), "Int32"),
     "boolean?": (st.booleans() | st.none(), "boolean"),
     "string?": (st.sampled_from(["a", "b", None]), "str"),
+    "category": (st.sampled_from(["a", "b"]), "category"),
+    "category?": (st.sampled_from(["a", "b", None]), "category"),
+    "category of numbers?": (st.sampled_from([1, 2, None]), "category"),
     "text with None": (st.sampled_from(["a", "b", None]), "object"),
     "text with NaN": (st.sampled_from(["a", "b", float("nan")]), "object"),
 }
@@ -83,6 +86,7 @@ class Case:
     """Names of `TYPES` by column."""
     make: Callable[[], BaseEstimator]
     classifies: bool = False
+    classes: int = 3
 
 
 def _numbers(*types: str) -> dict[str, str]:
@@ -165,7 +169,9 @@ def _sample(kind: str, rows: int) -> list[Any]:
     """Return values to fit on."""
     random, dtype = np.random.default_rng(7), TYPES[kind][1]
     values: list[Any]
-    if kind.startswith(("string", "text")):
+    if kind == "category of numbers?":
+        values = random.choice([1, 2, 30], rows).tolist()
+    elif kind.startswith(("string", "text", "category")):
         values = random.choice(["a", "b", "ü x"], rows).tolist()
     elif kind.startswith("boolean"):
         values = (random.random(rows) < 0.5).tolist()
@@ -201,16 +207,19 @@ def serving(case: Case, decoding: DecodingProcess) -> Iterator[Served]:
     """Fit the estimator of a case, save it as a training logs it, and load it as the service does."""
     columns = {name: pd.Series(_sample(kind, ROWS), dtype=TYPES[kind][1]) for name, kind in case.columns.items()}
     inputs = pd.DataFrame(columns)
-    target = np.arange(ROWS) % 3 if case.classifies else np.sin(np.arange(ROWS))
-    config = Settings(mlflow_tracking_uri="http://mlflow.test", serving_require_key=False)
+    target = np.arange(ROWS) % case.classes if case.classifies else 1.1 + np.sin(np.arange(ROWS))
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(name) / "model"
         estimator = case.make().fit(inputs, target)
-        described = describe_model(estimator, inputs, inputs, sorted(config.trusted_types))
-        mlflow.sklearn.save_model(estimator, folder, **described)
-        model = open_model(folder, Champion("parity", 0, 1), Version(0, "", {}), config, decoding)
-        yield Served(case, estimator, model)
+        mlflow.sklearn.save_model(estimator, folder, **describe_model(estimator, inputs, inputs))
+        yield Served(case, estimator, open_folder(folder, decoding))
+
+
+def open_folder(folder: Path, decoding: DecodingProcess) -> Model:
+    """Load a saved model as the service does."""
+    config = Settings(mlflow_tracking_uri="http://mlflow.test", serving_require_key=False)
+    return open_model(folder, Champion("parity", 0, 1), Version(0, "", {}), config, decoding)
 
 
 def bodies(frame: pd.DataFrame) -> Iterator[tuple[str, bytes]]:

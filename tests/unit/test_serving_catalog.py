@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from mlflow.models import infer_signature
 from serving.catalog import Catalog
-from serving.loading import Loader, compare_versions
+from serving.loading import Loader
 from serving.memory import memory_limit
 from serving.problems import RequestError
 from serving.registry import Registry
@@ -181,15 +181,6 @@ def test_a_caller_of_a_model_that_is_still_loading_is_told_to_come_back(
     assert seen[0][:2] == (False, "loading")
     assert "give a version the alias" in seen[0][2]
     assert catalog.state.is_settled
-
-
-@pytest.mark.parametrize(
-    ("fitted", "own", "warns"), [("1.9.1", "1.9.3", False), ("1.8.0", "1.9.1", True), ("", "1.9.1", False)]
-)
-def test_a_model_of_another_minor_version_of_scikit_learn_is_served_with_a_warning(
-    fitted: str, own: str, warns: bool
-) -> None:
-    assert bool(compare_versions(fitted, own)) == warns
 
 
 def test_the_limit_of_memory_is_the_containers(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.unit.weather import make_observations
 from trainyard.candidates import Candidate, Score
 from trainyard.contract import Artifact, Column
 from trainyard.errors import DataError
+from trainyard.reviewed_types import REVIEWED_TYPES
 
 LOGISTIC = model.make_candidates(["logistic-regression"])[1]
 METRICS = ("log_loss", "brier", "calibration_error", "roc_auc", "average_precision", "accuracy")
@@ -97,7 +98,7 @@ class TestCandidates:
 
         untrusted = skops.io.get_untrusted_types(data=skops.io.dumps(estimator))
 
-        assert set(untrusted) <= set(model.TRUSTED_TYPES)
+        assert set(untrusted) <= REVIEWED_TYPES.keys()
 
     def test_the_lowest_log_loss_wins(self) -> None:
         candidates = model.make_candidates()[:3]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import threading
 import weakref
 import zipfile
@@ -12,16 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import sklearn
-import skops.io
 import yaml
-from skops.io.exceptions import UntrustedTypesFoundException
 
 from serving.columns import ColumnsReader
 from serving.decoding import DecodingProcess
 from serving.errors import NoRoomError, RegistryError, UnservableError
+from serving.flavors import load_estimator, parse_flavor
 from serving.memory import give_back, mebibytes
 from serving.model import Estimator, Model
+from serving.packages import compare_versions, parse_requirements
 from serving.payloads import Reader, Table
 from serving.problems import RequestError
 from serving.registry import Champion, Registry, Version
@@ -31,8 +29,10 @@ from serving.settings import Settings
 log = logging.getLogger("serving")
 
 MODEL_FILE = "MLmodel"
+REQUIREMENTS_FILE = "requirements.txt"
 MAX_DOCUMENT_BYTES = 4 * 2**20
-"""The largest MLmodel file and input example that are read; a model is served without a larger example."""
+"""The largest MLmodel file, requirements and input example that are read; a model is served without larger ones of the
+latter two."""
 LOAD_FACTOR = 4
 """How many times its unpacked file's size a model takes while it is loaded: the file, as /tmp is in memory in the stack,
 its arrays as skops reads them, the estimator's, and the copies that trees make of them."""
@@ -101,16 +101,19 @@ def fetch(registry: Registry, version: Version, folder: Path, reserve: Callable[
     registry.fetch(version, MODEL_FILE, folder, MAX_DOCUMENT_BYTES)
     document = read_document(folder)
     parse_signature(document)
-    file = estimator_file(document)
-    size = registry.sizes(version, str(Path(file).parent) if "/" in file else "").get(file)
-    if size is None:
+    file = parse_flavor(document).file
+    sizes = registry.sizes(version)
+    if "/" in file:
+        sizes |= registry.sizes(version, str(Path(file).parent))
+    if (size := sizes.get(file)) is None:
         raise RegistryError(f"MLflow does not list the file {file}")
     reserve(LOAD_FACTOR * size)
     registry.fetch(version, file, folder, size)
     reserve(LOAD_FACTOR * max(size, unpacked_size(folder / file)))
-    if example := example_file(document):
-        with suppress(UnservableError):  # too large
-            registry.fetch(version, example, folder, MAX_DOCUMENT_BYTES)
+    for name in (REQUIREMENTS_FILE, example_file(document)):
+        if name in sizes:
+            with suppress(UnservableError):  # too large
+                registry.fetch(version, name, folder, MAX_DOCUMENT_BYTES)
 
 
 def open_model(
@@ -122,16 +125,16 @@ def open_model(
         UnservableError: It cannot be served.
     """
     document = read_document(folder)
-    schema, flavor = parse_signature(document), document["flavors"]["sklearn"]
-    file = folder / estimator_file(document)
-    fitted = load_estimator(file, str(flavor.get("serialization_format")), settings)
+    schema, saved = parse_signature(document), parse_flavor(document)
+    file = folder / saved.file
+    fitted = load_estimator(folder, saved, settings)
     size = max(file.stat().st_size, unpacked_size(file))
     give_back()
     estimator = Estimator(fitted, schema)
     del fitted
     model = Model(champion, version, estimator, Reader(schema, settings.limits, decoding), schema)
     model.size = size
-    model.warning = compare_versions(str(flavor.get("sklearn_version", "")), sklearn.__version__)
+    model.warning = compare_versions({**saved.versions, **pinned_versions(folder)})
     if model.warning:
         log.warning("%s: %s", champion.model, model.warning)
     file = folder / str(example_file(document))
@@ -146,17 +149,18 @@ def read_document(folder: Path) -> dict[str, Any]:
     """Return the MLmodel file of a folder.
 
     Raises:
-        UnservableError: It describes no scikit-learn model.
+        UnservableError: It is no description of a model.
     """
     document = yaml.safe_load((folder / MODEL_FILE).read_bytes())
-    if not isinstance(document, dict) or not (document.get("flavors") or {}).get("sklearn"):
-        raise UnservableError("it is not a scikit-learn model")
+    if not isinstance(document, dict):
+        raise UnservableError("its MLmodel file describes no model")
     return document
 
 
-def estimator_file(document: Mapping[str, Any]) -> str:
-    """Return the path of the estimator's file."""
-    return str(document["flavors"]["sklearn"]["pickled_model"])
+def pinned_versions(folder: Path) -> dict[str, str]:
+    """Return the versions that trained the model in a folder, by module, as far as its requirements tell."""
+    file = folder / REQUIREMENTS_FILE
+    return parse_requirements(file.read_text(errors="replace")) if file.is_file() else {}
 
 
 def example_file(document: Mapping[str, Any]) -> str | None:
@@ -176,49 +180,16 @@ def unpacked_size(file: Path) -> int:
         return sum(member.file_size for member in archive.infolist())
 
 
-def compare_versions(fitted: str, own: str) -> str | None:
-    """Return a warning where a model was fitted by another minor version of scikit-learn, which may compute otherwise."""
-    if fitted.split(".")[:2] == own.split(".")[:2] or not fitted:
-        return None
-    return f"it was fitted by scikit-learn {fitted}, and {own} predicts: its predictions may differ"
-
-
-def load_estimator(file: Path, form: str, settings: Settings) -> Any:
-    """Return the estimator in a file.
-
-    Raises:
-        UnservableError: The file holds types that are not trusted, or is a pickle and pickles are not allowed.
-    """
-    if form == "skops":
-        try:
-            return skops.io.load(file, trusted=sorted(settings.trusted_types))
-        except UntrustedTypesFoundException as error:
-            raise UnservableError(f"{error} Review them, and set SERVING_TRUSTED_TYPES") from error
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise UnservableError(f"its file cannot be read ({type(error).__name__}: {error})") from error
-    if not settings.serving_allow_pickle:
-        raise UnservableError(
-            f"it was saved by {form}, which can run any code when it is loaded: "
-            'log it with serialization_format="skops", or set SERVING_ALLOW_PICKLE=true'
-        )
-    try:
-        with file.open("rb") as content:
-            return pickle.load(content)  # noqa: S301 - the setting says so
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise UnservableError(f"its file cannot be read ({type(error).__name__}: {error})") from error
-
-
 def parse_example(document: Any, schema: Schema) -> Table | None:
-    """Return the rows of an input example that MLflow saved of a data frame, or None if it is of something else."""
-    if not isinstance(document, Mapping) or not {"columns", "data"} <= document.keys():
-        return None
-    with suppress(ValueError, TypeError, RequestError):
-        positions = [document["columns"].index(name) for name in schema.names]
-        rows = document["data"]
-        columns = {name: [row[at] for row in rows] for name, at in zip(schema.names, positions, strict=True)}
+    """Return the rows of an input example that MLflow saved, or None if it does not fit the signature.
+
+    MLflow writes a matrix as an array of rows, and a frame's names of columns only where they are no numbers.
+    """
+    rows, labels = document, None
+    if isinstance(document, Mapping):
+        rows, labels = document.get("data"), document.get("columns")
+    with suppress(ValueError, TypeError, LookupError, RequestError):
+        at = range(len(schema.columns)) if labels is None else [labels.index(column.label) for column in schema.columns]
+        columns = {name: [row[place] for row in rows] for name, place in zip(schema.names, at, strict=True)}
         return Table(ColumnsReader(schema, strict=False).read(columns), len(rows))
     return None

@@ -33,6 +33,7 @@ ARGMAX = frozenset(
         "sklearn.naive_bayes.GaussianNB",
         "sklearn.tree._classes.DecisionTreeClassifier",
         "sklearn.calibration.CalibratedClassifierCV",
+        "lightgbm.sklearn.LGBMClassifier",
     }
 )
 
@@ -49,7 +50,8 @@ class Estimator:
         self.has_probabilities = self.classes is not None and hasattr(fitted, "predict_proba")
         last = fitted[-1] if hasattr(fitted, "steps") else fitted
         self._argmax = f"{type(last).__module__}.{type(last).__qualname__}" in ARGMAX
-        self._dtype: str | None = None
+        self._dtype = schema.matrix
+        """The type of the matrix that holds the rows; None where the estimator gets a data frame."""
         self._compiled: Function | None = None
         self.seconds = 1.0
         """How long one row takes; an estimator that was not warmed up counts as slow."""
@@ -60,7 +62,9 @@ class Estimator:
         A matrix in place of a data frame saves most of a quick estimator's time; it is used where both give the same.
         """
         expected = self.predict(example)
-        if self._schema.is_numeric and self._in_fitted_order():
+        if self._schema.matrix is not None:
+            self._compile(example)
+        elif self._schema.is_numeric and self._in_fitted_order():
             self._dtype = self._matrix_type()
             try:
                 same = self.predict(example) == expected
@@ -116,7 +120,7 @@ class Estimator:
             return
         for rows in COMPARED_ROWS:
             table = vary(example, rows, np.random.default_rng(rows))
-            dtype, self._dtype = self._dtype, None
+            dtype, self._dtype = self._dtype, self._schema.matrix
             expected = self.predict(table)
             self._dtype, self._compiled = dtype, compiled
             same = self.predict(table) == expected

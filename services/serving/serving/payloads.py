@@ -36,9 +36,9 @@ class Table:
         return np.array(self.columns, dtype=dtype).T
 
     def to_frame(self, schema: Schema) -> pd.DataFrame:
-        """Return a data frame with the types of the signature."""
+        """Return a data frame with the names and types of the one that the estimator was fitted on."""
         return pd.DataFrame(
-            {c.name: c.to_series(values) for c, values in zip(schema.columns, self.columns, strict=True)}
+            {c.label: c.to_series(values) for c, values in zip(schema.columns, self.columns, strict=True)}
         )
 
 

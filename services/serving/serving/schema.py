@@ -19,7 +19,7 @@ from trainyard.contract import ModelMetadata
 
 DTYPES = re.compile(
     r"u?int(8|16|32|64)|U?Int(8|16|32|64)|float(16|32|64)|Float(32|64)|bool|boolean|object|str|string|"
-    r"datetime64\[(s|ms|us|ns)(, [A-Za-z0-9_+:/-]+)?\]"
+    r"category|datetime64\[(s|ms|us|ns)(, [A-Za-z0-9_+:/-]+)?\]"
 )
 """pandas' types that a model's file may name."""
 ISO_8601 = re.compile(
@@ -27,6 +27,8 @@ ISO_8601 = re.compile(
 )
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 """Trees compute in single precision: a larger number would be infinite to them."""
+MAX_MATRIX_COLUMNS = 100_000
+"""A signature tells the columns of a matrix by one number, which costs its author nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,14 @@ class Column:
     """The type of the frame that the estimator was fitted on; None where only the signature is known."""
     missing: float | None = None
     """How a missing value of the type `object` is written: None or NaN."""
+    label: str | int = ""
+    """Its name in the frame that the estimator was fitted on, which may be a number."""
 
     def to_series(self, values: Sequence[Any]) -> pd.Series:
         """Return values as the column of a frame that the estimator was fitted on; None is a missing value."""
         dtype: Any = self._dtype
+        if dtype == "category":
+            return pd.Series(pd.Categorical(list(values)))
         if self.kind.is_datetime:
             moments: Any = pd.Series(pd.to_datetime(list(values), utc=True))
             moments = moments if "," in dtype else moments.dt.tz_localize(None)
@@ -126,6 +132,9 @@ class Schema:
     """The columns of a model's rows, in the order in which it was fitted."""
 
     columns: tuple[Column, ...]
+    matrix: str | None = None
+    """numpy's type of the matrix that the estimator was fitted on; None where it was a data frame. The columns of a matrix
+    are named by their positions."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -148,22 +157,49 @@ def parse_signature(document: Mapping[str, Any]) -> Schema:
     """Return the schema of an MLmodel document's signature.
 
     Raises:
-        UnservableError: There is no signature, or it has no names, or columns that rows of JSON cannot hold.
+        UnservableError: There is no signature, or it has columns that rows of JSON cannot hold.
     """
     signature = document.get("signature")
     if not signature or not signature.get("inputs"):
         raise UnservableError("it has no signature: log it with signature=infer_signature(...)")
+    given = json.loads(signature["inputs"])
+    if any(column.get("type") == "tensor" for column in given):
+        return _parse_tensor(given)
+    if given and all(column.get("name") is None for column in given):
+        return _parse_unnamed([str(column.get("type")) for column in given])
     metadata = document.get("metadata") or {}
     dtypes, with_nan = metadata.get(ModelMetadata.DTYPES) or {}, metadata.get(ModelMetadata.MISSING_NAN) or ()
     columns = []
-    for given in json.loads(signature["inputs"]):
-        name, kind = given.get("name"), given.get("type")
-        if name is None or kind == "tensor":
-            raise UnservableError("its signature has no names of columns: fit and log it with a data frame")
+    for column in given:
+        label, kind = column.get("name"), column.get("type")
+        name = str(label)
+        if label is None:
+            raise UnservableError("its signature has columns with and without names")
         if kind not in KINDS:
             raise UnservableError(f"its column {name!r} has the type {kind}, which cannot be served")
         missing = math.nan if name in with_nan else None
-        columns.append(Column(str(name), KINDS[kind], bool(given.get("required", True)), dtypes.get(name), missing))
+        required = bool(column.get("required", True))
+        columns.append(Column(name, KINDS[kind], required, dtypes.get(name), missing, label))
     if not columns or len({column.name for column in columns}) < len(columns):
         raise UnservableError("its signature has no columns, or two of one name")
     return Schema(tuple(columns))
+
+
+def _parse_tensor(given: Sequence[Mapping[str, Any]]) -> Schema:
+    """Return the schema of a signature that was inferred from a matrix of numpy."""
+    described = given[0].get("tensor-spec") or {}
+    shape, dtype = described.get("shape"), str(described.get("dtype"))
+    if len(given) > 1 or not isinstance(shape, list) or len(shape) != 2 or not 0 < shape[1] <= MAX_MATRIX_COLUMNS:
+        raise UnservableError("its signature is not of one matrix, rows by columns: fit and log it with a data frame")
+    kinds = {kind.numpy: name for name, kind in KINDS.items() if kind.is_numeric}
+    if dtype not in kinds:
+        raise UnservableError(f"its matrix has the type {dtype}, which cannot be served: use a data frame")
+    return _parse_unnamed([kinds[dtype]] * shape[1])
+
+
+def _parse_unnamed(kinds: Sequence[str]) -> Schema:
+    """Return the schema of columns without names, by MLflow's types: a matrix of numbers."""
+    if not all(kind in KINDS and KINDS[kind].is_numeric for kind in kinds):
+        raise UnservableError("its signature has columns without names that are no numbers: use a data frame")
+    matrix = str(np.result_type(*(KINDS[kind].numpy for kind in kinds)))
+    return Schema(tuple(Column(str(at), KINDS[kind], True, label=at) for at, kind in enumerate(kinds)), matrix)

@@ -8,33 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.limits import Limits
 from serving.memory import MODELS_SHARE, memory_limit
-
-# Types that skops asks about in the files of scikit-learn's own estimators. Reviewed: trees of plain arrays, neighbours'
-# trees and their distances, the table of bin edges, losses and calibrators without code of their own, a dictionary, and
-# numpy's types. None of them calls what the file names. Damaged arrays in them can crash the service: whoever may
-# register a model can. A model's own list of trusted types is written by its author; only this list counts.
-REVIEWED_TYPES = frozenset(
-    {
-        "numpy.dtype",
-        "sklearn._loss._loss.CyHalfBinomialLoss",
-        "sklearn._loss.link.Interval",
-        "sklearn._loss.link.LogitLink",
-        "sklearn._loss.loss.HalfBinomialLoss",
-        "sklearn._loss.loss.HalfTweedieLossIdentity",
-        "sklearn.calibration._CalibratedClassifier",
-        "sklearn.calibration._SigmoidCalibration",
-        "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
-        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-        "sklearn.metrics._dist_metrics.ChebyshevDistance64",
-        "sklearn.metrics._dist_metrics.EuclideanDistance64",
-        "sklearn.metrics._dist_metrics.ManhattanDistance64",
-        "sklearn.metrics._dist_metrics.MinkowskiDistance64",
-        "sklearn.neighbors._ball_tree.BallTree",
-        "sklearn.neighbors._kd_tree.KDTree",
-        "sklearn.tree._tree.Tree",
-        "sklearn.utils._bunch.Bunch",
-    }
-)
+from trainyard.reviewed_types import REVIEWED_TYPES
 
 
 class Settings(BaseSettings):
@@ -112,4 +86,4 @@ class Settings(BaseSettings):
     @property
     def trusted_types(self) -> frozenset[str]:
         """All types that a model's file may hold beyond those that skops itself trusts."""
-        return REVIEWED_TYPES | self.serving_trusted_types
+        return self.serving_trusted_types | REVIEWED_TYPES.keys()
