@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.pop("PROJECT", None)  # the tests are about the examples, and make their own projects
 # A shell that runs the tests in the background has Ctrl-C ignored, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

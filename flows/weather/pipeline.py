@@ -106,7 +106,6 @@ def log_run(
             tables={} if refitted is None else model.evaluation_tables(fitted, refitted),
             trials=trials,
             tags=promotion.describe_model(examples, fitted) | digests,
-            trusted_types=model.TRUSTED_TYPES,
         ),
         register=refitted is not None,
     )
@@ -301,3 +300,7 @@ def weather_pipeline(
         reasons = " ".join(f"{name}: {error}" for name, error in failed.items())
         raise PlacesFailedError(f"{len(failed)} of {len(names)} places failed, the others are done. {reasons}")
     return list(outcomes.values())
+
+
+if __name__ == "__main__":  # on this machine, after eval "$(make -s env)": python -m flows.weather.pipeline
+    weather_pipeline()

@@ -21,7 +21,8 @@ from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 from trainyard.contract import RunTag
 
-HOME = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
+HOME = (CHECKOUT / os.environ.get("PROJECT", "")).resolve()  # the project's folder, or the checkout with its examples
 STATE = HOME / ".demo"
 
 
@@ -89,6 +90,7 @@ def main() -> None:
     """Run the command; exit with one message on an error that a user can correct."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the servers too
     os.chdir(HOME)
+    sys.path.insert(0, str(HOME))  # before the checkout, which has flows/ too
     try:
         match sys.argv[1:]:
             case ["demo"]:

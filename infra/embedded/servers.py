@@ -29,7 +29,7 @@ class Servers(AbstractContextManager["Servers"]):
     """The platform's processes over one folder of state, stopped when the context ends.
 
     Args:
-        home: The checkout, where prefect.yaml and flows/ are.
+        home: The project's folder, where prefect.yaml and flows/ are.
         state: Folder of the databases, artifacts and logs; created where it is missing.
         prefect_port: Preferred port of Prefect; a free one is chosen if it is in use.
         mlflow_port: The same for MLflow.

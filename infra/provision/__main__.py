@@ -2,6 +2,7 @@
 
 up                                 everything an installation needs; changes nothing that is current
 deploy                             the deployments of prefect.yaml
+project                            the deployments of a further project, on the work queue WORK_QUEUE, and their first runs
 run DEPLOYMENT [PARAMETERS]        start a run, print its log, exit by its outcome; PARAMETERS are a JSON object
 """
 
@@ -16,7 +17,7 @@ from urllib3.exceptions import HTTPError as StorageUnreachable
 
 from infra.provision.accounts import provision_accounts
 from infra.provision.api import prefect_api
-from infra.provision.deployments import DeployError, provision_deployments, start_first_runs
+from infra.provision.deployments import DeployError, provision_deployments, provision_project, start_first_runs
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 from infra.provision.storage import provision_storage
@@ -62,6 +63,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up")
     commands.add_parser("deploy")
+    commands.add_parser("project")
     run = commands.add_parser("run")
     run.add_argument("deployment")
     run.add_argument("parameters", nargs="?", default="{}", type=parse_parameters)
@@ -79,6 +81,9 @@ def main() -> None:
             case "deploy":
                 provision_deployments(settings)
                 print("The deployments of prefect.yaml are registered. Start one with: make run DEPLOYMENT=...")
+            case "project":
+                provision_project(settings)
+                start_first_runs(settings)
             case "run":
                 with prefect_api(settings) as api:
                     run_id = start_run(api, arguments.deployment, arguments.parameters, settings.prefect_ui_url)

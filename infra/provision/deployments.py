@@ -5,6 +5,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import tempfile
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -59,10 +61,35 @@ def provision_deployments(settings: Settings) -> None:
         record_fingerprint(api, fingerprint)
 
 
+def provision_project(settings: Settings) -> None:
+    """Create or update the deployments of a further project, on a work queue of their own; do nothing if they are current.
+
+    Raises:
+        DeployError: prefect.yaml or a flow is wrong, or another project has a deployment of the same name.
+        httpx.HTTPError: Prefect refused a request or did not answer.
+    """
+    queue = settings.work_queue
+    with prefect_api(settings) as api:
+        variable, fingerprint = f"{Resource.PROVISIONED}_{queue}", compute_fingerprint(settings)
+        names = {entry["name"] for entry in read_entries(PROJECT_FILE)}
+        existing = find_deployments(api, *names) if names else []
+        for deployment in existing:
+            if deployment["work_queue_name"] != queue:
+                raise DeployError(
+                    f"The deployment {deployment['full_name']} exists already, on the work queue"
+                    f" {deployment['work_queue_name']}: choose another name in {PROJECT_FILE}, or delete that one."
+                )
+        if recorded_fingerprint(api, variable) == fingerprint and {each["name"] for each in existing} == names:
+            return
+        deploy(PROJECT_FILE, queue)
+        record_fingerprint(api, fingerprint, variable)
+
+
 def compute_fingerprint(settings: Settings) -> str:
     """Return a digest of everything that decides what the deployments, blocks and automations look like."""
     digest = hashlib.sha256(importlib.metadata.version("prefect").encode())
-    digest.update(f"{settings.minio_address} {settings.schedules_active} {lost_run_automations()}".encode())
+    digest.update(f"{settings.work_queue} {settings.minio_address} {settings.schedules_active}".encode())
+    digest.update(f"{lost_run_automations()}".encode())
     digest.update(f"{[automation('', settings.mail_events) for automation in (mail_run_events, mail_alerts)]}".encode())
     digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
     library = [file for suffix in ("py", "yaml") for file in LIBRARY.rglob(f"*.{suffix}")]
@@ -77,19 +104,19 @@ def job_variables_files() -> list[Path]:
     return [Path(folder, "job.py") for folder in (worker.submodule_search_locations or [])] if worker else []
 
 
-def recorded_fingerprint(api: httpx.Client) -> str | None:
+def recorded_fingerprint(api: httpx.Client, variable: str = Resource.PROVISIONED) -> str | None:
     """Return the fingerprint of what was deployed last, or None."""
-    answer = api.get(f"/variables/name/{Resource.PROVISIONED}")
+    answer = api.get(f"/variables/name/{variable}")
     return None if answer.status_code == httpx.codes.NOT_FOUND else answer.raise_for_status().json()["value"]
 
 
 @retry_transient
-def record_fingerprint(api: httpx.Client, fingerprint: str) -> None:
+def record_fingerprint(api: httpx.Client, fingerprint: str, variable: str = Resource.PROVISIONED) -> None:
     """Store the fingerprint in a variable of Prefect."""
-    variable = {"name": Resource.PROVISIONED, "value": fingerprint, "tags": [RunTag.PLATFORM]}
-    answer = api.patch(f"/variables/name/{Resource.PROVISIONED}", json=variable)
+    body = {"name": variable, "value": fingerprint, "tags": [RunTag.PLATFORM]}
+    answer = api.patch(f"/variables/name/{variable}", json=body)
     if answer.status_code == httpx.codes.NOT_FOUND:
-        answer = api.post("/variables/", json=variable)
+        answer = api.post("/variables/", json=body)
     answer.raise_for_status()
 
 
@@ -198,8 +225,12 @@ def save_results_block(settings: Settings) -> None:
     S3Bucket(bucket_name=Bucket.RESULTS, credentials=credentials).save(Resource.RESULTS_BLOCK, overwrite=True)
 
 
-def deploy(file: Path) -> None:
+def deploy(file: Path, queue: str | None = None) -> None:
     """Register every deployment of a file: `prefect deploy --all`, without starting another interpreter.
+
+    Args:
+        file: In Prefect's format.
+        queue: The work queue of all of them; without it that which each names.
 
     Raises:
         DeployError: The file or a flow is wrong; the entries before it are registered.
@@ -210,13 +241,31 @@ def deploy(file: Path) -> None:
     if not names:
         return
     try:
-        with contextlib.redirect_stdout(output):  # which also makes Prefect's console ask no questions
-            deploy_app(["--all", "--prefect-file", str(file)])
+        with (
+            contextlib.redirect_stdout(output),
+            _on_queue(file, queue) as queued,
+        ):  # Prefect's console then asks nothing
+            deploy_app(["--all", "--prefect-file", str(queued)])
     except SystemExit as end:
         if end.code:
             reason = find_import_error(end) or output.getvalue()
             raise DeployError(f"{reason}\nNot deployed: correct {file} or the flow.") from end
     print(f"Deployed {', '.join(names)} on the work pool {Resource.WORK_POOL}.")
+
+
+@contextlib.contextmanager
+def _on_queue(file: Path, queue: str | None) -> Iterator[Path]:
+    """Yield a copy of a file whose deployments are on a work queue, or without a queue the file itself."""
+    if queue is None:
+        yield file
+        return
+    document = yaml.safe_load(file.read_text())
+    for entry in document["deployments"]:
+        entry["work_pool"] = {"name": Resource.WORK_POOL, **(entry.get("work_pool") or {}), "work_queue_name": queue}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, file.name)
+        copy.write_text(yaml.safe_dump(document, sort_keys=False))
+        yield copy
 
 
 def find_import_error(error: BaseException | None) -> str:

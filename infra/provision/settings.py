@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from trainyard.contract import MAIL_EVENTS
@@ -45,6 +45,9 @@ class Settings(BaseSettings):
 
     first_run: str = ""
     """A tag of deployments, or one FLOW/DEPLOYMENT, to run once in an installation's life; empty for none."""
+
+    work_queue: str = Field(default="default", pattern="^[a-z0-9_-]+$")
+    """The work queue of a further project's deployments."""
 
     @field_validator("mail_events", mode="before")
     @classmethod

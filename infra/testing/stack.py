@@ -86,6 +86,7 @@ class Stack:
             if not name.startswith(
                 (
                     "PREFECT_",
+                    "PROJECT",
                     "MLFLOW_",
                     "COMPOSE_",
                     "WEATHER_",
@@ -221,6 +222,12 @@ class Stack:
     def logs(self, lines: str = "all") -> str:
         """Return every service's log, or its last lines."""
         return self.shell(f"docker compose logs --no-color --timestamps --tail {lines}", check=False).stdout
+
+    def remove_images(self) -> None:
+        """Remove the images of a stack with a version of its own (`TRAINYARD_VERSION`)."""
+        reference = f"reference=trainyard-*:{self.environment['TRAINYARD_VERSION']}"
+        images = shlex.join(["docker", "images", "--filter", reference, "--format", "{{.Repository}}:{{.Tag}}"])
+        self.shell(f"{images} | xargs --no-run-if-empty docker image rm", check=False)
 
     def remove(self) -> None:
         """Remove the containers, networks and volumes."""

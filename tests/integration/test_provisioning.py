@@ -207,6 +207,47 @@ def test_provisioning_again_changes_nothing(project: Path, provisioned: Provisio
     assert len(runs_of(api, "greet")) == 1
 
 
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another project, whose flow and deployment have names of their own."""
+    home = tmp_path_factory.mktemp("second")
+    (home / "flows").mkdir()
+    (home / "flows/greet.py").write_text(FLOW.replace("def greet", "def part"))
+    (home / "prefect.yaml").write_text(PROJECT.replace("name: greet", "name: part").replace(":greet", ":part"))
+    return home
+
+
+def test_a_second_project_has_a_work_queue_of_its_own(
+    project: Path, second: Path, provisioned: Provisioned, accounts: Accounts
+) -> None:
+    api = provisioned.api
+    before = api.post("/deployments/filter", json={}).raise_for_status().json()
+
+    for attempt in range(2):
+        ended = provision(second, provisioned.server, accounts.url, "project", WORK_QUEUE="second")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert ("Deployed part" in ended.stdout) == (attempt == 0), "the second time there is nothing to do"
+
+    after = api.post("/deployments/filter", json={}).raise_for_status().json()
+    (part,) = [each for each in after if each["name"] == "part"]
+    (queue,) = [each["work_queue_id"] for each in runs_of(api, "part")]
+    assert (part["work_pool_name"], part["work_queue_name"]) == (Resource.WORK_POOL, "second")
+    assert queue == part["work_queue_id"]
+    assert [each for each in after if each["name"] != "part"] == before
+    again = provision(project, provisioned.server, accounts.url, "up")
+    assert "Deployed" not in again.stdout, "the first project's deployments are current as before"
+    api.delete(f"/deployments/{part['id']}").raise_for_status()
+
+
+def test_a_second_project_cannot_replace_the_first_one_s_deployment(
+    project: Path, provisioned: Provisioned, accounts: Accounts
+) -> None:
+    refused = provision(project, provisioned.server, accounts.url, "project", WORK_QUEUE="second")
+
+    assert refused.returncode == 1
+    assert "The deployment greet/greet exists already, on the work queue default" in refused.stderr
+
+
 def test_the_job_variables_of_the_worker_type_are_part_of_what_is_provisioned() -> None:
     (file,) = job_variables_files()
 

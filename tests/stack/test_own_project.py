@@ -1,9 +1,11 @@
-"""A team's own project in place of the examples: trained, served, monitored and shown by the platform as it is."""
+"""A team's own project beside the checkout: trained, served, monitored and shown by the platform as it is."""
 
 import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,59 +13,35 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
-from trainyard.contract import MONITORING_EXPERIMENT, Alias, Record, Resource, RunTag, ServingPath, Tag, Verdict
+from trainyard.contract import MONITORING_EXPERIMENT, Alias, Record, Resource, ServingPath, Tag, Verdict
 
-PROJECT = Path(__file__).parent / "shop"
+PROJECT = Path(__file__).parent / "shop_project"
 EXAMPLES = ("weather", "wine")
 MODEL, FLOW, SUBJECT = "shop-busy", "shop-pipeline", "Main Street"
 HOURS = 48  # that live_features predicts
-
-
-def replace_examples(checkout: Path) -> None:
-    """Remove the example projects, with their deployments, and add the test's own."""
-    for example in EXAMPLES:
-        shutil.rmtree(checkout / "flows" / example)
-    shutil.copytree(PROJECT, checkout / "flows/shop", ignore=shutil.ignore_patterns("__pycache__"))
-    file = checkout / "prefect.yaml"
-    document = yaml.safe_load(file.read_text())
-    entries = [
-        entry
-        for entry in document["deployments"]
-        if not entry["entrypoint"].startswith(tuple(f"flows/{name}/" for name in EXAMPLES))
-    ]
-    entries.append(
-        {
-            "name": FLOW,
-            "entrypoint": "flows/shop/pipeline.py:shop_pipeline",
-            "tags": [RunTag.FIRST_RUN],
-            "work_pool": {"name": Resource.WORK_POOL},
-        }
-    )
-    file.write_text(yaml.safe_dump({**document, "deployments": entries}))
 
 
 @pytest.fixture(scope="module")
 def own(
     tmp_path_factory: pytest.TempPathFactory, boot: Callable[[Stack], AbstractContextManager[Stack]]
 ) -> Iterator[Stack]:
-    """A running installation whose checkout has no example project, after its first run."""
-    home = tmp_path_factory.mktemp("own-project")
+    """A running installation of a project that lies beside its checkout, after the project's first run."""
+    folder = tmp_path_factory.mktemp("own-project")
+    home, project = folder / "trainyard", folder / "shop"
     copy_checkout(home)
-    replace_examples(home)
-    # Tags of its own for the images: they hold flows/, and the shared stack runs on the others.
-    stack = Stack(home, COMPOSE_FILE="docker-compose.yml", TRAINYARD_VERSION="own-project")
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
+    # Tags of its own for the images: they hold the project's packages, and the shared stack runs on the others.
+    stack = Stack(home, COMPOSE_FILE="docker-compose.yml", TRAINYARD_VERSION="own-project", PROJECT="../shop")
     try:
         with boot(stack):
             run = stack.wait_for_first_run(FLOW)
             assert run["state"]["name"] == "Completed", run["state"]
             yield stack
     finally:
-        images = "docker images --filter reference='trainyard-*:own-project' --format '{{.Repository}}:{{.Tag}}'"
-        stack.shell(f"{images} | xargs --no-run-if-empty docker image rm", check=False)
+        stack.remove_images()
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +82,9 @@ def check(own: Stack, forecast: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {kind: {one["key"]: one["value"] for one in run["data"][kind]} for kind in ("tags", "metrics")}
 
 
-def champion_metrics(own: Stack) -> dict[str, float]:
+def champion_metrics(own: Stack, model: str = MODEL) -> dict[str, float]:
     with own.mlflow() as api:
-        query = {"name": MODEL, "alias": Alias.CHAMPION}
+        query = {"name": model, "alias": Alias.CHAMPION}
         version = api.get("/registered-models/alias", params=query).raise_for_status().json()["model_version"]
         run = api.get("/runs/get", params={"run_id": version["run_id"]}).raise_for_status().json()["run"]
     return {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
@@ -127,6 +105,30 @@ def test_no_example_is_deployed_or_registered(own: Stack) -> None:
     assert {FLOW, Resource.MONITOR, Resource.SEND_MAIL} <= names
     assert not [name for name in names if name.startswith(EXAMPLES)]
     assert [model["name"] for model in models] == [MODEL]
+
+
+def test_worker_and_serving_have_the_project_s_package(own: Stack, forecast: dict[str, Any]) -> None:
+    program = "import holidays, pandas; print(holidays.__name__)"
+
+    assert own.python("worker", program).stdout.strip() == "holidays"
+    assert forecast["details"] == {"country": "NO"}
+
+
+def test_the_worker_can_clone_code(own: Stack) -> None:
+    program = "cd $(mktemp -d) && git init --quiet one && git clone --quiet one two && ls -d two/.git"
+
+    assert own.exec("worker", "bash", "-c", program).stdout.strip() == "two/.git"
+
+
+def test_packages_that_contradict_the_platform_s_are_refused_at_build(own: Stack) -> None:
+    file = own.home.parent / "shop" / "pyproject.toml"
+    text = file.read_text()
+    file.write_text(text.replace('"holidays', '"pandas<3", "holidays'))
+    refused = own.shell("docker compose build worker", check=False)
+    file.write_text(text)
+
+    assert refused.returncode != 0
+    assert "shop needs pandas<3, and Trainyard has pandas 3." in refused.stdout + refused.stderr
 
 
 def test_the_champion_predicts_rows_that_a_caller_sends(served: httpx.Client) -> None:
@@ -180,3 +182,23 @@ def test_the_dashboard_shows_metrics_and_predictions_with_their_ground_truth(
 
     assert "Ground truth is known for" in panel
     assert forecast["predictions"][-1]["time"][:13] in panel
+
+
+def test_a_second_project_from_the_template_runs_on_a_worker_of_its_own(own: Stack) -> None:
+    folder = own.home.parent / "late-orders"
+    copier = [str(Path(sys.executable).with_name("copier")), "copy", "--quiet", "--defaults"]
+    subprocess.run([*copier, "--data", "name=late-orders", str(own.home / "template"), str(folder)], check=True)
+    # For the rest of this stack's life: what removes it has to know of the second worker too.
+    own.environment |= {
+        "COMPOSE_FILE": "docker-compose.yml:infra/compose/second-project.yml",
+        "SECOND_PROJECT": "../late-orders",
+        "SECOND_QUEUE": "orders",
+    }
+
+    own.up("worker", "second-worker")
+
+    run = own.wait_for_first_run("late-orders-pipeline")
+    assert run["state"]["name"] == "Completed", run["state"]
+    assert run["work_queue_name"] == "orders"
+    assert champion_metrics(own, "late-orders")["model_roc_auc"] > 0.7
+    own.shell(f"make run DEPLOYMENT={FLOW}")  # the first project's worker goes on with its own

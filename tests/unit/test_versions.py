@@ -17,7 +17,10 @@ def test_every_service_has_the_version_of_the_library(project: Path) -> None:
     assert tomllib.loads(project.read_text())["project"]["version"] == VERSION
 
 
-@pytest.mark.parametrize("file", ["docker-compose.yml", "infra/compose/baked-flows.yml", "bench/compose.yml"])
+@pytest.mark.parametrize(
+    "file",
+    ["docker-compose.yml", "infra/compose/baked-flows.yml", "infra/compose/second-project.yml", "bench/compose.yml"],
+)
 def test_the_images_have_the_version_of_the_library(file: str) -> None:
     versions = re.findall(r"\$\{TRAINYARD_VERSION:-([^}]+)\}", (CHECKOUT / file).read_text())
 

@@ -172,7 +172,16 @@ class Worker:
     """One `prefect worker start`."""
 
     def __init__(
-        self, api: str, pool: str, home: Path, *, limit: int | None, type_: str, hide: str | None, **env: str | None
+        self,
+        api: str,
+        pool: str,
+        home: Path,
+        *,
+        limit: int | None,
+        type_: str,
+        hide: str | None,
+        queue: str | None,
+        **env: str | None,
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home, self.pool, self.limit = home, pool, limit
@@ -196,6 +205,7 @@ class Worker:
         command = [*prefect, "worker", "start", "--type", type_, "--pool", pool]
         command += ["--name", f"worker of {pool}"] if "WORKER_NAME" not in env else ["--name", str(env["WORKER_NAME"])]
         command += ["--limit", str(limit)] if limit else []
+        command += ["--work-queue", queue] if queue else []
         environment = clean | {k: v for k, v in settings.items() if v is not None}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -250,6 +260,7 @@ def worker(
     ready: str = "is ready after",
     api: str | None = None,
     hide: str | None = None,
+    queue: str | None = None,
     **env: str | None,
 ) -> Iterator[Worker]:
     """Run a worker until the block ends; print its log when the block fails.
@@ -263,9 +274,10 @@ def worker(
         ready: What it logs once it is ready.
         api: Another address of the server.
         hide: A name that its Prefect lacks (hide_name.py).
+        queue: The only work queue that it polls.
         **env: Its environment.
     """
-    started = Worker(api or server.address, pool, home, limit=limit, type_=type_, hide=hide, **env)
+    started = Worker(api or server.address, pool, home, limit=limit, type_=type_, hide=hide, queue=queue, **env)
     try:
         started.wait_for_text(ready)
         started.wait_for_text("started!")

@@ -106,3 +106,16 @@ def test_runs_that_wait_for_a_slot_and_missed_runs(orchestrator: Server, pool: s
     assert missed
     assert {run["state_name"] for run in missed} == {State.SKIPPED}
     assert "was due again" in missed[0]["state"]["message"]
+
+
+def test_the_workers_of_two_queues_leave_each_others_runs_alone(
+    orchestrator: Server, pool: str, tmp_path: Path
+) -> None:
+    first = orchestrator.deploy(pool, "trivial")
+    second = orchestrator.deploy(pool, "trivial", work_queue_name="second")
+    with worker(orchestrator, pool, tmp_path / "first", queue="default"):
+        of_second, of_first = orchestrator.trigger(second), orchestrator.trigger(first)
+        orchestrator.expect(of_first, "Completed")  # it was triggered later, by an event like the other
+        assert orchestrator.state(of_second) in ("Scheduled", "Late")
+    with worker(orchestrator, pool, tmp_path / "second", queue="second"):
+        orchestrator.expect(of_second, "Completed")

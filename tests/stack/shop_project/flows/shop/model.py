@@ -2,6 +2,7 @@
 
 from zlib import crc32
 
+import holidays
 import numpy as np
 import pandas as pd
 from sklearn.dummy import DummyClassifier
@@ -12,6 +13,8 @@ from trainyard.metrics import log_losses
 
 MODEL, SUBJECT, TARGET = "shop-busy", "Main Street", "busy"
 FEATURES = ["closeness_to_noon", "offers"]
+COUNTRY = holidays.country_holidays("NO").country
+"""From a package that the platform does not have: both worker and serving import it."""
 
 
 def past_hours(number: int) -> pd.DatetimeIndex:

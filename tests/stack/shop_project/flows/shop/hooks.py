@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from flows.shop import model
 
+from flows.shop import model
 from trainyard.errors import QueryError
 from trainyard.hooks import LiveRows, ModelInfo
 
@@ -15,7 +15,8 @@ def live_features(_: ModelInfo, query: Mapping[str, str]) -> LiveRows:
     if not hours.isdigit() or not 1 <= int(hours) <= 100:
         raise QueryError("hours", "is a number from 1 to 100")
     times = model.past_hours(int(hours))
-    return LiveRows(model.make_features(times), model.SUBJECT, [time.isoformat() for time in times])
+    details = {"country": model.COUNTRY}
+    return LiveRows(model.make_features(times), model.SUBJECT, [time.isoformat() for time in times], details)
 
 
 def ground_truth(_: ModelInfo, times: Sequence[str]) -> dict[tuple[str, str], float]:

@@ -1,10 +1,10 @@
 """Train shop-busy: one task that fits and logs, and the gate."""
 
 import numpy as np
-from flows.shop import model
-from flows.shop.model import FEATURES, MODEL, TARGET
 from prefect import flow, task
 
+from flows.shop import model
+from flows.shop.model import FEATURES, MODEL, TARGET
 from trainyard import registry, tracking
 from trainyard.contract import Artifact
 from trainyard.evaluation import holdout_table, training_sample

@@ -1,0 +1,1 @@
+"""Which customers will leave?"""
