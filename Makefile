@@ -3,16 +3,24 @@ SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 export PYTHON
+# The folder of the user's own project, from the shell or .env; without it the examples are the project.
+PROJECT ?= $(shell sed -n 's/^PROJECT=//p' .env 2>/dev/null | tail -n 1 | tr -d "\"'")
+export PROJECT
+project = $(or $(PROJECT),.)
 
 secrets = docker compose run --rm --no-deps --no-TTY --quiet-pull secrets
 provision = docker compose run --rm --no-deps --no-TTY provision python -m infra.provision
 registry = docker compose exec -T worker with-secrets python -m trainyard.registry
+reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help up down info env deploy run promote rollback logs demo ui test test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up down info env deploy run promote reproduce rollback logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+new: ## create a project of your own in a folder beside this one: make new PROJECT=../churn
+	@infra/dev/new "$(PROJECT)"
 
 up: ## start the stack and wait until it is ready
 	@infra/up
@@ -38,6 +46,10 @@ promote: ## make VERSION=n of MODEL=... the champion; MODEL may be left out wher
 	@test -n "$(VERSION)" || { echo "Name a version: make promote VERSION=3" >&2; exit 2; }
 	@$(registry) promote "$(MODEL)" "$(VERSION)"
 
+reproduce: ## train VERSION=n of MODEL=... again from its data, and say whether the metrics are equal
+	@test -n "$(VERSION)" || { echo "Name a version: make reproduce VERSION=3" >&2; exit 2; }
+	@$(reproduction) "$(MODEL)" "$(VERSION)"
+
 rollback: ## make the previous champion of MODEL=... the champion again
 	@$(registry) rollback "$(MODEL)"
 
@@ -45,19 +57,22 @@ logs: ## follow the services' logs
 	@docker compose logs --follow --tail 100
 
 demo: ## run the first-run deployments without Docker, and end
-	@infra/dev/venv demo && .venv/bin/python -m infra.embedded demo
+	@infra/dev/venv demo "$(project)" && "$(project)/.venv/bin/python" -m infra.embedded demo
 
 ui: ## both UIs over the data of `make demo`, until Ctrl-C
-	@infra/dev/venv demo && .venv/bin/python -m infra.embedded ui
+	@infra/dev/venv demo "$(project)" && "$(project)/.venv/bin/python" -m infra.embedded ui
 
 test: ## all tests; those of the stack where Docker is running
 	@infra/dev/venv test && $(if $(TESTS),.venv/bin/python -m pytest $(TESTS),infra/dev/run-tests)
+
+test-project: ## the tests of your project, without a stack
+	@infra/dev/venv demo "$(project)" && cd "$(project)" && .venv/bin/python -m pytest
 
 test-unit test-integration test-stack: test-%:
 	@infra/dev/venv test && .venv/bin/python -m pytest tests/$*
 
 bench: ## all benchmarks, several hours on a quiet machine; writes bench/results and docs/benchmarks.md
-	@infra/dev/venv test && for name in start demo serving overload bombs dashboard peers gate monitor; do .venv/bin/python -m bench.$$name; done
+	@infra/dev/venv test && for name in start demo project serving overload bombs dashboard peers gate monitor; do .venv/bin/python -m bench.$$name; done
 	@.venv/bin/python -m tests.support.parity
 	@.venv/bin/python -m bench.page
 
@@ -68,8 +83,8 @@ lint: ## ruff, mypy and the compose file
 	@infra/dev/venv lint && .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 	@! command -v docker >/dev/null || docker compose config --quiet
 
-lock: ## compile pyproject.toml's dependency groups into requirements/; UPGRADE=1 takes the newest
-	@infra/dev/venv build && PATH=$$PWD/.venv/bin:$$PATH infra/dev/lock $(if $(UPGRADE),--upgrade)
+lock: ## compile the packages of your project, or without one Trainyard's own, into locks; UPGRADE=1 takes the newest
+	@infra/dev/venv build && PATH=$$PWD/.venv/bin:$$PATH infra/dev/$(if $(PROJECT),lock-project "$(PROJECT)",lock) $(if $(UPGRADE),--upgrade)
 
 clean: ## remove the stack WITH ITS DATA, its images, .venv and the demo's data
 	@read -rp "This removes every run, model and artifact. Type yes: " answer && test "$$answer" = yes

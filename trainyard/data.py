@@ -33,18 +33,24 @@ REASONS = {
 }
 
 
-def read_csv(location: str, s3: Any = None) -> pd.DataFrame:
+def read_csv(location: str, s3: Any = None, block: str = "") -> pd.DataFrame:
     """Return the rows of a CSV file with a header.
 
     Args:
         location: A file's path, or `s3://bucket/key`.
         s3: A boto3 client; the default one is configured by boto3's usual environment variables (AWS_ACCESS_KEY_ID,
             AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, and AWS_ENDPOINT_URL for a store other than Amazon's).
+        block: The name of a Prefect block of the type MinIO Credentials, which has the key and address of the store.
 
     Raises:
         DataError: The file or object does not exist, may not be read, is empty, or is not a CSV.
         SourceUnreachableError: The store does not answer; a retry may succeed.
     """
+    if block and location.startswith(S3_SCHEME):
+        from prefect_aws import MinIOCredentials
+
+        credentials: Any = MinIOCredentials.load(block)
+        s3 = credentials.get_s3_client()
     try:
         with _open_object(location, s3) if location.startswith(S3_SCHEME) else _open_file(location) as content:
             frame = pd.read_csv(content)

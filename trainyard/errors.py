@@ -82,10 +82,18 @@ class LockTimeoutError(TrainyardError, TimeoutError):
     """Another run held a lock for longer than the timeout."""
 
 
+class ReproductionError(TrainyardError):
+    """What a version was trained from is not kept; the message says which part."""
+
+
 class TrackingUnreachableError(TrainyardError):
     """MLflow does not answer; the message says at which address and what to do."""
 
     transient = True
+
+
+class UnsafeModelError(TrainyardError):
+    """A model cannot be saved in a format that runs no code on loading; the message names what it holds."""
 
 
 class HookError(TrainyardError):

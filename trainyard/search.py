@@ -38,7 +38,8 @@ def search(evaluate: Task[..., Score], candidates: Sequence[Candidate], **shared
     Raises:
         SearchError: All candidates failed.
     """
-    results = _evaluate_all(evaluate, candidates, shared)
+    with task_runner() as runner:
+        results = evaluate_all(runner, evaluate, candidates, shared)
     scores, trials = [], []
     for candidate, result in zip(candidates, results, strict=True):
         params = {"family": candidate.family, **dict(candidate.params)}
@@ -59,16 +60,18 @@ def search_once(task: Task[..., SearchResult], *arguments: Any) -> SearchResult:
     return result
 
 
-def _evaluate_all(evaluate: Task[..., Any], candidates: Sequence[Candidate], shared: dict[str, Any]) -> list[Any]:
-    """Return the score of each candidate, or the exception with which it failed."""
-    with stored_at_once(), _task_runner() as runner:
+def evaluate_all(
+    runner: TaskRunner[Any], evaluate: Task[..., Any], candidates: Sequence[Candidate], shared: dict[str, Any]
+) -> list[Any]:
+    """Return what a task returns for each candidate, or the exception with which it failed."""
+    with stored_at_once():
         arguments = {name: unmapped(value) for name, value in shared.items()}
         futures = runner.map(evaluate, {"candidate": candidates, **arguments})
         futures.wait()
         return [future.state.result(raise_on_failure=False) for future in futures]
 
 
-def _task_runner() -> TaskRunner[Any]:
+def task_runner() -> TaskRunner[Any]:
     """Return a Dask task runner where a scheduler is set, else a thread for each core that the run may use."""
     if address := SearchSettings().dask_scheduler_address:
         from prefect_dask.task_runners import DaskTaskRunner

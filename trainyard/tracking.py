@@ -1,15 +1,17 @@
 """Logs a training to MLflow: a run with a child run for each candidate, and a registered model version."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from time import monotonic, sleep, time
 from typing import Any
 
 import httpx
 import mlflow
 import pandas as pd
+import skops.io
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -25,14 +27,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sklearn.base import BaseEstimator
 
 from trainyard.contract import MLflowPage, ModelMetadata, Tag
-from trainyard.errors import TrackingUnreachableError
+from trainyard.errors import TrackingUnreachableError, UnsafeModelError
 from trainyard.evaluation import as_table
+from trainyard.reviewed_types import PACKAGES, REVIEWED_TYPES, modules_of
 
 POLL_SECONDS = 0.5
 DUPLICATE_ROW = ("UniqueViolation", "UNIQUE constraint failed")
 """How MLflow's error names a row that Postgres or SQLite has already."""
-SERVING_PACKAGES = ("scikit-learn", "skops", "pandas", "numpy")
-"""The requirements of a logged model, pinned to the versions that trained it."""
 
 
 class TrackingSettings(BaseSettings):
@@ -54,6 +55,8 @@ class Trial:
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
     error: str | None = None
+    is_pruned: bool = False
+    """Whether it was given up after some folds, of which the metrics are; its run in MLflow is KILLED."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,15 @@ class TrainingRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of the run and of the registered version."""
     trusted_types: Sequence[str] = ()
-    """Types that the model's file contains and skops does not trust by default; list only types that you reviewed."""
+    """Types that the model's file contains beyond those of `trainyard.reviewed_types`; list only types that you reviewed.
+    Serving needs them in its setting SERVING_TRUSTED_TYPES."""
     evaluated: BaseEstimator | None = None
     """The estimator that the metrics are of, where `estimator` was fitted again on all rows; later candidates are compared
     with it."""
     description: str = ""
     """What people should know about the version: Markdown."""
+    question: str = ""
+    """What the model answers, for the page of the model; one that somebody wrote there stays."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def log_training(training: TrainingRecord, *, register: bool = True) -> Register
         training: The training.
         register: Without it the run has parameters, metrics and tags only: no candidates, no files and no version.
     """
-    experiment = mlflow.set_experiment(training.experiment)
+    experiment = use_experiment(training.experiment)
     if register and (found := _find_registered(training, experiment.experiment_id)):
         return found
     try:
@@ -173,6 +179,17 @@ def log_training(training: TrainingRecord, *, register: bool = True) -> Register
             raise
         found = _find_registered(training, experiment.experiment_id) if register else None
         return found or _log_run(training, experiment, register=register)
+
+
+def use_experiment(name: str) -> Experiment:
+    """Make an experiment the current one, and have MLflow's UI open it on its runs.
+
+    Without the tag the UI guesses, and opens an experiment on its traces of language models.
+    """
+    experiment = mlflow.set_experiment(name)
+    if Tag.EXPERIMENT_KIND not in experiment.tags:
+        MlflowClient().set_experiment_tag(experiment.experiment_id, Tag.EXPERIMENT_KIND, "custom_model_development")
+    return experiment
 
 
 def _log_run(training: TrainingRecord, experiment: Experiment, *, register: bool) -> Registered:
@@ -191,8 +208,11 @@ def _log_run(training: TrainingRecord, experiment: Experiment, *, register: bool
         if training.evaluated is not None:
             tags[Tag.EVALUATED_MODEL] = _log_model(training, training.evaluated, "evaluated")
         registered = mlflow.register_model(_log_model(training, training.estimator, "model"), training.model, tags=tags)
+        client = MlflowClient()
         if description := _describe(training):
-            MlflowClient().update_model_version(training.model, registered.version, description)
+            client.update_model_version(training.model, registered.version, description)
+        if training.question and not client.get_registered_model(training.model).description:
+            client.update_registered_model(training.model, training.question)
         mlflow.set_tag(Tag.MODEL_VERSION, registered.version)
     return Registered(training.model, int(registered.version), experiment.experiment_id, run.info.run_id)
 
@@ -242,24 +262,69 @@ def _find_registered(training: TrainingRecord, experiment_id: str) -> Registered
 
 
 def describe_model(
-    estimator: BaseEstimator, inputs: pd.DataFrame, frame: pd.DataFrame, trusted_types: Sequence[str]
+    estimator: BaseEstimator, inputs: pd.DataFrame, frame: pd.DataFrame, trusted_types: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what MLflow's `log_model` and `save_model` are told of a fitted estimator.
+    """Return what MLflow's `sklearn.log_model` and `sklearn.save_model` are told of a fitted estimator.
+
+    Estimators of XGBoost and LightGBM are logged in the same way: alone, they are files of the same format as in a pipeline.
 
     Args:
         estimator: Predicts from frames like `inputs`.
         inputs: Some rows of features.
         frame: All rows.
-        trusted_types: Types in the estimator's file that skops does not trust by itself.
+        trusted_types: Types in the estimator's file beyond the reviewed ones.
+
+    Raises:
+        UnsafeModelError: The estimator cannot be saved without code, or with a type that nobody has reviewed.
     """
+    types = types_of(estimator)
+    if unknown := types - REVIEWED_TYPES.keys() - {*trusted_types}:
+        raise UnsafeModelError(
+            f"The model holds types that are not reviewed: {', '.join(sorted(unknown))}. Use others, or review these, pass "
+            "them as trusted_types, and set SERVING_TRUSTED_TYPES."
+        )
     return {
-        "signature": infer_signature(inputs, estimator.predict(inputs)),
+        # Of all rows: a column is required if none of them lacks it.
+        "signature": infer_signature(frame[list(inputs.columns)], estimator.predict(inputs)),
         "input_example": inputs,
         "serialization_format": "skops",
-        "skops_trusted_types": list(trusted_types),
-        "pip_requirements": [f"{package}=={version(package)}" for package in SERVING_PACKAGES],
+        "skops_trusted_types": sorted(types),
+        "pip_requirements": requirements_of(types),
         "metadata": describe_types(inputs, frame),
     }
+
+
+def types_of(estimator: BaseEstimator) -> set[str]:
+    """Return the types in an estimator's file that skops does not trust by itself.
+
+    Raises:
+        UnsafeModelError: skops cannot save the estimator.
+    """
+    try:
+        return set(skops.io.get_untrusted_types(data=skops.io.dumps(estimator)))
+    except Exception as error:
+        raise UnsafeModelError(
+            f"The model cannot be saved in a format that runs no code ({type(error).__name__}: {error}). It may hold a "
+            "function or class that no module has."
+        ) from error
+
+
+def requirements_of(types: Iterable[str]) -> list[str]:
+    """Return the packages that a model needs, pinned to the installed versions.
+
+    Args:
+        types: Types in its file that skops does not trust by itself.
+    """
+    modules = {"sklearn", "skops", "numpy", "scipy", "pandas"} | (modules_of(types) & PACKAGES.keys())
+    return [_pin(PACKAGES.get(module, (module,))) for module in sorted(modules)]
+
+
+def _pin(distributions: Sequence[str]) -> str:
+    """Return the requirement of the installed one of some distributions of the same module."""
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            return f"{name}=={version(name)}"
+    raise PackageNotFoundError(distributions[0])
 
 
 def describe_types(inputs: pd.DataFrame, frame: pd.DataFrame) -> dict[str, Any]:
@@ -318,7 +383,8 @@ def _log_trials(trials: Sequence[Trial], parent: str, experiment_id: str, tags: 
         )
         if trial.error:
             client.set_tag(child.info.run_id, Tag.ERROR, trial.error)
-        client.set_terminated(child.info.run_id, "FAILED" if trial.error else "FINISHED")
+        status = "FAILED" if trial.error else "KILLED" if trial.is_pruned else "FINISHED"
+        client.set_terminated(child.info.run_id, status)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         list(pool.map(log, trials))

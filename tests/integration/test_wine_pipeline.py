@@ -33,10 +33,11 @@ from trainyard.outcome import Outcome
 
 MODEL = "wine-cultivar"
 CANDIDATES = model.CANDIDATES[2:5]  # the unit tests fit all of them
-CACHEABLE = {"cross_validate": len(CANDIDATES), "fit": 1}
-LOGGED = {"refit": {"Completed": 1}, "log_run": {"Completed": 1}}
+CACHEABLE = {"search_candidates": 1, "fit": 1}
+SEARCHED = {"cross_validate": {"Completed": len(CANDIDATES)}}
+LOGGED = {name: {"Completed": 1} for name in ("refit", "keep_data", "keep_problem", "log_run")}
 PROMOTE = {"propose": {"Completed": 1}, "promote": {"Completed": 1}}
-COMPUTED = {name: {"Completed": count} for name, count in CACHEABLE.items()} | PROMOTE
+COMPUTED = {name: {"Completed": count} for name, count in CACHEABLE.items()} | SEARCHED | PROMOTE
 FROM_CACHE = {name: {StateName.CACHED: count} for name, count in CACHEABLE.items()} | PROMOTE
 
 pytestmark = pytest.mark.usefixtures("prefect", "tracking", "own_cache_and_registry")
@@ -66,7 +67,7 @@ def components(prefect: SyncPrefectClient, flow_run_id: UUID) -> dict[str, FlowR
 
 
 def task_states(
-    prefect: SyncPrefectClient, flow_run_id: UUID, tasks: int = len(CANDIDATES) + 3
+    prefect: SyncPrefectClient, flow_run_id: UUID, tasks: int = len(CANDIDATES) + 4
 ) -> dict[str, dict[str, int]]:
     """Return the number of the training's task runs by the task's function and the name of their state."""
     training = components(prefect, flow_run_id)["train-wine"].id
@@ -132,8 +133,8 @@ def test_an_unchanged_run_is_taken_from_the_cache_and_the_champion_stays(
     second, second_id = run()
     logged = tracking.get_run(first.registered.run_id).data.tags
 
-    assert task_states(prefect, first_id, len(CANDIDATES) + 5) == COMPUTED | LOGGED
-    assert task_states(prefect, second_id) == FROM_CACHE
+    assert task_states(prefect, first_id, len(CANDIDATES) + 8) == COMPUTED | LOGGED
+    assert task_states(prefect, second_id, 4) == FROM_CACHE
     assert second.reused
     assert second.registered == first.registered
     assert second.decision.reason == "It is the champion."
@@ -177,7 +178,7 @@ def test_a_model_below_the_threshold_is_a_challenger_until_a_lower_one_promotes_
     assert reason == strict.decision.reason
     assert lenient.is_champion
     assert alias(tracking, Alias.CHAMPION) == strict.registered.version
-    assert task_states(prefect, flow_run_id)["fit"] == {StateName.CACHED: 1}
+    assert task_states(prefect, flow_run_id, 4)["fit"] == {StateName.CACHED: 1}
 
 
 def test_a_champion_of_other_wines_is_not_compared_with(
@@ -189,7 +190,7 @@ def test_a_champion_of_other_wines_is_not_compared_with(
     other, _ = run()
 
     assert not other.is_champion
-    assert "fitted on other wines" in other.decision.reason
+    assert "fitted on other rows" in other.decision.reason
     assert alias(tracking, Alias.CHAMPION) == champion.registered.version
 
 

@@ -21,8 +21,7 @@ from flows.weather import features, model, open_meteo, places, plots, promotion,
 from flows.weather import ingest as weather_ingest
 from flows.weather import pipeline as weather
 from flows.wine import model as wine_model
-from flows.wine import pipeline as wine
-from trainyard import distributions, metrics, tracking
+from trainyard import distributions, fitting, metrics, tracking, training
 from trainyard.contract import Tag
 from trainyard.fingerprint import code_fingerprint, key_fingerprint
 
@@ -285,11 +284,11 @@ def test_a_value_without_content_is_refused_with_its_name() -> None:
 
 
 def test_the_digest_is_the_same_in_another_process() -> None:
-    program = "from flows.wine.model import fit; from trainyard.fingerprint import code_fingerprint; print(code_fingerprint(fit))"
+    program = "from flows.wine.model import make_problem as make; from trainyard.fingerprint import code_fingerprint as of; print(of(make))"
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(CHECKOUT)}
     shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True)
 
-    assert shown.stdout.strip() == code_fingerprint(wine_model.fit)
+    assert shown.stdout.strip() == code_fingerprint(wine_model.make_problem)
 
 
 class TestLibraries:
@@ -354,7 +353,7 @@ class TestLibraries:
 TASKS = [
     *(weather.cross_validate, weather.search_candidates, weather.fit, weather.log_run),
     *(weather_ingest.find_place, weather_ingest.fetch_archive, weather_ingest.build_features),
-    *(wine.cross_validate, wine.fit, wine.log_run),
+    *(training.cross_validate, training.search_candidates, training.fit, training.refit, training.log_run),
 ]
 
 
@@ -370,16 +369,15 @@ def other(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("task", "owner", "name", "invalidates"),
     [
-        (wine.log_run, wine, "MODEL", True),
-        (wine.log_run, wine, "EXPERIMENT", True),
-        (wine.log_run, tracking, "log_training", True),
-        (wine.log_run, Tag, "CODE", True),
-        (wine.log_run, wine, "METRIC", False),
-        (wine.fit, wine_model, "SEED", True),
-        (wine.fit, metrics, "flatten_scores", False),  # imported by name: `model` has its own
-        (wine.fit, wine_model, "flatten_scores", True),
-        (wine.fit, wine, "MODEL", False),
-        (wine.cross_validate, wine_model, "HOLDOUT_FRACTION", False),
+        (training.log_run, training, "EXAMPLE_ROWS", True),
+        (training.log_run, tracking, "log_training", True),
+        (training.log_run, Tag, "EVALUATED_MODEL", True),
+        (training.log_run, training, "DEFAULT_GATE", False),
+        (training.fit, metrics, "flatten_scores", False),  # imported by name: `fitting` has its own
+        (training.fit, fitting, "flatten_scores", True),
+        (training.fit, training, "EXAMPLE_ROWS", False),
+        (training.cross_validate, fitting, "mean_score", True),
+        (training.cross_validate, fitting, "refit", False),
         (weather.log_run, weather, "describe_training", True),
         (weather.log_run, places, "MODEL", True),
         (weather.log_run, places, "place_key", True),

@@ -27,7 +27,9 @@ from pydantic import BaseModel, ConfigDict
 from flows.wine import model
 from trainyard.candidates import Candidate
 from trainyard.fingerprint import fingerprint
+from trainyard.fitting import fit
 from trainyard.frames import Frame
+from trainyard.problem import divide
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -93,7 +95,8 @@ def test_a_frame_counts_by_its_cells_types_index_and_columns() -> None:
 
 @pytest.mark.parametrize("candidate", model.CANDIDATES[::3], ids=lambda each: each.name)
 def test_a_fitted_estimator_is_the_same_after_pickling(candidate: Candidate) -> None:
-    fitted = model.fit(model.split(model.read_wines()), candidate)
+    problem = model.make_problem()
+    fitted = fit(problem, divide(problem, model.read_wines()), candidate)
 
     assert fingerprint(pickle.loads(pickle.dumps(fitted))) == fingerprint(fitted)
 

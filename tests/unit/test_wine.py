@@ -1,20 +1,15 @@
-"""The wine model: its data, candidates and evaluation, and the errors for invalid data."""
+"""The wine problem: its data and candidates, and the errors for invalid data."""
 
-from dataclasses import replace
-
-import numpy as np
 import pandas as pd
 import pytest
 
 from flows.wine import model
-from flows.wine.pipeline import TRAIN_ROWS, make_comparison
 from trainyard.candidates import Candidate
-from trainyard.contract import Artifact
 from trainyard.data import validate_frame
 from trainyard.errors import DataError
-from trainyard.gate import FIRST_USE, Thresholds
+from trainyard.fitting import fit
 from trainyard.metrics import flatten_scores, scores_table
-from trainyard.registry import Champion
+from trainyard.problem import divide
 
 
 @pytest.fixture(scope="module")
@@ -22,73 +17,31 @@ def wines() -> pd.DataFrame:
     return model.read_wines()
 
 
-def in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.sort_values(list(frame.columns)).reset_index(drop=True)
+PROBLEM = model.make_problem()
 
 
 def test_the_split_keeps_every_wine_once_and_the_cultivars_frequencies(wines: pd.DataFrame) -> None:
-    data = model.split(wines)
-    shares = pd.DataFrame({name: part[model.TARGET].value_counts(normalize=True) for name, part in data})
+    parts = divide(PROBLEM, wines)
+    shares = pd.DataFrame(
+        {
+            name: part[model.TARGET].value_counts(normalize=True)
+            for name, part in vars(parts).items()
+            if name != "classes"
+        }
+    )
 
-    assert (len(data.train), len(data.holdout)) == (133, 45)
-    assert in_order(pd.concat([data.train, data.holdout])).equals(in_order(wines))
+    assert (len(parts.train), len(parts.holdout)) == (133, 45)
+    assert len(parts.all_rows.drop_duplicates()) == len(wines.drop_duplicates())
     assert (shares["train"] - shares["holdout"]).abs().max() < 0.02
-
-
-def test_the_split_is_deterministic_and_its_digest_changes_with_the_wines(wines: pd.DataFrame) -> None:
-    data = model.split(wines)
-
-    assert model.split(wines).holdout.equals(data.holdout)
-    assert model.split(wines).train_rows == data.train_rows
-    assert model.split(wines.iloc[1:]).train_rows != data.train_rows
 
 
 @pytest.mark.parametrize("candidate", model.CANDIDATES, ids=lambda candidate: candidate.name)
 def test_every_candidate_beats_the_baseline(wines: pd.DataFrame, candidate: Candidate) -> None:
-    data = model.split(wines)
-    fitted = model.fit(data, candidate)
+    parts = divide(PROBLEM, wines)
+    fitted = fit(PROBLEM, parts, candidate)
 
     assert fitted.metrics["model_log_loss"] < fitted.metrics["baseline_log_loss"] / 2
-    assert model.fit(data, candidate).metrics == fitted.metrics
-
-
-def test_the_holdout_table_has_the_probability_of_each_wines_true_cultivar(wines: pd.DataFrame) -> None:
-    data = model.split(wines)
-    tables = model.evaluation_tables(data, model.fit(data, model.CANDIDATES[2]), model.refit(data, model.CANDIDATES[2]))
-    holdout = tables[Artifact.HOLDOUT]
-
-    assert holdout["observed"].tolist() == data.holdout[model.TARGET].tolist()
-    assert (holdout["model"] > 0.5).mean() > 0.9
-    assert holdout["baseline"].nunique() == len(model.CULTIVARS)
-    assert len(tables[Artifact.TRAINING_SAMPLE]) == len(wines), "the served model is fitted on all wines"
-
-
-def test_the_candidate_with_the_lowest_cross_validated_log_loss_is_chosen(wines: pd.DataFrame) -> None:
-    train = model.split(wines).train
-    scores = [model.cross_validate_candidate(train, candidate, 3) for candidate in model.CANDIDATES[:3]]
-    best = model.choose_best(scores)
-
-    assert [score.metrics["cv_log_loss"] for score in scores if score.candidate == best] == [
-        min(score.metrics["cv_log_loss"] for score in scores)
-    ]
-
-
-@pytest.mark.parametrize(("candidate", "promoted"), [(model.CANDIDATES[2], True), (None, False)])
-def test_a_champion_of_other_measurements_is_replaced_by_what_beats_the_baseline(
-    wines: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, candidate: Candidate | None, promoted: bool
-) -> None:
-    data = model.split(wines)
-    fitted = model.fit(data, candidate or model.CANDIDATES[2])
-    if candidate is None:
-        fitted = replace(fitted, holdout_probabilities=fitted.holdout_probabilities | {"model": np.full(45, 0.1)})
-    fewer = data.train.drop(columns=[model.TARGET, "hue"])
-    other = model.make_estimator(model.CANDIDATES[2]).fit(fewer, data.train[model.TARGET])
-    monkeypatch.setattr(Champion, "load_estimator", lambda _: other)
-    champion = Champion("wine-cultivar", 1, {TRAIN_ROWS: data.train_rows}, FIRST_USE)
-
-    decision = make_comparison(data, fitted, Thresholds())(champion)
-
-    assert decision.promote is promoted
+    assert fit(PROBLEM, parts, candidate).metrics == fitted.metrics
 
 
 @pytest.mark.parametrize(
