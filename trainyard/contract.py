@@ -30,8 +30,26 @@ class Tag:
     """Why a candidate failed."""
     CODE: Final = "code"
     """A digest of the code that made the model."""
+    CODE_COMMIT: Final = "code.commit"
+    """The commit of the project that trained."""
+    CODE_DIRTY: Final = "code.dirty"
+    """`true` where files differed from the commit."""
+    CODE_LOCK: Final = "code.lock"
+    """A digest of the versions of Python and all installed packages."""
+    DATA_DIGEST: Final = "data.digest"
+    """Of the training set and the holdout, which the result storage keeps under it."""
+    PROBLEM_DIGEST: Final = "problem.digest"
+    """Of the problem, which the result storage keeps under it."""
+    AS_OF: Final = "as_of"
+    """The day of a backtest: later rows were left out."""
     RECIPE: Final = "recipe"
     """A digest of what people decide about a training, its code and parameters; data and seeds do not count."""
+    SPLIT: Final = "split"
+    """How the holdout was chosen (`trainyard.splits`)."""
+    TRAIN_ROWS: Final = "train_rows"
+    """A digest of the training set."""
+    TRAIN_LAST_TIME: Final = "train_last_time"
+    """The newest time in the training set, ISO 8601, where the holdout is what came after it."""
     CANDIDATE_DIGEST: Final = "candidate_digest"
     """A digest of a candidate's evaluation: with the same digest, nothing new was learned."""
     EVALUATED_MODEL: Final = "evaluated_model"
@@ -60,10 +78,14 @@ class Tag:
     REASONS: Final = "reasons"
     ALERTS: Final = "alerts"
     """What a check's alert is about, as a list in JSON."""
+    PROBLEM: Final = "problem"
+    """`Problem`, on a run of the experiment `MONITORING_EXPERIMENT` whose predictions were scored."""
 
     # MLflow's own.
     PARENT_RUN_ID: Final = "mlflow.parentRunId"
     NOTE: Final = "mlflow.note.content"
+    EXPERIMENT_KIND: Final = "mlflow.experimentKind"
+    """Of an experiment: which of its pages the UI opens."""
 
 
 class Alias:
@@ -95,6 +117,19 @@ class Verdict:
     TOO_FEW: Final = "too-few"
 
 
+class Problem:
+    """Kinds of problems, by which predictions are scored; values of `Tag.PROBLEM`."""
+
+    BINARY: Final = "binary"
+    """Probabilities of the second of two classes."""
+    MULTICLASS: Final = "multiclass"
+    """Probabilities of more classes, or of two that are not 0 and 1 in the tables."""
+    CLASSES: Final = "classes"
+    """Classes without probabilities."""
+    REGRESSION: Final = "regression"
+    """Numbers."""
+
+
 MONITORING_EXPERIMENT: Final = "monitoring"
 
 
@@ -102,13 +137,29 @@ class Artifact:
     """Paths of a run's tables; each holds the JSON of `trainyard.evaluation.as_table`."""
 
     HOLDOUT: Final = "evaluation/holdout.json"
-    """A row for each row of the holdout: `TIME`, `OBSERVED`, and a column of predictions for the model and each baseline."""
+    """A row for each row of the holdout: `TIME`, `OBSERVED`, and a column of predictions for the model and each baseline.
+
+    Predictions are the probability of 1 where the target is 0 or 1; the probability of the true class where there are more
+    classes, or the class where the estimator has no probabilities; or a number.
+    """
     TRAINING_SAMPLE: Final = "evaluation/training_sample.json"
     """Rows that the model was fitted on: the features, `TIME` and `PREDICTION`."""
+    IMPORTANCE: Final = "evaluation/importance.json"
+    """A row for each feature, the most important first: the columns of `ImportanceColumn`."""
     DRIFT: Final = "monitoring/drift.json"
     """A row for each column: `DRIFT_COLUMNS`."""
     FORECASTS: Final = "monitoring/forecasts.json"
     """A row for each prediction that is about a subject and a time: `FORECAST_COLUMNS`."""
+    OUTCOMES: Final = "monitoring/outcomes.json"
+    """A row for each prediction of the checked version with a ground truth, by hook or label: `OUTCOME_COLUMNS`."""
+
+
+class ImportanceColumn:
+    """Columns of `Artifact.IMPORTANCE`: the rise of the metric when a feature is shuffled, over some repetitions."""
+
+    FEATURE: Final = "feature"
+    MEAN: Final = "mean"
+    STANDARD_DEVIATION: Final = "standard_deviation"
 
 
 class Table:
@@ -137,6 +188,10 @@ class Column:
     RECENT_MEAN: Final = "recent_mean"
     LEAD_DAYS: Final = "lead_days"
     """Days from a forecast to the time that it is about, rounded up."""
+    TRUE_PROBABILITY: Final = "true_probability"
+    """The probability that a classifier gave the true class."""
+    LOSS: Final = "loss"
+    BASELINE_LOSS: Final = "baseline_loss"
 
 
 FORECAST_COLUMNS: Final = (
@@ -148,6 +203,19 @@ FORECAST_COLUMNS: Final = (
     Column.OBSERVED,
     Column.LEAD_DAYS,
 )
+OUTCOME_COLUMNS: Final = (
+    Column.SUBJECT,
+    Column.TIME,
+    Column.ISSUED_AT,
+    Column.VERSION,
+    Column.PREDICTION,
+    Column.OBSERVED,
+    Column.TRUE_PROBABILITY,
+    Column.LEAD_DAYS,
+    Column.LOSS,
+    Column.BASELINE_LOSS,
+)
+"""Of these, `PREDICTION` and `OBSERVED` are a class or a number."""
 DRIFT_COLUMNS: Final = (
     "column",
     "psi",
@@ -198,11 +266,37 @@ class Record:
     `probability_N` for each class. `about` is null, or says what the rows are about where the service made them itself.
     """
 
+    PREDICTION_ID: Final = "prediction_id"
+    """What the answer named the prediction by (`PredictionHeader.ID`); null in records from before 0.3.0."""
+    CLASSES: Final = "classes"
+    """A classifier's classes in the order of its probabilities; null for a regressor."""
+    LABELS: Final = "labels"
+    """The posted ground truth of each row, null where it is not known; null without any."""
     ABOUT: Final = "about"
     SUBJECT: Final = "subject"
     TIMES: Final = "times"
     """ISO 8601, one for each row."""
     PROBABILITY_PREFIX: Final = "probability_"
+
+
+class Label:
+    """A posted label: the ground truth of one row of an earlier prediction (`POST /models/NAME/labels`)."""
+
+    ID: Final = "id"
+    """The prediction's id."""
+    ROW: Final = "row"
+    """Counted from 0; it may be left out where the prediction has one row."""
+    VALUE: Final = "value"
+    """One of the model's classes, or a number."""
+
+
+class PredictionHeader:
+    """Headers of each answer with predictions."""
+
+    ID: Final = "X-Prediction-Id"
+    """What labels name the request by (`Label.ID`)."""
+    RECORDED: Final = "X-Prediction-Recorded"
+    """`true`, or `false` where the request is not recorded, so that labels for it are not stored."""
 
 
 FORMER_ABOUT: Final = {"place": Record.SUBJECT, "days": Record.TIMES}
@@ -321,7 +415,7 @@ class ServingPath:
 
     @staticmethod
     def of_model(model: str, page: str) -> str:
-        """Return a page of a model: `predict`, `predictions`, `forecast` or `shadow`."""
+        """Return a page of a model: `predict`, `predictions`, `labels`, `forecast` or `shadow`."""
         return f"/models/{quote(model, safe='')}/{page}"
 
 

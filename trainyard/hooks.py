@@ -63,8 +63,8 @@ class LiveRows:
 
 Query = Mapping[str, str]
 LiveFeatures = Callable[[ModelInfo, Query], LiveRows]
-GroundTruth = Callable[[ModelInfo, Sequence[str]], Mapping[tuple[str, str], float]]
-"""From a model and times (ISO 8601) to the observed value by (subject, time); what is not known yet is left out."""
+GroundTruth = Callable[[ModelInfo, Sequence[str]], Mapping[tuple[str, str], float | str]]
+"""From a model and times (ISO 8601) to the observed number or class by (subject, time); what is not known yet is left out."""
 ChooseModel = Callable[[Query], str | None]
 """From a query to the model's name, or None where the query is not about this project's models."""
 

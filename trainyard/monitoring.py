@@ -1,22 +1,23 @@
 """Assess a model from its recorded predictions: drift of the inputs, and scores against the ground truth.
 
-A forecast is a prediction about a subject and a time; only forecasts can be scored.
+A forecast is a prediction about a subject and a time, for which a project's hook knows the ground truth; that of any other
+prediction is posted as a label to serving.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from trainyard import control, drift
 from trainyard.contract import (
     DRIFT_COLUMNS,
     FORECAST_COLUMNS,
+    OUTCOME_COLUMNS,
     Column,
     Record,
     ScoreName,
@@ -24,10 +25,12 @@ from trainyard.contract import (
     Verdict,
     record_about,
 )
-from trainyard.errors import DataError
-from trainyard.skill import DAY, Climatology, ControlChart, daily_excess, losses, measure_skill, parse_days
+from trainyard.live_scores import CLASSES, OUTPUT, PROBABILITIES, Scorer, as_binary, make_scorer
+from trainyard.skill import BASELINE_LOSS, DAY, MODEL_LOSS, daily_excess, measure_skill, parse_days
 
 AT = "at"
+LABEL, SAMPLED = "trainyard.label", "trainyard.sampled"
+"""Columns that no feature has: the posted ground truth, and whether the record is one of an even sample of all."""
 MAX_LEAD_TIME = pd.Timedelta(days=2)
 """Forecasts further ahead than this do not count for drift. The subject's next day begins up to two days after a moment
 in UTC."""
@@ -38,6 +41,8 @@ MAX_ALERTS, MAX_ALERT_LENGTH = 100, 60
 """So that a tag in MLflow holds them."""
 FURTHER_CONFIDENCE = 0.999
 """Of the interval that must lie below zero skill for an alert on a lead time without a holdout of its own."""
+MAX_OUTCOMES = 5000
+"""Of the table that a check logs."""
 FORECAST_KEYS = [Column.VERSION, Column.SUBJECT, Column.TIME, Column.LEAD_DAYS]
 
 
@@ -51,10 +56,10 @@ class AlertThresholds(BaseModel):
     max_drifted_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Largest share of the inputs that may have drifted."""
     min_scored: Annotated[int, Field(ge=5)] = 10
-    """Fewer forecasts with a known outcome cannot raise an alert."""
+    """Fewer predictions with a known outcome cannot raise an alert."""
     min_loss_rise: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """The smallest rise of the log loss over that on the holdout that is looked for, in nats; the loss of all skill is
-    looked for where that is more."""
+    """The smallest rise of the loss over that on the holdout that is looked for: in nats of the log loss, in the share of
+    errors, or in the squared error of the seasonal mean; the loss of all skill is looked for where that is more."""
 
 
 class Reference:
@@ -69,32 +74,26 @@ class Reference:
         self.sample = sample
         self.days = parse_days(sample[Column.TIME])
         self.is_timed = len(self.days) > 0 and not self.days.hasnans
-        self.holdout = _binary_outcomes(holdout, Column.MODEL)
-        """The rows with an outcome of 0 or 1."""
-        times, observed = parse_days(self.holdout[Column.TIME]), self.holdout[Column.OBSERVED]
-        self.climatology = Climatology.fit(times, observed.to_numpy(dtype=float)) if len(observed) else None
+        self._holdout = holdout
         self.input_charts = lru_cache(4)(self._input_charts)
-        self.loss_chart = lru_cache(4)(self._loss_chart)
+        self._find_scorer = lru_cache(4)(self._make_scorer)
 
-    @cached_property
-    def scores(self) -> dict[str, float]:
-        """The scores on the holdout."""
-        skill = measure_skill(self.losses(self.holdout, Column.MODEL))
-        return {**_scores(self.holdout, Column.MODEL), "skill": skill.value}
+    def scorer(self, rows: pd.DataFrame) -> Scorer | None:
+        """Return what scores the version's predictions; None where its holdout has nothing to compare them with.
+
+        Args:
+            rows: Its predictions, from `rows_from_records`.
+        """
+        known = rows[CLASSES].dropna()
+        classes = tuple(known.iloc[-1]) if len(known) else None
+        return self._find_scorer(classes, bool(rows[PROBABILITIES].notna().any()))
+
+    def _make_scorer(self, classes: tuple[Any, ...] | None, has_probabilities: bool) -> Scorer | None:
+        return make_scorer(self._holdout, classes, has_probabilities)
 
     def _input_charts(self, columns: tuple[str, ...], rows_a_day: int) -> control.InputCharts:
         """Return the control charts of some columns for days with so many rows."""
         return control.InputCharts(self.sample[list(columns)], self.days, rows_a_day)
-
-    def _loss_chart(self, rows_a_day: int, min_rise: float) -> ControlChart:
-        """Return the control chart of the loss for days with so many forecasts."""
-        return ControlChart.fit(daily_excess(self.losses(self.holdout, Column.MODEL), rows_a_day), min_rise)
-
-    def losses(self, table: pd.DataFrame, predicted: str) -> pd.DataFrame:
-        """Return the losses of some rows and those of climatology."""
-        if self.climatology is None:
-            raise DataError("The holdout has no outcomes of 0 and 1 to score with.")
-        return losses(table[Column.TIME], table[Column.OBSERVED], table[predicted], self.climatology)
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,10 @@ class Assessment:
     shifts: Sequence[drift.Shift]
     forecasts: pd.DataFrame
     """`FORECAST_COLUMNS`."""
+    outcomes: pd.DataFrame
+    """`OUTCOME_COLUMNS`."""
+    problem: str
+    """A value of `contract.Problem`; empty where nothing can be scored."""
     alerts: tuple[str, ...] = ()
     """What an alert is about: scores that are worse, and what has drifted."""
 
@@ -128,19 +131,19 @@ def rows_from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Returns:
         The inputs; `prediction`: the probability of the second class of a binary classifier, else the predicted
         value or class; `at`: when the request was answered; `version`; `subject` and `time`, empty if the record is
-        about nothing; `lead_days`.
+        about nothing; `lead_days`; `OUTPUT`, `CLASSES` and `PROBABILITIES`; `LABEL` and `SAMPLED`.
     """
     frames = []
     for record in records:
         subject, times = record_about(dict(record))
         frame = _frame(record["inputs"])
-        frame[Column.PREDICTION] = _prediction(_frame(record["outputs"])).to_numpy()
+        frame = frame.assign(**_outputs(record))
         frame[AT], frame[Column.VERSION] = pd.Timestamp(record["at"]), int(record["version"])
         frame[Column.SUBJECT], frame[Column.TIME] = subject, times or [""] * len(frame)
         frames.append(frame)
     if not frames:
         names = [Column.PREDICTION, AT, Column.VERSION, Column.SUBJECT, Column.TIME, Column.LEAD_DAYS]
-        return pd.DataFrame(columns=names)
+        return pd.DataFrame(columns=[*names, OUTPUT, CLASSES, PROBABILITIES, LABEL, SAMPLED])
     rows = pd.concat(frames, ignore_index=True).sort_values(AT, kind="stable")
     due, made = (pd.to_datetime(rows[name], errors="coerce", format="ISO8601", utc=True) for name in (Column.TIME, AT))
     rows[Column.LEAD_DAYS] = np.ceil((due - made) / pd.Timedelta(days=1))
@@ -151,7 +154,7 @@ def rows_from_records(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def assess(
     rows: pd.DataFrame,
     reference: Reference,
-    observed: Mapping[tuple[str, str], float],
+    observed: Mapping[tuple[str, str], Any],
     thresholds: AlertThresholds,
     version: int,
 ) -> Assessment:
@@ -164,11 +167,13 @@ def assess(
         thresholds: When to raise an alert.
         version: The version that is assessed; predictions of others are only listed.
     """
-    forecasts = join_ground_truth(rows, observed)
+    rows = rows.assign(**{Column.OBSERVED: pd.Series(find_truths(rows, observed), index=rows.index, dtype=object)})
     own = rows[rows[Column.VERSION] == version]
-    shifts = measure_drift(own, reference, thresholds)
+    shifts = measure_drift(own[own[SAMPLED].astype(bool)], reference, thresholds)
     drift_metrics, drifted = score_drift(shifts, thresholds)
-    live_metrics, worse = score_live(forecasts[forecasts[Column.VERSION] == version], reference, thresholds)
+    scorer = reference.scorer(own)
+    known = select_known(own, scorer)
+    live_metrics, worse = score_live(known, scorer, thresholds)
     metrics = {"predictions": float(len(own)), **drift_metrics, **live_metrics}
     is_scored = live_metrics.get("scored_nearest", 0) >= thresholds.min_scored
     if drifted or worse:
@@ -178,15 +183,19 @@ def assess(
     elif shifts or is_scored:
         verdict = Verdict.OK
         reasons = [describe_drift(shifts, thresholds)] if shifts else []
-        reasons += ["Forecasts are not worse than on the holdout beyond chance."] if is_scored else []
+        reasons += [f"{name_predictions(known)} are not worse than on the holdout beyond chance."] if is_scored else []
     else:
         verdict = Verdict.TOO_FEW
         reasons = [
             f"{len(own)} predictions are too few to compare with the training data; "
             f"{thresholds.min_predictions} are needed."
         ]
+    if known.empty and (truths := int(own[Column.OBSERVED].notna().sum())):
+        reasons = [*reasons, f"None of {truths} observed values can be scored: they do not fit the holdout's."]
+    forecasts, outcomes = list_forecasts(rows), list_outcomes(known, scorer)
+    problem = scorer.problem if scorer else ""
     alerts = tuple(dict.fromkeys(alert[:MAX_ALERT_LENGTH] for alert in (*worse, *drifted)))[:MAX_ALERTS]
-    return Assessment(verdict, tuple(reasons), metrics, shifts, forecasts, alerts)
+    return Assessment(verdict, tuple(reasons), metrics, shifts, forecasts, outcomes, problem, alerts)
 
 
 def new_alerts(alerts: Sequence[str], former: Iterable[Sequence[str]]) -> list[str]:
@@ -288,10 +297,19 @@ def describe_drift(shifts: Sequence[drift.Shift], thresholds: AlertThresholds) -
     return " ".join(sentences) or "No input has drifted."
 
 
-def join_ground_truth(rows: pd.DataFrame, observed: Mapping[tuple[str, str], float]) -> pd.DataFrame:
+def find_truths(rows: pd.DataFrame, observed: Mapping[tuple[str, str], Any]) -> list[Any]:
+    """Return each row's ground truth, None where it is not known: its label, or what the project's hook observed.
+
+    Someone who posts a label for a forecast corrects the hook.
+    """
+    keys = zip(rows[Column.SUBJECT], rows[Column.TIME], rows[LABEL], strict=True)
+    return [observed.get((subject, time)) if _is_missing(label) else label for subject, time, label in keys]
+
+
+def list_forecasts(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the forecasts among the predictions with their observed values (`FORECAST_COLUMNS`)."""
     forecasts = rows[rows[Column.TIME] != ""].sort_values([Column.SUBJECT, Column.TIME], kind="stable")
-    keys = zip(forecasts[Column.SUBJECT], forecasts[Column.TIME], strict=True)
+    truths = [as_binary(*each) for each in zip(forecasts[Column.OBSERVED], forecasts[CLASSES], strict=True)]
     return pd.DataFrame(
         {
             Column.SUBJECT: forecasts[Column.SUBJECT],
@@ -299,24 +317,59 @@ def join_ground_truth(rows: pd.DataFrame, observed: Mapping[tuple[str, str], flo
             Column.ISSUED_AT: [moment.isoformat() for moment in forecasts[AT]],
             Column.VERSION: forecasts[Column.VERSION],
             Column.PROBABILITY: forecasts[Column.PREDICTION],
-            Column.OBSERVED: pd.Series([observed.get(key) for key in keys], index=forecasts.index, dtype=object),
+            Column.OBSERVED: pd.Series(truths, index=forecasts.index, dtype=object),
             Column.LEAD_DAYS: forecasts[Column.LEAD_DAYS],
         },
         columns=list(FORECAST_COLUMNS),
     ).reset_index(drop=True)
 
 
+def select_known(rows: pd.DataFrame, scorer: Scorer | None) -> pd.DataFrame:
+    """Return the rows that can be scored, in the form of the holdout.
+
+    A row that is about no time is scored as one about the moment of its request, without a lead time.
+    """
+    is_about = rows[Column.TIME] != ""
+    moments = pd.Series([moment.isoformat() for moment in rows[AT]], index=rows.index, dtype=object)
+    rows = rows.assign(
+        **{
+            Column.ISSUED_AT: moments,
+            Column.TIME: rows[Column.TIME].where(is_about, moments),
+            Column.LEAD_DAYS: rows[Column.LEAD_DAYS].astype(float).where(is_about, 0.0),
+        }
+    )
+    known = scorer.select(rows) if scorer else rows.head(0)
+    return known.sort_values(Column.TIME, kind="stable").reset_index(drop=True)
+
+
+def list_outcomes(known: pd.DataFrame, scorer: Scorer | None) -> pd.DataFrame:
+    """Return the predictions that can be scored with their losses (`OUTCOME_COLUMNS`), the newest `MAX_OUTCOMES`."""
+    if scorer is None or known.empty:
+        return pd.DataFrame(columns=list(OUTCOME_COLUMNS))
+    losses = scorer.losses(known)
+    added = {
+        Column.TRUE_PROBABILITY: scorer.true_probability(known),
+        Column.LOSS: losses[MODEL_LOSS].to_numpy(),
+        Column.BASELINE_LOSS: losses[BASELINE_LOSS].to_numpy(),
+    }
+    return known.assign(**added)[list(OUTCOME_COLUMNS)].tail(MAX_OUTCOMES).reset_index(drop=True)
+
+
+def name_predictions(known: pd.DataFrame) -> str:
+    """Return what a sentence calls rows: forecasts if all of them are about a subject."""
+    return "Forecasts" if (known[Column.SUBJECT] != "").all() else "Predictions"
+
+
 def score_live(
-    forecasts: pd.DataFrame, reference: Reference, thresholds: AlertThresholds
+    known: pd.DataFrame, scorer: Scorer | None, thresholds: AlertThresholds
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the live and the holdout scores, and what alerts are about with their reasons.
 
-    Only predicted probabilities of a target that is 0 or 1 are scored, each lead time by itself. The nearest lead time
-    with enough forecasts is that of the holdout's rows: its skill is compared with the holdout's. Forecasts further ahead
-    have less skill by nature: they raise an alert where they are worse than climatology.
+    Each lead time is scored by itself. The nearest lead time with enough rows is that of the holdout's rows: its skill is
+    compared with the holdout's. Forecasts further ahead have less skill by nature: they raise an alert where they are worse
+    than the baseline.
     """
-    known = _binary_outcomes(forecasts, Column.PROBABILITY)
-    if known.empty or reference.climatology is None:
+    if known.empty or scorer is None:
         return {"scored": float(len(known))}, {}
     leads = known[Column.LEAD_DAYS].value_counts().sort_index()
     enough = leads[leads >= thresholds.min_scored].index
@@ -324,23 +377,20 @@ def score_live(
     metrics: dict[str, float] = {}
     worse: dict[str, str] = {}
     for lead in enough[1:]:
-        table = reference.losses(known[known[Column.LEAD_DAYS] == lead], Column.PROBABILITY)
-        skill = measure_skill(table, FURTHER_CONFIDENCE)
+        skill = measure_skill(scorer.losses(known[known[Column.LEAD_DAYS] == lead]), FURTHER_CONFIDENCE)
         metrics[f"skill_{lead:.0f}_days_ahead"] = skill.value
         if skill.high < 0:
             worse[f"skill {lead:.0f} days ahead"] = (
-                f"Forecasts {lead:.0f} days ahead are worse than climatology (skill {skill.value:.2f})."
+                f"Forecasts {lead:.0f} days ahead are worse than {scorer.baseline} (skill {skill.value:.2f})."
             )
-    own, reason = _score_nearest(known[known[Column.LEAD_DAYS] == nearest], reference, thresholds)
+    own, reason = _score_nearest(known[known[Column.LEAD_DAYS] == nearest], scorer, thresholds)
     return {"scored": float(len(known))} | own | metrics, ({"skill": reason} if reason else {}) | worse
 
 
-def _score_nearest(
-    judged: pd.DataFrame, reference: Reference, thresholds: AlertThresholds
-) -> tuple[dict[str, float], str]:
+def _score_nearest(judged: pd.DataFrame, scorer: Scorer, thresholds: AlertThresholds) -> tuple[dict[str, float], str]:
     """Return the scores of the nearest lead time and of the holdout, and the reason for an alert or an empty string."""
-    live, expected = _scores(judged, Column.PROBABILITY), reference.scores
-    table = reference.losses(judged, Column.PROBABILITY)
+    live, expected = scorer.score(judged), scorer.holdout_scores
+    table = scorer.losses(judged)
     skill = measure_skill(table)
     live["skill"] = skill.value
     metrics = {"scored_nearest": float(len(judged)), "skill_low": skill.low, "skill_high": skill.high}
@@ -349,14 +399,15 @@ def _score_nearest(
     if len(judged) < thresholds.min_scored:
         return metrics, ""
     rows_a_day = int(np.ceil(table.groupby(DAY).size().median()))
-    chart = reference.loss_chart(rows_a_day, thresholds.min_loss_rise)
-    total = chart.sum(daily_excess(table))
+    chart = scorer.loss_chart(rows_a_day, thresholds.min_loss_rise)
+    total = chart.sum(daily_excess(scorer.charted_losses(judged)))
     metrics |= {"loss_sum": total, "loss_sum_limit": chart.limit}
     if total <= chart.limit:
         return metrics, ""
     return metrics, (
-        f"The skill of {len(judged)} forecasts against climatology is {skill.value:.2f} ({skill.low:.2f} to "
-        f"{skill.high:.2f}), on the holdout it was {expected['skill']:.2f}: the loss has risen beyond chance."
+        f"The skill of {len(judged)} {name_predictions(judged).lower()} against {scorer.baseline} is {skill.value:.2f} "
+        f"({skill.low:.2f} to {skill.high:.2f}), on the holdout it was {expected['skill']:.2f}: the loss has risen "
+        "beyond chance."
     )
 
 
@@ -369,24 +420,25 @@ def _frame(table: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(table[Table.DATA], columns=table[Table.COLUMNS])
 
 
-def _prediction(outputs: pd.DataFrame) -> pd.Series:
-    probabilities = [name for name in outputs.columns if str(name).startswith(Record.PROBABILITY_PREFIX)]
-    return outputs[probabilities[1]] if len(probabilities) == 2 else outputs[Column.PREDICTION]
-
-
-def _binary_outcomes(table: pd.DataFrame, predicted: str) -> pd.DataFrame:
-    """Return the rows with a known outcome, 0 or 1, and a probability; none if any is something else."""
-    known = table[table[Column.OBSERVED].notna()].copy()
-    for name in (Column.OBSERVED, predicted):
-        known[name] = pd.to_numeric(known[name], errors="coerce").astype(float)
-    is_binary = known[Column.OBSERVED].isin([0, 1]) & known[predicted].between(0, 1)
-    return known if is_binary.all() else known.head(0)
-
-
-def _scores(table: pd.DataFrame, predicted: str) -> dict[str, float]:
-    observed, probability = table[Column.OBSERVED].astype(int), table[predicted]
+def _outputs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a record that its inputs do not have."""
+    outputs = _frame(record["outputs"])
+    names = [name for name in outputs.columns if str(name).startswith(Record.PROBABILITY_PREFIX)]
+    classes, labels, rows = record.get(Record.CLASSES), record.get(Record.LABELS), len(outputs)
     return {
-        "brier": float(brier_score_loss(observed, probability, labels=[0, 1])),
-        "log_loss": float(log_loss(observed, probability, labels=[0, 1])),
-        "accuracy": float(accuracy_score(observed, probability >= 0.5)),
+        Column.PREDICTION: outputs[names[1] if len(names) == 2 else Column.PREDICTION].to_numpy(),
+        OUTPUT: outputs[Column.PREDICTION].to_numpy(),
+        CLASSES: _objects([tuple(classes)] * rows if classes is not None else [None] * rows),
+        PROBABILITIES: _objects(outputs[names].to_numpy().tolist() if names else [None] * rows),
+        LABEL: _objects(labels or [None] * rows),
+        SAMPLED: record.get(SAMPLED, True),
     }
+
+
+def _objects(values: Sequence[Any]) -> pd.Series:
+    """Return a column of Python objects, which may be sequences themselves."""
+    return pd.Series(values, dtype=object)
+
+
+def _is_missing(label: Any) -> bool:
+    return label is None or (isinstance(label, float) and np.isnan(label))

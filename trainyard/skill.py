@@ -1,4 +1,4 @@
-"""Score probabilities against climatology on the same rows, and watch the score from day to day.
+"""Measure the skill of predictions against a baseline on the same rows, and watch the loss from day to day.
 
 Daily scores are not independent, and a champion is looked at every day. Intervals therefore come from a circular block
 bootstrap (Politis and Romano, A circular block-resampling procedure for stationary data, in Exploring the Limits of
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trainyard.contract import Column
 from trainyard.metrics import log_losses
 
 Floats = NDArray[np.float64]
@@ -27,7 +28,7 @@ FALSE_ALARM_RATE = 0.05
 """Probability of an alert in `LOOKS` looks at a champion that is as good as on its holdout."""
 REPLICATES = 1000
 SEED = 0
-DAY, MODEL_LOSS, BASELINE_LOSS = "day", "model_loss", "baseline_loss"
+DAY, MODEL_LOSS, BASELINE_LOSS = "day", "model_loss", Column.BASELINE_LOSS
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Skill:
 
 @dataclass(frozen=True)
 class Climatology:
-    """The frequency of the positive class: by season with one annual harmonic, or one for the whole year."""
+    """The mean of the target by season, with one annual harmonic, or one for the whole year.
+
+    Of a target that is 0 or 1, it is the frequency of the positive class.
+    """
 
     coefficients: Floats
     """Of 1, sin and cos of the season; or of 1 alone."""
@@ -54,10 +58,15 @@ class Climatology:
         coefficients = np.linalg.lstsq(_harmonic(days), observed, rcond=None)[0]
         return cls(np.asarray(coefficients, dtype=np.float64))
 
+    def mean(self, days: pd.DatetimeIndex) -> Floats:
+        """Return the mean of the target on each day; on one without a time (NaT), that of the year."""
+        if len(self.coefficients) == 1:
+            return np.full(len(days), self.coefficients[0])
+        return np.nan_to_num(_harmonic(days)) @ self.coefficients
+
     def predict(self, days: pd.DatetimeIndex) -> Floats:
         """Return the probability of the positive class on each day."""
-        design = np.ones((len(days), 1)) if len(self.coefficients) == 1 else _harmonic(days)
-        return np.clip(design @ self.coefficients, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        return np.clip(self.mean(days), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
 
 
 def clipped_losses(observed: Floats, probability: Floats) -> Floats:
@@ -66,22 +75,20 @@ def clipped_losses(observed: Floats, probability: Floats) -> Floats:
     return log_losses(np.where(observed == 1, clipped, 1 - clipped))
 
 
-def losses(time: pd.Series, observed: pd.Series, probability: pd.Series, climatology: Climatology) -> pd.DataFrame:
-    """Return the log loss of the model and of climatology for each row (`DAY`, `MODEL_LOSS`, `BASELINE_LOSS`).
+def loss_table(time: pd.Series, model: Floats, baseline: Floats) -> pd.DataFrame:
+    """Return the losses of rows with their days (`DAY`, `MODEL_LOSS`, `BASELINE_LOSS`).
 
     Args:
-        time: What the rows are about (ISO 8601); a row without a time has a day of its own.
-        observed: 0 or 1.
-        probability: Of the positive class.
-        climatology: The baseline.
+        time: What the rows are about (ISO 8601); if a row has no time, each has a day of its own.
+        model: The model's loss of each row.
+        baseline: The baseline's.
     """
     days = parse_days(time)
-    truth = observed.to_numpy(dtype=float)
     return pd.DataFrame(
         {
             DAY: days if not days.isna().any() else np.arange(len(days)),
-            MODEL_LOSS: clipped_losses(truth, probability.to_numpy(dtype=float)),
-            BASELINE_LOSS: clipped_losses(truth, climatology.predict(days)),
+            MODEL_LOSS: model,
+            BASELINE_LOSS: baseline,
         }
     )
 
@@ -92,7 +99,7 @@ def parse_days(time: pd.Series) -> pd.DatetimeIndex:
 
 
 def measure_skill(table: pd.DataFrame, confidence: float = 0.95) -> Skill:
-    """Return the skill of the rows of `losses`, with an interval by a circular block bootstrap of whole days."""
+    """Return the skill of the rows of `loss_table`, with an interval by a circular block bootstrap of whole days."""
     days = table.groupby(DAY)[[MODEL_LOSS, BASELINE_LOSS]].sum()
     model, baseline = days[MODEL_LOSS].to_numpy(), days[BASELINE_LOSS].to_numpy()
     drawn = draw_blocks(len(days), len(days), np.random.default_rng(SEED))
@@ -102,10 +109,10 @@ def measure_skill(table: pd.DataFrame, confidence: float = 0.95) -> Skill:
 
 
 def daily_excess(table: pd.DataFrame, max_rows_a_day: int | None = None) -> Floats:
-    """Return by how much the model's mean loss exceeds climatology's, for each day in order.
+    """Return by how much the model's mean loss exceeds the baseline's, for each day in order.
 
     Args:
-        table: The rows of `losses`.
+        table: The rows of `loss_table`.
         max_rows_a_day: A sample of so many rows of each day; the mean of fewer rows varies more.
     """
     if max_rows_a_day is not None:
@@ -125,23 +132,24 @@ class ControlChart:
     """The sum that a champion as good as on its holdout exceeds within `LOOKS` looks with `FALSE_ALARM_RATE`."""
 
     @classmethod
-    def fit(cls, holdout: Floats, min_rise: float) -> "ControlChart":
+    def fit(cls, holdout: Floats, min_rise: float, max_rise: float = np.inf) -> "ControlChart":
         """Return the chart of a model.
 
-        It looks for the loss of all skill, or for a rise by `min_rise` where the model had less skill. Each replicate
+        It looks for the loss of all skill, but for a rise by `min_rise` at least and by `max_rise` at most. Each replicate
         draws the holdout again too, so that the limit covers the error of its mean.
 
         Args:
             holdout: The daily excess on the holdout, in order.
-            min_rise: In units of the log loss.
+            min_rise: In units of the loss.
+            max_rise: In units of the loss.
         """
         random = np.random.default_rng(SEED)
         again = holdout[draw_blocks(len(holdout), len(holdout), random)].mean(axis=1)
         live = holdout[draw_blocks(len(holdout), LOOKS, random)]
-        references = again + np.maximum(-again, min_rise) / 2
+        references = again + np.maximum(np.minimum(-again, max_rise), min_rise) / 2
         highest = cusum(live - references[:, None]).max(axis=1)
         mean = float(holdout.mean())
-        return cls(mean + max(-mean, min_rise) / 2, float(np.quantile(highest, 1 - FALSE_ALARM_RATE)))
+        return cls(mean + max(min(-mean, max_rise), min_rise) / 2, float(np.quantile(highest, 1 - FALSE_ALARM_RATE)))
 
     def sum(self, live: Floats) -> float:
         """Return the cumulative sum after the last day."""

@@ -15,6 +15,7 @@ from prefect.settings import (
 )
 
 from infra.testing.open_meteo_server import OpenMeteoServer
+from infra.testing.postgres import postgres_server
 from infra.testing.servers import mlflow_server, prefect_server
 
 STARTED: list[str] = []  # MLflow's address, once a test has asked for one
@@ -72,3 +73,10 @@ def open_meteo(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenMeteoServer]:
         monkeypatch.setenv("WEATHER_GEOCODING_URL", f"{server.url}/v1/search")
         monkeypatch.setenv("WEATHER_TIMEOUT_SECONDS", "5")
         yield server
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The address of an empty database."""
+    with postgres_server() as url:
+        yield url

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import httpx
 import mlflow
+import pandas as pd
 import pytest
 from dashboard.auth import MAX_FAILURES
 from dashboard.mlflow_source import MAX_VERSIONS
@@ -26,7 +27,18 @@ from infra.testing.servers import dashboard_server, prefect_server, serving_serv
 from infra.testing.waiting import wait_until
 from tests.support import model_records
 from tests.support.gate import Gate
-from trainyard.contract import MONITORING_EXPERIMENT, Alias, Artifact, MLflowPage, PrefectPage, State, Tag, Verdict
+from trainyard.contract import (
+    MONITORING_EXPERIMENT,
+    OUTCOME_COLUMNS,
+    Alias,
+    Artifact,
+    MLflowPage,
+    PrefectPage,
+    Problem,
+    State,
+    Tag,
+    Verdict,
+)
 from trainyard.drift import Shift
 from trainyard.gate import Decision
 from trainyard.tracking import Registered
@@ -478,6 +490,11 @@ def test_a_regression_is_shown(user: httpx.Client, tracking: MlflowClient) -> No
         Verdict.OK,
         "No input has drifted.",
         metrics={"predictions": 2, "scored": 1, "live_rmse": 2.5, "holdout_rmse": 1.25},
+        outcomes=pd.DataFrame(
+            [("store 1", "2026-11-20T06:00:00Z", "2026-11-19T06:00:00Z", 1, 12.5, 10.0, None, 1, 0.25, 1.5)],
+            columns=list(OUTCOME_COLUMNS),
+        ),
+        problem=Problem.REGRESSION,
         forecasts=[
             ("store 1", "2026-11-20T06:00:00Z", "2026-11-19T06:00:00Z", 1, 12.5, 10.0, 1),
             ("store 1", "2026-11-20T07:00:00Z", "2026-11-19T06:00:00Z", 1, 14.25, None, 1),
@@ -486,8 +503,13 @@ def test_a_regression_is_shown(user: httpx.Client, tracking: MlflowClient) -> No
 
     text = wait_for_text(user, f"/?model={model}", "1.2500", "No input has drifted.", "ground truth: store 1")
 
-    assert "holdout predictions are not probabilities" in text
-    assert "rmse 2.500 1.250" in text
+    page = user.get(f"/?model={model}").text
+    assert "Residuals of the champion" in text
+    assert "Error over time" in text
+    assert "1 prediction of version 1 with ground truth" in text
+    assert "2026-11-20 model 0.2500 1" in text
+    assert page.count('"residual":-2.5') == 2, "over time, and by prediction"
+    assert "Root mean squared error 2.500 1.250" in text
     assert "mean absolute error 2.500" in text
     assert "2026-11-20T06:00:00Z 12.5 10.0 1" in text
 

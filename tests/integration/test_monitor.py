@@ -33,6 +33,7 @@ from trainyard.contract import (
     Alias,
     Artifact,
     Column,
+    Problem,
     Record,
     ServingPath,
     Tag,
@@ -222,6 +223,24 @@ def test_the_champion_is_judged_by_its_own_predictions(serving: ServingServer, t
     run = newest_check(tracking)
 
     assert (run.data.tags[Tag.VERDICT], run.data.metrics["predictions"]) == (Verdict.OK, 39)
+
+
+def test_labels_are_scored_without_a_project(serving: ServingServer, tracking: MlflowClient) -> None:
+    labeled = [
+        record(number, PARCELS.iloc[[number]]) | {Record.LABELS: [int(LATE[number])], Record.CLASSES: [0, 1]}
+        for number in range(1, 41)
+    ]
+    serving.records[MODEL] = [*labeled, *(record(number, PARCELS.iloc[[number]]) for number in range(41, 60))]
+    run_monitor()
+    run = newest_check(tracking)
+    outcomes = read_table(run, Artifact.OUTCOMES)
+
+    assert (run.data.tags[Tag.VERDICT], run.data.tags[Tag.PROBLEM]) == (Verdict.OK, Problem.BINARY)
+    assert run.data.metrics["predictions"] == 59, "a labeled record of the sample counts once"
+    assert run.data.metrics["scored"] == 40
+    expected = brier_score_loss(LATE[1:41], ESTIMATOR.predict_proba(PARCELS)[1:41, 1])
+    assert run.data.metrics["live_brier"] == pytest.approx(expected)
+    assert sorted(outcomes[Column.OBSERVED]) == sorted(LATE[1:41])
 
 
 def test_drift_ends_in_the_state_alert(serving: ServingServer, tracking: MlflowClient) -> None:

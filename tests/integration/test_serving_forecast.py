@@ -24,7 +24,7 @@ from infra.testing.servers import CHECKOUT, SERVICES, serving_server
 from infra.testing.waiting import wait_until
 from tests.support.champions import HEADERS, KEY, register, wait_for
 from tests.support.fuzzing import fuzz
-from trainyard.contract import record_about
+from trainyard.contract import PredictionHeader, record_about
 
 random = np.random.default_rng(0)
 SALES = pd.DataFrame({"price": random.normal(size=60), "day": random.choice(["fri", "sat", "sun"], 60)})
@@ -172,6 +172,8 @@ def test_a_models_hook_makes_the_rows_that_it_predicts(served: Served) -> None:
     assert answer.json() == {
         "model": "demand-north",
         "version": 1,
+        "id": answer.headers[PredictionHeader.ID],
+        "recorded": answer.headers[PredictionHeader.RECORDED] == "true",
         "subject": "The shop in the north",
         "details": {"source": "the test", "tag": "Bergen"},
         "predictions": [
@@ -263,7 +265,8 @@ def test_concurrent_and_repeated_requests_call_the_hook_once(served: Served) -> 
     again = served.forecast(id=number)
 
     assert {answer.status_code for answer in answers} == {200}
-    assert {answer.text for answer in answers} == {again.text}
+    assert [answer.json()["predictions"] for answer in answers] == [again.json()["predictions"]] * 16
+    assert len({answer.json()["id"] for answer in answers}) == 16
     assert served.calls(number) == 1
 
 

@@ -18,10 +18,9 @@ from schemathesis import GenerationMode
 from serving.record_store import RecordStore
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from infra.testing.postgres import postgres_server
 from infra.testing.servers import serving_server
 from infra.testing.waiting import wait_until
-from tests.support.champions import HEADERS, KEY, register, wait_for
+from tests.support.champions import DAY, KEY, client, predict, register, wait_for
 from tests.support.fuzzing import fuzz
 from tests.support.gate import Gate
 from trainyard.contract import record_about
@@ -29,7 +28,6 @@ from trainyard.contract import record_about
 random = np.random.default_rng(0)
 DAYS = pd.DataFrame(random.normal(size=(100, 2)), columns=["rain", "wind"])
 WET = DAYS["rain"] > 0
-DAY = {"wind": 0.5, "rain": 1.0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,13 +42,6 @@ def _registry(mlflow_address: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    """The address of an empty database."""
-    with postgres_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def api(mlflow_address: str, database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of a service that records."""
     folder = tmp_path_factory.mktemp("serving")
@@ -59,17 +50,6 @@ def api(mlflow_address: str, database: str, tmp_path_factory: pytest.TempPathFac
         wait_for(api, "wet", 1)
         wait_for(api, "depth", 1)
         yield api
-
-
-def client(address: str) -> httpx.Client:
-    return httpx.Client(base_url=address, headers=HEADERS, timeout=30)
-
-
-def predict(api: httpx.Client, name: str, rows: Any) -> dict[str, Any]:
-    answer = api.post(f"/models/{name}/predict", json=rows)
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json()
-    return body
 
 
 def records(api: httpx.Client, name: str, **query: Any) -> list[dict[str, Any]]:

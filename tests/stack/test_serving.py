@@ -60,6 +60,20 @@ def test_the_readmes_commands_predict_and_forecast(stack: Stack, served: httpx.C
     assert len(forecast["predictions"]) == 3
 
 
+def test_a_label_is_stored_with_its_prediction(served: httpx.Client) -> None:
+    example = served_models(served)[MODEL]["example"]
+    answer = served.post(f"/models/{MODEL}/predict", json=example).json()
+
+    stored = served.post(f"/models/{MODEL}/labels", json={"id": answer["id"], "value": True})
+
+    def labeled() -> list[Any] | None:
+        page = served.get(f"/models/{MODEL}/predictions", params={"labeled": "true", "limit": 1000}).json()
+        return [each["labels"] for each in page["predictions"] if each["prediction_id"] == answer["id"]] or None
+
+    assert (answer["recorded"], stored.status_code) == (True, 200), stored.text
+    assert wait_until(labeled, 30, "the labeled record") == [[True]]
+
+
 def test_predictions_need_the_key_that_make_info_shows(stack: Stack, served: httpx.Client) -> None:
     address = str(served.base_url).rstrip("/")
 

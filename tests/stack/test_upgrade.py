@@ -18,7 +18,7 @@ from infra.testing.stack import (
     has_last_release,
 )
 from infra.testing.waiting import wait_until
-from trainyard.contract import ServingPath
+from trainyard.contract import Record, ServingPath
 
 MODEL = "rain-tomorrow"
 
@@ -53,7 +53,8 @@ def recorded_predictions(stack: Stack) -> list[dict[str, Any]]:
     with serving(stack) as client:
         answer = client.get(ServingPath.of_model(MODEL, "predictions")).raise_for_status()
     records: list[dict[str, Any]] = answer.json()["predictions"]
-    return [{name: value for name, value in record.items() if name != "shadow"} for record in records]  # since 0.3.0
+    added = {"shadow", Record.PREDICTION_ID, Record.CLASSES, Record.LABELS}  # since 0.3.0
+    return [{name: value for name, value in record.items() if name not in added} for record in records]
 
 
 def read_installation(stack: Stack) -> dict[str, Any]:

@@ -14,6 +14,21 @@ from trainyard.contract import Alias
 
 KEY = "a-key-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
+DAY = {"wind": 0.5, "rain": 1.0}
+"""A row of the models that record their predictions."""
+
+
+def client(address: str) -> httpx.Client:
+    """Return a client of the service, with the key."""
+    return httpx.Client(base_url=address, headers=HEADERS, timeout=30)
+
+
+def predict(api: httpx.Client, name: str, rows: Any = DAY) -> dict[str, Any]:
+    """Return the answer to rows."""
+    answer = api.post(f"/models/{name}/predict", json=rows)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 def register(

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from trainyard import registry
-from trainyard.contract import FORECAST_COLUMNS, Artifact
+from trainyard.contract import FORECAST_COLUMNS, OUTCOME_COLUMNS, Artifact
 from trainyard.drift import Shift
 from trainyard.evaluation import holdout_table
 from trainyard.flows.monitor import log_check
@@ -42,12 +42,26 @@ def check_champion(
     metrics: Mapping[str, float] | None = None,
     shifts: Sequence[Shift] = (),
     forecasts: Sequence[Sequence[Any]] = (),
+    outcomes: pd.DataFrame | None = None,
+    problem: str = "",
 ) -> None:
-    """Log a check of a model's champion as the flow `monitor` does; `forecasts` are rows of FORECAST_COLUMNS."""
+    """Log a check of a model's champion as the flow `monitor` does.
+
+    Args:
+        model: A registered model with a champion.
+        verdict: A value of `contract.Verdict`.
+        reason: Why.
+        metrics: Those of the check.
+        shifts: Of its columns.
+        forecasts: Rows of FORECAST_COLUMNS.
+        outcomes: A table with OUTCOME_COLUMNS.
+        problem: A value of `contract.Problem`.
+    """
     champion = registry.champion(model)
     assert champion is not None, f"{model} has no champion"
     table = pd.DataFrame(list(forecasts), columns=list(FORECAST_COLUMNS))
-    log_check.fn(champion, Assessment(verdict, (reason,), metrics or {}, shifts, table))
+    scored = pd.DataFrame(columns=list(OUTCOME_COLUMNS)) if outcomes is None else outcomes
+    log_check.fn(champion, Assessment(verdict, (reason,), metrics or {}, shifts, table, scored, problem))
 
 
 def _train(

@@ -76,7 +76,8 @@ class ServingServer:
             record
             for record in records
             if datetime.fromisoformat(record["at"]) >= since
-            and (record["about"] is not None) == (query["about"] == "true")
+            and query.get("about") in (None, "true" if record["about"] is not None else "false")
+            and ("labeled" not in query or record.get("labels") is not None)
             and str(record["version"]) == query.get("version", str(record["version"]))
         ]
         return {"predictions": found[-limit:], "next": None}

@@ -18,6 +18,7 @@ from dashboard.conversions import to_iso, to_number, to_timestamp
 from dashboard.formatting import decimal, duration, integer, percent, time_tag
 from dashboard.metrics import scores_by_metric
 from dashboard.mlflow_source import quote_literal
+from dashboard.outcomes import daily_losses, holdout_residuals, residuals, summarize_outcomes
 from dashboard.overview import overview_rows
 from dashboard.registry import champion_history, last_refusal, list_trainings, metric_points, version_history
 from dashboard.selection import Selection
@@ -25,7 +26,7 @@ from dashboard.snapshots import MAX_SNAPSHOTS, Snapshot, SnapshotCache, SourceEr
 from dashboard.ui import UIAddresses
 from dashboard.view import select_model
 
-from trainyard.contract import Alias, GateDecision, State, Tag, Verdict
+from trainyard.contract import OUTCOME_COLUMNS, Alias, GateDecision, Problem, State, Tag, Verdict
 
 UI = UIAddresses("http://mlflow.test", "http://prefect.test")
 NOON = to_timestamp("2026-11-23T12:00:00Z") or 0.0
@@ -193,6 +194,86 @@ def test_calibration_of_several_classes_is_the_probability_of_the_true_class() -
 )
 def test_rows_without_probabilities_have_no_calibration(rows: list[dict[str, Any]]) -> None:
     assert calibrate(rows) is None
+
+
+def scored(day: int, predicted: Any, observed: Any, loss: float = 0.5) -> dict[str, Any]:
+    """Return a row of `Artifact.OUTCOMES`."""
+    row = dict.fromkeys(OUTCOME_COLUMNS) | {"time": f"2026-11-{day:02}T09:00:00+00:00", "baseline_loss": 1.0}
+    return row | {"prediction": predicted, "observed": observed, "loss": loss}
+
+
+def check_run(problem: str) -> dict[str, Any]:
+    return {"data": {"tags": [{"key": Tag.PROBLEM, "value": problem}]}}
+
+
+def test_losses_are_means_by_day_of_model_and_baseline() -> None:
+    rows = [
+        scored(2, 1.0, 1.0, 0.25),
+        scored(1, 1.0, 2.0, 1.0),
+        scored(2, 1.0, 1.0, 0.75),
+        scored(3, 1.0, 1.0) | {"loss": None},
+    ]
+
+    points = daily_losses(rows)
+
+    assert [(each["day"], each["predictor"], each["value"], each["rows"]) for each in points] == [
+        ("2026-11-01", "model", 1.0, 1),
+        ("2026-11-01", "baseline", 1.0, 1),
+        ("2026-11-02", "model", 0.5, 2),
+        ("2026-11-02", "baseline", 1.0, 2),
+    ]
+
+
+def test_a_regressions_outcomes_have_residuals_and_no_confusions() -> None:
+    found = summarize_outcomes([check_run(Problem.REGRESSION)], [scored(1, 12.5, 10), scored(2, None, 10)])
+
+    assert found is not None
+    assert [(each["prediction"], each["residual"]) for each in found["residuals"]] == [(12.5, -2.5)]
+    assert (found["rows"], found["confusions"]) == (2, None)
+
+
+def test_outcomes_of_classes_are_counted_by_ground_truth_and_prediction() -> None:
+    rows = [scored(1, "a", "a"), scored(1, "b", "a"), scored(1, "a", "a"), scored(1, "c", "b")]
+    found = summarize_outcomes([check_run(Problem.MULTICLASS)], rows)
+
+    assert found is not None
+    assert found["residuals"] == []
+    assert found["confusions"] == {
+        "classes": ["a", "b", "c"],
+        "rows": [
+            {"observed": "a", "counts": [2, 1, 0]},
+            {"observed": "b", "counts": [0, 0, 1]},
+            {"observed": "c", "counts": [0, 0, 0]},
+        ],
+        "left_out": 0,
+    }
+
+
+def test_a_chart_of_residuals_draws_a_bounded_number_of_points() -> None:
+    assert len(residuals([scored(1, 1.0, float(n)) for n in range(2500)], "prediction")) == 834
+
+
+def test_without_a_check_or_a_ground_truth_there_are_no_outcomes() -> None:
+    assert summarize_outcomes([], [scored(1, 1, 1)]) is None
+    assert summarize_outcomes([check_run(Problem.BINARY)], []) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem", "number"),
+    [
+        ([{"observed": 12.0, "model": 11.5}], "", 1),
+        ([{"observed": 0.25, "model": 0.5}], "", 1),
+        ([{"observed": 1, "model": 0.5}, {"observed": 0, "model": 0.1}], "", 0),
+        ([{"observed": 2, "model": 0.5}, {"observed": 7, "model": 0.1}], "", 0),
+        ([{"observed": "a", "model": 0.5}], "", 0),
+        ([{"observed": 2, "model": 3}], Problem.CLASSES, 0),
+        ([{"observed": 2, "model": 3}], Problem.REGRESSION, 1),
+    ],
+)
+def test_a_holdout_has_residuals_if_its_predictions_are_numbers(
+    rows: list[dict[str, Any]], problem: str, number: int
+) -> None:
+    assert len(holdout_residuals(rows, [check_run(problem)])) == number
 
 
 def test_an_interval_of_few_trials_is_wide() -> None:
@@ -506,8 +587,8 @@ def test_the_challenger_is_compared_with_the_champion_unless_others_are_selected
 
 
 def test_parameters_that_differ_come_first_and_metrics_say_which_version_is_better() -> None:
-    compared = mlflow_run("a", 1, {"model_brier": 0.1, "model_accuracy": 0.5, "model_rmse": 2.0, "prior_brier": 0.3})
-    against = mlflow_run("b", 1, {"model_brier": 0.2, "model_accuracy": 0.75, "model_rmse": 3.0})
+    compared = mlflow_run("a", 1, {"model_brier": 0.1, "model_accuracy": 0.5, "model_size": 2.0, "prior_brier": 0.3})
+    against = mlflow_run("b", 1, {"model_brier": 0.2, "model_accuracy": 0.75, "model_size": 3.0})
     compared["data"]["params"] = [{"key": "c", "value": "1"}, {"key": "b", "value": "2"}]
     against["data"]["params"] = [{"key": "c", "value": "3"}, {"key": "b", "value": "2"}]
 
@@ -517,7 +598,7 @@ def test_parameters_that_differ_come_first_and_metrics_say_which_version_is_bett
     assert [(row["label"], row["difference"], row["verdict"]) for row in found["metrics"]] == [
         ("Brier score", pytest.approx(-0.1), "better"),
         ("Accuracy", -0.25, "worse"),
-        ("rmse", -1.0, ""),
+        ("size", -1.0, ""),
     ]
     assert compare_runs([None, against])["metrics"][0]["difference"] is None
 

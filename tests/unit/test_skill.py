@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.skill import Climatology, ControlChart, cusum, daily_excess, draw_blocks, losses, measure_skill
+from trainyard.skill import (
+    Climatology,
+    ControlChart,
+    clipped_losses,
+    cusum,
+    daily_excess,
+    draw_blocks,
+    loss_table,
+    measure_skill,
+)
 
 DAYS = pd.date_range("2024-01-01", periods=365, tz="UTC")
 
@@ -19,7 +28,7 @@ def make_table(seed: int, days: int, sharpness: float = 2.5, lost: float = 0.0) 
     probability = 1 / (1 + np.exp(-score))
     truth = np.where(random.random(days) < lost, random.random(days) < 0.5, random.random(days) < probability)
     time = pd.Series([f"{day:%F}" for day in index])
-    return losses(time, pd.Series(truth.astype(float)), pd.Series(probability), Climatology(np.array([0.5])))
+    return loss_table(time, clipped_losses(truth.astype(float), probability), np.full(days, np.log(2)))
 
 
 def count_alerts(chart: ControlChart, excess: np.ndarray, window: int = 30) -> int:
@@ -82,8 +91,7 @@ def test_a_champion_whose_forecasts_lost_all_relation_is_found_within_thirty_day
 
 
 def test_a_row_without_a_time_is_a_day_of_its_own() -> None:
-    ones = pd.Series([1.0, 0.0, 1.0])
-    table = losses(pd.Series(["", "", ""]), ones, ones, Climatology(np.array([0.5])))
+    table = loss_table(pd.Series(["", "", ""]), np.ones(3), np.ones(3))
 
     assert len(daily_excess(table)) == 3
 

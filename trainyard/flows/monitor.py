@@ -41,6 +41,7 @@ from trainyard.hooks import Hooks, ModelInfo, hooks_of, read_hooks
 from trainyard.http import get_json
 from trainyard.monitoring import (
     ALERT_PAUSE,
+    SAMPLED,
     AlertThresholds,
     Assessment,
     Reference,
@@ -118,18 +119,25 @@ def request_forecasts(model: str, query: Mapping[str, str]) -> None:
 def fetch_predictions(model: str, version: int, since: datetime) -> pd.DataFrame:
     """Return the recorded predictions since a moment, as `rows_from_records` does.
 
-    They hold the forecasts of all versions, for the dashboard, and other requests that one version answered; of each at
-    most `MAX_RECORDS`, spread over the period.
+    They hold the forecasts of all versions, for the dashboard, and of the requests that one version answered a sample of
+    all, and those with labels; of each at most `MAX_RECORDS`, spread over the period. Who posts labels may choose the rows,
+    so only the sample of all is compared with the training data.
     """
-    path = ServingPath.of_model(model, "predictions")
+    path, own = ServingPath.of_model(model, "predictions"), {"version": str(version)}
     query = {"since": since.isoformat(), "limit": str(MAX_RECORDS), "sample": "true"}
-    forecasts = get_from_serving(path, query | {"about": "true"})["predictions"]
-    others = get_from_serving(path, query | {"about": "false", "version": str(version)})["predictions"]
-    return rows_from_records([*forecasts, *others])
+    sampled = [
+        *get_from_serving(path, query | {"about": "true"})["predictions"],
+        *get_from_serving(path, query | own | {"about": "false"})["predictions"],
+    ]
+    labeled = get_from_serving(path, query | own | {"labeled": "true"})["predictions"]
+    known = {record["id"] for record in sampled}
+    return rows_from_records(
+        [*sampled, *(record | {SAMPLED: False} for record in labeled if record["id"] not in known)]
+    )
 
 
 @task(name="fetch-ground-truth", task_run_name="{model.name}", persist_result=False, **RETRIES)
-def fetch_ground_truth(hooks: Hooks, model: ModelInfo, times: Sequence[str]) -> dict[tuple[str, str], float]:
+def fetch_ground_truth(hooks: Hooks, model: ModelInfo, times: Sequence[str]) -> dict[tuple[str, str], float | str]:
     """Return what the project's hook observed, by subject and time.
 
     Raises:
@@ -140,7 +148,10 @@ def fetch_ground_truth(hooks: Hooks, model: ModelInfo, times: Sequence[str]) -> 
     hook = hooks.load("ground_truth")
     try:
         observed = hook(model, times)
-        return {(str(subject), str(time)): float(value) for (subject, time), value in observed.items()}
+        return {
+            (str(subject), str(time)): value if isinstance(value, str) else float(value)
+            for (subject, time), value in observed.items()
+        }
     except (SourceError, DataError):
         raise
     except Exception as error:
@@ -168,19 +179,21 @@ def fetch_former_alerts(version: ModelVersion) -> list[list[str]]:
 @task(name="log-check", task_run_name="{version.name}", persist_result=False)
 def log_check(version: ModelVersion, assessment: Assessment) -> str:
     """Log an assessment as a run in MLflow; return the address of its page."""
-    experiment = mlflow.set_experiment(MONITORING_EXPERIMENT)
+    experiment = tracking.use_experiment(MONITORING_EXPERIMENT)
     tags = {
         Tag.MODEL: version.name,
         Tag.MODEL_VERSION: str(version.version),
         Tag.VERDICT: assessment.verdict,
         Tag.REASONS: assessment.summary,
         Tag.ALERTS: json.dumps(assessment.alerts),
+        Tag.PROBLEM: assessment.problem,
         **tracking.flow_run_tags(),
     }
     with mlflow.start_run(run_name=f"{version.name} v{version.version}", tags=tags) as run:
         mlflow.log_metrics(dict(assessment.metrics))
         mlflow.log_dict(as_table(drift_table(assessment.shifts)), Artifact.DRIFT)
         mlflow.log_dict(as_table(assessment.forecasts), Artifact.FORECASTS)
+        mlflow.log_dict(as_table(assessment.outcomes), Artifact.OUTCOMES)
     ui = tracking.TrackingSettings().mlflow_ui_url.rstrip("/")
     return MLflowPage.run(ui, experiment.experiment_id, run.info.run_id)
 
@@ -264,7 +277,7 @@ def check_model(model: str, window_days: int, thresholds: AlertThresholds, decla
             warn("%s has no new forecasts today. %s", model, error)
     rows = fetch_predictions(model, int(version.version), datetime.now(UTC) - timedelta(days=window_days))
     times = sorted(set(rows[Column.TIME]) - {""})
-    observed: dict[tuple[str, str], float] = {}
+    observed: dict[tuple[str, str], float | str] = {}
     hook_error = ""
     if hooks and hooks.ground_truth and times:
         try:

@@ -26,6 +26,11 @@ STEM = {"type": "rule", "strokeWidth": 2}
 POINT = {"type": "point", "filled": True, "size": 80, "opacity": 1}
 TOP_LEGEND = {"orient": "top"}
 PERCENT_AXIS = {"format": ".0%", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}
+DAY_AXIS = {"tickCount": 6, "labelOverlap": True, "format": "%-d %b"}
+RESIDUAL = "residual (ground truth minus prediction)"
+RESIDUAL_POINT = {"type": "point", "size": 30, "opacity": 0.6, "style": "mark"}
+ZERO_LINE = {"data": {"values": [{}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "style": "muted"},
+             "encoding": {"y": {"datum": 0}}}  # fmt: skip
 MINUTE_AXIS = {"tickCount": 6, "labelOverlap": True, "format": "%H:%M"}
 UNIT_SCALE = {"domain": [0, 1], "nice": False}
 
@@ -98,6 +103,58 @@ def true_class_chart(bins: Rows) -> Spec:
         ],
     }
     return spec(bins, mark={"type": "bar", "style": "mark"}, encoding=encoding)
+
+
+def residual_chart(points: Rows) -> Spec:
+    """Draw a regression's residuals by its predictions: around 0 without a trend where the model is as good as it gets."""
+    encoding = {
+        "x": quantity("prediction", "prediction", scale={"zero": False}),
+        "y": quantity("residual", RESIDUAL),
+        "tooltip": RESIDUAL_TOOLTIP,
+    }
+    return spec(points, layer=[ZERO_LINE, {"mark": RESIDUAL_POINT, "encoding": encoding}])
+
+
+def error_chart(points: Rows) -> Spec:
+    """Draw a regression's residuals over time, and their mean by day."""
+    y = quantity("residual", RESIDUAL)
+    residuals = {
+        "mark": RESIDUAL_POINT,
+        "encoding": {"x": by_day("time"), "y": y, "tooltip": RESIDUAL_TOOLTIP},
+    }
+    means = {
+        "mark": {**LINE, "point": True},
+        "encoding": {
+            "x": by_day("time", timeUnit="utcyearmonthdate"),
+            "y": {**y, "aggregate": "mean"},
+            "tooltip": [
+                quantity("time", "day", type="temporal", timeUnit="utcyearmonthdate", format="%Y-%m-%d"),
+                quantity("residual", "mean of the day", aggregate="mean", format=".4~g"),
+            ],
+        },
+    }
+    return spec(points, layer=[ZERO_LINE, residuals, means])
+
+
+def loss_chart(points: Rows, title: str) -> Spec:
+    """Draw the mean loss of the model and of the baseline by day."""
+    predictors = list(dict.fromkeys(point["predictor"] for point in points))
+    channels = categories("predictor", predictors)
+    shape = {"shape": channels.pop("shape")}
+    encoding = {
+        "x": by_day("day"),
+        "y": quantity("value", f"{title}, lower is better"),
+        **channels,
+        "tooltip": [
+            category("predictor", "predictor"),
+            quantity("value", title, format=".4~g"),
+            category("day", "day"),
+            quantity("rows", "predictions"),
+        ],
+    }
+    dashes = category("predictor", scale={"domain": predictors, "range": DASHES[: len(predictors)]})
+    layers = [{"mark": LINE, "encoding": {"strokeDash": dashes}}, {"mark": {**POINT, "size": 55}, "encoding": shape}]
+    return spec(points, layer=layers, encoding=encoding)
 
 
 def prediction_chart(rows: Rows, is_binary: bool) -> Spec:
@@ -213,6 +270,11 @@ def quantity(field: str, title: str | None = None, **options: Any) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, **options}
 
 
+def by_day(field: str, **options: Any) -> Spec:
+    """Return the definition of a channel of days in UTC."""
+    return quantity(field, "day (UTC)", **{"type": "temporal", "scale": {"type": "utc"}, "axis": DAY_AXIS, **options})
+
+
 def category(field: str, title: str | None = None, **options: Any) -> Spec:
     """Return the definition of a nominal channel."""
     return {"field": field, "type": "nominal", "title": title, **options}
@@ -237,6 +299,14 @@ def spec(rows: Rows, height: int = DEFAULT_HEIGHT, **view: Any) -> Spec:
         "autosize": {"type": "fit", "contains": "padding"},
         **view,
     }
+
+
+RESIDUAL_TOOLTIP = [
+    category("time", "time"),
+    quantity("prediction", "prediction", format=".4~g"),
+    quantity("observed", "ground truth", format=".4~g"),
+    quantity("residual", "residual", format=".4~g"),
+]
 
 
 def to_json(chart: Spec) -> str:

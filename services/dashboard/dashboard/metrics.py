@@ -23,7 +23,10 @@ METRICS = {
     "calibration_error": Metric("Calibration error", "mean gap between probability and frequency, 0 to 1", "lower"),
     "roc_auc": Metric("ROC AUC", "0.5 is chance, 1 is perfect", "higher"),
     "average_precision": Metric("Average precision", "0 to 1", "higher"),
-    "skill": Metric("Skill", "share of climatology's log loss that the model saves, 1 is perfect", "higher"),
+    "rmse": Metric("Root mean squared error", "unit of the target", "lower"),
+    "mae": Metric("Mean absolute error", "unit of the target", "lower"),
+    "bias": Metric("Bias", "mean of prediction minus ground truth, unit of the target"),
+    "skill": Metric("Skill", "share of the baseline's loss that the model saves, 1 is perfect", "higher"),
     "accuracy": Metric("Accuracy", "fraction of correct predictions, 0 to 1", "higher"),
     "macro_f1": Metric("F1, mean of the classes", "0 to 1", "higher"),
 }

@@ -89,12 +89,11 @@ class MLflowSource:
         _, monitoring = await self._experiments()
         runs = await self._runs(monitoring, name, MAX_CHECKS) if monitoring else []
         if not runs:
-            return {"runs": [], "drift": [], "forecasts": []}
+            return {"runs": [], "drift": [], "forecasts": [], "outcomes": []}
         newest = runs[0]["info"]["run_id"]
-        drift, forecasts = await asyncio.gather(
-            self.read_table(newest, Artifact.DRIFT), self.read_table(newest, Artifact.FORECASTS)
-        )
-        return {"runs": runs, "drift": drift, "forecasts": forecasts}
+        artifacts = {"drift": Artifact.DRIFT, "forecasts": Artifact.FORECASTS, "outcomes": Artifact.OUTCOMES}
+        tables = await asyncio.gather(*(self.read_table(newest, artifact) for artifact in artifacts.values()))
+        return {"runs": runs, **dict(zip(artifacts, tables, strict=True))}
 
     async def read_table(self, run_id: str, artifact: str) -> list[dict[str, Any]]:
         """Return the rows of a table; none if the run logged none."""

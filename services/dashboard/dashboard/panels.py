@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from dashboard import checks, comparison, registry, runs, traffic
+from dashboard import checks, comparison, outcomes, registry, runs, traffic
 from dashboard.calibration import calibrate
 from dashboard.conversions import to_timestamp
 from dashboard.metrics import describe_metric, sort_metrics, sort_predictors
@@ -25,6 +25,9 @@ def make_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
         "comparison": comparison_panel(view),
         "model": model_panels(view, ui, now),
         "calibration": calibrate(view.value("holdout") or []),
+        "residuals": outcomes.holdout_residuals(
+            view.value("holdout") or [], (view.value("checks") or {"runs": []})["runs"]
+        ),
         "monitoring": monitoring_panels(view, ui, now),
         "platform": platform_panels(view, ui, now),
     }
@@ -95,7 +98,7 @@ def model_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]:
 
 def monitoring_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]:
     """Return the newest check of the model and the trend over the checks."""
-    data = view.value("checks") or {"runs": [], "drift": [], "forecasts": []}
+    data = view.value("checks") or {"runs": [], "drift": [], "forecasts": [], "outcomes": []}
     in_range = checks.started_since(data["runs"], view.selection.since(now))
     metric, trend = checks.live_trend(in_range)
     return {
@@ -105,6 +108,7 @@ def monitoring_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]
         "trend_metric": metric,
         "drift": checks.drift_rows(data["drift"]),
         "predictions": checks.predictions_by_subject(data["forecasts"], now),
+        "outcomes": outcomes.summarize_outcomes(data["runs"], data["outcomes"]),
     }
 
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from serving.api import forecasts, inference, mlflow_scoring, openapi, predictions, records, shadows, status
+from serving.api import forecasts, inference, labels, mlflow_scoring, openapi, predictions, records, shadows, status
 from serving.handlers import add_handlers
 from serving.service import Service
 from serving.settings import Settings
@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service = Service.create(settings)
     # The busiest routes are matched first, and directly: an included router would add some percent to a request.
     app.router.routes[:0] = [r for module in (predictions, inference, mlflow_scoring) for r in module.router.routes]
-    for router in (forecasts.router, records.router, shadows.router, status.router, inference.public):
+    for router in (forecasts.router, labels.router, records.router, shadows.router, status.router, inference.public):
         app.include_router(router)
     app.openapi = openapi.Documents(app, service).get  # type: ignore[method-assign] # FastAPI's own way
     add_handlers(app)

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from serving.admission import Limiters
 from serving.batches import Predictions
 from serving.catalog import Catalog
+from serving.label_store import LabelStore
 from serving.model import Model, label
 from serving.problems import RequestError
 from serving.recorder import Recorder
@@ -51,10 +52,10 @@ class CatalogCollector(Collector):
 
 
 class RecorderCollector(Collector):
-    """Written, dropped and queued records, read at each scrape."""
+    """Written, dropped and queued records, and stored labels, read at each scrape."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, labels: LabelStore) -> None:
+        self._recorder, self._labels = recorder, labels
 
     def describe(self) -> Iterator[Metric]:
         """Yield nothing: the metrics are known only at a scrape."""
@@ -75,7 +76,9 @@ class RecorderCollector(Collector):
         waiting.add_metric([], recorder.queued)
         up = GaugeMetricFamily("serving_records_up", "Whether the last statement in the database succeeded.")
         up.add_metric([], float(recorder.error is None))
-        yield from (ends, waiting, up)
+        labels = CounterMetricFamily("serving_labels", "Stored labels: new ones, and corrections of earlier ones.")
+        labels.add_metric([], self._labels.stored)
+        yield from (ends, waiting, up, labels)
 
 
 class LimiterCollector(Collector):
@@ -136,14 +139,16 @@ class Measurement:
 class Metrics:
     """Counts of requests, rows and predictions."""
 
-    def __init__(self, catalog: Catalog, recorder: Recorder, limiters: Limiters, shadow: Shadow) -> None:
+    def __init__(
+        self, catalog: Catalog, recorder: Recorder, labels: LabelStore, limiters: Limiters, shadow: Shadow
+    ) -> None:
         self.traffic = Traffic()
         self._children: dict[tuple[str, int | None, int], tuple[Counter, Histogram]] = {}
         self.registry = CollectorRegistry()
         self.registry.register(LimiterCollector(limiters))
         self.registry.register(ShadowCollector(shadow))
         self.registry.register(CatalogCollector(catalog))
-        self.registry.register(RecorderCollector(recorder))
+        self.registry.register(RecorderCollector(recorder, labels))
         self.requests = Counter(
             "serving_requests", "Requests for predictions.", ["model", "version", "status"], registry=self.registry
         )

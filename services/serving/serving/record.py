@@ -8,8 +8,12 @@ from typing import Any
 import orjson
 
 from serving.batches import Predictions
+from serving.prediction_id import to_text
 from trainyard.contract import Column, Table
 from trainyard.contract import Record as RecordFields
+
+NULL = b"\\N"
+"""Of COPY's text format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,15 @@ class Record:
     """What the rows are about, where a hook made them (`trainyard.contract.Record`)."""
     shadow: bool = False
     """Whether no caller got these predictions, because another version answered."""
+    prediction_id: int | None = None
+    """What labels name the request by (`serving.prediction_id`); a shadow prediction has the id of the answer."""
+    classes: Sequence[Any] | None = None
+    """A classifier's classes, in the order of its probabilities."""
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.predictions.values)
 
     def size(self) -> int:
         """Return about how many bytes of memory it takes."""
@@ -48,16 +61,20 @@ class Record:
         if probabilities is None:
             outputs = {Table.COLUMNS: [Column.PREDICTION], Table.DATA: [[value] for value in values]}
         else:
-            classes = range(len(probabilities[0]))
+            numbers = range(len(probabilities[0]))
             outputs = {
-                Table.COLUMNS: [Column.PREDICTION, *(f"{RecordFields.PROBABILITY_PREFIX}{n}" for n in classes)],
+                Table.COLUMNS: [Column.PREDICTION, *(f"{RecordFields.PROBABILITY_PREFIX}{n}" for n in numbers)],
                 Table.DATA: [[value, *row] for value, row in zip(values, probabilities, strict=True)],
             }
-        about = _escape(orjson.dumps(self.about)) if self.about is not None else b"\\N"
+        about, classes = (
+            _escape(orjson.dumps(each)) if each is not None else NULL for each in (self.about, self.classes)
+        )
+        identifier = to_text(self.prediction_id).encode() if self.prediction_id is not None else NULL
         at = datetime.fromtimestamp(self.at, UTC).isoformat().encode()
         shadow = b"t" if self.shadow else b"f"
         cells = (at, _escape(self.model.encode()), b"%d" % self.version, shadow)
-        return b"\t".join((*cells, _escape(orjson.dumps(inputs)), _escape(orjson.dumps(outputs)), about)) + b"\n"
+        tables = (_escape(orjson.dumps(inputs)), _escape(orjson.dumps(outputs)))
+        return b"\t".join((*cells, *tables, about, identifier, b"%d" % self.rows, classes)) + b"\n"
 
 
 def _escape(text: bytes) -> bytes:

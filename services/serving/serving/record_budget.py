@@ -25,7 +25,7 @@ class RecordBudget:
     def admits(self, queued_bytes: int, *, is_forecast: bool, now: float | None = None) -> bool:
         """Return whether a record may be made.
 
-        Forecasts, which are few and the only records that can be scored, are not sampled, and may use twice the pace.
+        Forecasts, which are few and whose ground truth a hook knows, are not sampled, and may use twice the pace.
 
         Args:
             queued_bytes: What is not written yet.

@@ -11,13 +11,17 @@ import psycopg2
 from psycopg2.extensions import cursor as Cursor
 
 from serving.errors import RecordsUnavailableError
-from serving.record_store import CONNECTION_OPTIONS
+from serving.record_store import CONNECTION_OPTIONS, LAST_MOMENT
 from trainyard.contract import Record as RecordFields
 
 MAX_PAGE_BYTES = 8 * 2**20
 """Size at which a page of records ends early; a record is as large as its request was."""
-FIRST_MOMENT, LAST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-COLUMNS = "id, at, version, shadow, inputs::text, outputs::text, about::text"
+FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
+LABELED = "FROM labels WHERE labels.prediction_id = predictions.prediction_id AND labels.at = predictions.at"
+COLUMNS = f"""
+id, at, version, shadow, prediction_id::text, rows, inputs::text, outputs::text, about::text, classes::text,
+(SELECT json_object_agg(row, value) {LABELED})::text AS labels
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Selection:
     """Whether they are about a subject (forecasts) or about none; None selects both."""
     shadow: bool = False
     """Whether they are those that no caller got, or those that were answered."""
+    labeled: bool | None = None
+    """Whether a label was posted for any of their rows; None selects both."""
 
     def where(self) -> tuple[str, list[Any]]:
         """Return the SQL condition and its parameters."""
@@ -44,6 +50,9 @@ class Selection:
             values.append(self.version)
         if self.about is not None:
             conditions.append(f"about IS {'NOT ' if self.about else ''}NULL")
+        if self.labeled is not None:
+            conditions.append(f"{'' if self.labeled else 'NOT '}EXISTS (SELECT {LABELED} AND labels.model = %s)")
+            values.append(self.model)
         return " AND ".join(conditions), values
 
 
@@ -143,9 +152,9 @@ def _fetch(cursor: Cursor, query: str, values: Sequence[Any]) -> tuple[list[dict
         cursor.execute(query, values)
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn):  # the writer has not made the table yet
         return [], False
-    for number, at, version, shadow, *texts in cursor:
-        size += sum(len(text or "") for text in texts)
-        inputs, outputs, about = (None if text is None else orjson.Fragment(text) for text in texts)
+    for number, at, version, shadow, prediction_id, rows, *texts, labels in cursor:
+        size += sum(len(text or "") for text in (*texts, labels))
+        inputs, outputs, about, classes = (None if text is None else orjson.Fragment(text) for text in texts)
         found.append(
             {
                 "id": number,
@@ -155,8 +164,16 @@ def _fetch(cursor: Cursor, query: str, values: Sequence[Any]) -> tuple[list[dict
                 "inputs": inputs,
                 "outputs": outputs,
                 RecordFields.ABOUT: about,
+                RecordFields.PREDICTION_ID: prediction_id,
+                RecordFields.CLASSES: classes,
+                RecordFields.LABELS: labels and _by_row(orjson.loads(labels), rows),
             }
         )
         if size > MAX_PAGE_BYTES:
             return found, True
     return found, False
+
+
+def _by_row(labels: dict[str, Any], rows: int) -> list[Any]:
+    """Return the label of each row, None where it is not known."""
+    return [labels.get(str(row)) for row in range(rows)]

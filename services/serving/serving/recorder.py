@@ -8,12 +8,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 import psycopg2
 
+from serving.labels import Recorded
 from serving.record import Record
 from serving.record_budget import RecordBudget
 from serving.record_store import RecordStore
@@ -45,6 +46,8 @@ class Queued:
     """In UTC."""
     content: bytes | Record
     """Serialized as a line of COPY, or not yet."""
+    labeled_as: tuple[int, Recorded] | None
+    """The id and what labels must fit, where a caller knows the id."""
 
 
 class Recorder:
@@ -63,6 +66,8 @@ class Recorder:
         """Why the last statement failed, or None if it succeeded."""
         self._dropping = False
         self._queue: deque[Queued] = deque()
+        self._waiting: dict[int, Recorded] = {}
+        """By id, the predictions whose records are queued: a label may arrive before the record is written."""
         self._lock = threading.Lock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="record", daemon=True)
@@ -82,21 +87,24 @@ class Recorder:
         if self.queued:
             log.warning("%s predictions could not be recorded before the shutdown.", self.queued)
 
-    def put(self, record: Record) -> None:
-        """Queue a record, or drop it if the queue is full; return at once."""
+    def put(self, record: Record) -> bool:
+        """Queue a record, or drop it if the queue is full; return at once, whether it is recorded."""
         if not self.enabled:
-            return
+            return False
         if not self._budget.admits(self._bytes, is_forecast=record.about is not None):
             with self._lock:
                 self.skipped += 1
-            return
+            return False
         day = datetime.fromtimestamp(record.at, UTC).date()
-        if len(record.predictions.values) > QUICK_ROWS:
-            queued = Queued(record.size(), day, record)
+        key = None
+        if record.prediction_id is not None and not record.shadow:
+            key = record.prediction_id, Recorded(record.model, record.rows, record.classes)
+        if record.rows > QUICK_ROWS:
+            queued = Queued(record.size(), day, record, key)
         elif line := self._line(record):
-            queued = Queued(len(line) + 100, day, line)
+            queued = Queued(len(line) + 100, day, line, key)
         else:
-            return
+            return False
         with self._lock:
             full, first = self._bytes + queued.size > MAX_QUEUE_BYTES, not self._dropping
             if full:
@@ -106,10 +114,18 @@ class Recorder:
                 self._queue.append(queued)
                 self.queued += 1
                 self._bytes += queued.size
+                if key:
+                    self._waiting[key[0]] = key[1]
         if full and first:
             log.error("The queue of records is full: predictions are not recorded. /metrics counts them.")
         if not self._wake.is_set():
             self._wake.set()
+        return not full
+
+    def find_queued(self, ids: Iterable[int]) -> dict[int, Recorded]:
+        """Return those of some predictions whose records are not written yet."""
+        with self._lock:
+            return {each: self._waiting[each] for each in ids if each in self._waiting}
 
     def _work(self) -> None:
         pause, batch = 0.0, list[Queued]()
@@ -149,6 +165,9 @@ class Recorder:
         with self._lock:
             self.queued -= len(batch)
             self._bytes -= sum(queued.size for queued in batch)
+            for queued in batch:
+                if queued.labeled_as:
+                    self._waiting.pop(queued.labeled_as[0], None)
             if lost:
                 self.dropped += len(batch)
             if self._dropping and not self.queued:

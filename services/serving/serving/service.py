@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,17 +16,20 @@ from serving.admission import BodyBudget, Caller, Limiters, now, overloaded
 from serving.batches import Predictions, Threads
 from serving.catalog import Catalog
 from serving.endpoints import Endpoints
+from serving.label_store import LabelStore
 from serving.live import LiveFeatures
 from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.payloads import Table
+from serving.prediction_id import as_unrecorded, make_id, seconds_of, to_text
 from serving.problems import RequestError
 from serving.record import Record
 from serving.recorder import Recorder
 from serving.settings import Settings
 from serving.shadow import Shadow
 from serving.versions import Versions
+from trainyard.contract import PredictionHeader
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,6 +38,24 @@ HAS_LEFT = "trainyard.has_left"
 """In a request's scope: a function that tells whether its caller has disconnected (`serving.protocol`)."""
 MAX_BODIES = 4
 """How many bodies of the largest size may be in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The predictions that answer a request."""
+
+    predictions: Predictions
+    prediction_id: str
+    """What labels name the request by."""
+    is_recorded: bool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that each answer with predictions has."""
+        return {
+            PredictionHeader.ID: self.prediction_id,
+            PredictionHeader.RECORDED: "true" if self.is_recorded else "false",
+        }
 
 
 def never() -> bool:
@@ -52,6 +72,7 @@ class Service:
     catalog: Catalog
     versions: Versions
     recorder: Recorder
+    labels: LabelStore
     shadow: Shadow
     metrics: Metrics
     live: LiveFeatures
@@ -74,9 +95,9 @@ class Service:
         key = settings.serving_api_key if settings.serving_require_key else None
         api_key = key.get_secret_value().encode() if key else None
         reading_key = settings.serving_reading_key.get_secret_value().encode() if settings.serving_reading_key else None
-        shadow = Shadow(settings, loader, recorder)
+        shadow, labels = Shadow(settings, loader, recorder), LabelStore(recorder)
         metrics, bodies = (
-            Metrics(catalog, recorder, limiters, shadow),
+            Metrics(catalog, recorder, labels, limiters, shadow),
             BodyBudget(MAX_BODIES * settings.serving_max_body_bytes),
         )
         return cls(
@@ -85,6 +106,7 @@ class Service:
             catalog,
             Versions(settings, loader),
             recorder,
+            labels,
             shadow,
             metrics,
             LiveFeatures(),
@@ -110,6 +132,7 @@ class Service:
         self.threads.stop()
         self.shadow.stop()
         self.loader.stop()
+        self.labels.stop()
         self.recorder.stop()
 
     async def model_version(self, name: str, version: int) -> Model:
@@ -126,9 +149,7 @@ class Service:
             self.catalog.model(name)  # tells whether the model or the registry is unknown
         return await self.versions.model(name, version)
 
-    async def predict(
-        self, model: Model, table: Table, scope: Scope, about: Mapping[str, Any] | None = None
-    ) -> Predictions:
+    async def predict(self, model: Model, table: Table, scope: Scope, about: Mapping[str, Any] | None = None) -> Answer:
         """Return the predictions of some rows of a request; count and record them.
 
         Raises:
@@ -138,12 +159,25 @@ class Service:
         predictions = await model.predict(table, self.threads, Caller(limiter, scope.get(HAS_LEFT, never)))
         self.metrics.count_predictions(model, predictions)
         champion, names = model.champion, model.schema.names
-        self.recorder.put(
-            Record(time.time(), champion.model, champion.version, names, table.columns, predictions, about)
+        prediction_id = make_id()
+        is_recorded = self.recorder.put(
+            Record(
+                seconds_of(prediction_id),
+                champion.model,
+                champion.version,
+                names,
+                table.columns,
+                predictions,
+                about,
+                prediction_id=prediction_id,
+                classes=model.classes,
+            )
         )
+        if not is_recorded:
+            prediction_id = as_unrecorded(prediction_id)
         if model is self.catalog.state.models.get(champion.model):
-            self.shadow.copy(model, table, about, limiter)
-        return predictions
+            self.shadow.copy(model, table, about, limiter, prediction_id)
+        return Answer(predictions, to_text(prediction_id), is_recorded)
 
     async def run_large(self, scope: Scope, function: Callable[[T], R], argument: T) -> R:
         """Return a function's result from a thread, as it would hold up other requests.

@@ -17,6 +17,7 @@ from serving.errors import RegistryError
 from serving.loading import Loader
 from serving.model import Model
 from serving.payloads import Table
+from serving.prediction_id import seconds_of
 from serving.record import Record
 from serving.recorder import Recorder
 from serving.registry import Champion, Registry
@@ -60,7 +61,14 @@ class Shadow:
         self._stop.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def copy(self, champion: Model, table: Table, about: Mapping[str, Any] | None, limiter: Limiter) -> None:
+    def copy(
+        self,
+        champion: Model,
+        table: Table,
+        about: Mapping[str, Any] | None,
+        limiter: Limiter,
+        prediction_id: int | None = None,
+    ) -> None:
         """Queue the rows of an answered request for the challenger, or drop them; return at once."""
         challenger = self.models.get(champion.champion.model)
         if challenger is None or challenger.champion == champion.champion:
@@ -73,17 +81,37 @@ class Shadow:
                 return
             self._queued += 1
         try:
-            self._worker.submit(self._predict, challenger, champion, table, about)
+            self._worker.submit(self._predict, challenger, champion, table, about, prediction_id)
         except RuntimeError:  # the service stops
             self._end()
 
-    def _predict(self, challenger: Model, champion: Model, table: Table, about: Mapping[str, Any] | None) -> None:
+    def _predict(
+        self,
+        challenger: Model,
+        champion: Model,
+        table: Table,
+        about: Mapping[str, Any] | None,
+        prediction_id: int | None,
+    ) -> None:
         try:
             own = select_columns(table, champion.schema.names, challenger.schema.names)
             predictions = challenger.predict_now(own)
             version, names = challenger.champion, challenger.schema.names
+            # With the time of the answer, labels of the answer are found in the same partition.
+            at = time.time() if prediction_id is None else seconds_of(prediction_id)
             self._recorder.put(
-                Record(time.time(), version.model, version.version, names, own.columns, predictions, about, shadow=True)
+                Record(
+                    at,
+                    version.model,
+                    version.version,
+                    names,
+                    own.columns,
+                    predictions,
+                    about,
+                    shadow=True,
+                    prediction_id=prediction_id,
+                    classes=challenger.classes,
+                )
             )
             self.predicted += 1
         except Exception as error:  # noqa: BLE001 - an estimator may fail in any way, and no request depends on it

@@ -6,7 +6,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
-from serving.api.predictions import ClassPrediction, PredictionRoute, ValuePrediction, format_predictions
+from serving.api.predictions import (
+    ClassPrediction,
+    PredictionRoute,
+    ValuePrediction,
+    describe_answer,
+    format_predictions,
+)
 from serving.model import Model
 from serving.problems import document_problems
 from serving.service import API_KEY, get_service, json_response
@@ -29,6 +35,8 @@ class ForecastResponse(TypedDict):
 
     model: str
     version: int
+    id: str
+    recorded: bool
     subject: str
     details: dict[str, Any]
     predictions: list[ClassForecast | ValueForecast]
@@ -84,15 +92,16 @@ async def _forecast(request: Request, model: Model, query: Mapping[str, str]) ->
     service = get_service(request)
     request.scope["measurement"].version = model.champion.version
     rows = await service.live.rows(model, query)
-    predictions = format_predictions(model, await service.predict(model, rows.table, request.scope, rows.about()))
+    answer = await service.predict(model, rows.table, request.scope, rows.about())
+    predictions = format_predictions(model, answer)
     return json_response(
         {
-            "model": model.champion.model,
-            "version": model.champion.version,
+            **describe_answer(model, answer),
             "subject": rows.subject,
             "details": rows.details,
             "predictions": [
                 {"time": time, **prediction} for time, prediction in zip(rows.times, predictions, strict=True)
             ],
-        }
+        },
+        headers=answer.headers,
     )

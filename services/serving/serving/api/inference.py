@@ -9,12 +9,11 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from serving.api.predictions import RESPONSES, VERSION_RESPONSES, PredictionRoute, answer
-from serving.batches import Predictions
 from serving.limits import Limits, check_json
 from serving.model import Model
 from serving.payloads import JSON, Table
 from serving.problems import RequestError, document_problems
-from serving.service import API_KEY, get_service, json_response
+from serving.service import API_KEY, Answer, get_service, json_response
 from serving.tensors import InferRequest, columns_of, describe_tensors, output_tensors, parse_request
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -126,11 +125,11 @@ class TensorExchange:
         self._request = parse_request(body, self._json_length, self.model.has_probabilities)
         return self.model.reader.read_columns(*columns_of(self._request.inputs, self.model.schema))
 
-    def render(self, predictions: Predictions) -> tuple[bytes, dict[str, str]]:
+    def render(self, answer: Answer) -> tuple[bytes, dict[str, str]]:
         """Return the answer's body, and the size of its JSON where tensors follow as bytes."""
         assert self._request is not None
         champion, outputs, identifier = self.model.champion, self._request.outputs, self._request.identifier
-        tensors = output_tensors(self.model, predictions, list(outputs))
+        tensors = output_tensors(self.model, answer.predictions, list(outputs))
         parts = [tensor.as_json(outputs[tensor.name]) for tensor in tensors]
         document = orjson.dumps(
             {

@@ -3,7 +3,7 @@
 https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/#inference-server-specification
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from serving.api.predictions import RESPONSES, PredictionRoute, answer
-from serving.batches import Predictions
 from serving.limits import Limits, check_json
 from serving.model import Model
 from serving.payloads import CSV, JSON, Table
 from serving.problems import RequestError
-from serving.service import API_KEY, get_service
+from serving.schema import Schema
+from serving.service import API_KEY, Answer, get_service
 
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
@@ -64,20 +64,23 @@ class ScoringExchange:
     def read(self, body: bytes) -> Table:
         """Return the rows of the request's body."""
         if self.content_type.partition(";")[0].strip().lower() == JSON:
-            return self.model.reader.read_rows(parse_rows(body, self.model.schema.names, self.limits))
+            return self.model.reader.read_rows(parse_rows(body, self.model.schema, self.limits))
         return self.model.reader.read(body, self.content_type)
 
-    def render(self, predictions: Predictions) -> tuple[bytes, dict[str, str]]:
+    def render(self, answer: Answer) -> tuple[bytes, dict[str, str]]:
         """Return the answer's body."""
-        return orjson.dumps({"predictions": predictions.values}), {}
+        return orjson.dumps({"predictions": answer.predictions.values}), {}
 
 
-def parse_rows(body: bytes, names: Sequence[str], limits: Limits) -> list[dict[str, Any]]:
-    """Return the rows of a body in one of `FORMATS`, without the columns that are not in `names`, as MLflow does.
+def parse_rows(body: bytes, schema: Schema, limits: Limits) -> list[dict[str, Any]]:
+    """Return the rows of a body in one of `FORMATS`, without the columns that the model does not know, as MLflow does.
+
+    The model of a matrix takes its rows as arrays too.
 
     Raises:
         RequestError: The body is not JSON, is too large, or has none or several of the formats.
     """
+    names = schema.names
     # Around the rows are up to two objects, and an array for each column of `inputs`.
     check_json(body, replace(limits, max_rows=limits.max_rows + 2), max_arrays=limits.max_rows + len(names) + 4)
     document = parse_object(body)
@@ -92,6 +95,10 @@ def parse_rows(body: bytes, names: Sequence[str], limits: Limits) -> list[dict[s
         rows = _column_rows(content)
     elif isinstance(content, list) and all(isinstance(row, dict) for row in content):
         rows = content
+    elif schema.matrix is not None and form in ("instances", "inputs") and _is_list_of(content, list):
+        if any(len(row) != len(names) for row in content):
+            raise RequestError("invalid-rows", f"Each row is to have {len(names)} numbers.")
+        rows = [dict(zip(names, row, strict=True)) for row in content]
     else:
         raise RequestError("malformed", f"{form} is to be an array of objects{', or an object' * (form == 'inputs')}.")
     return [{name: row[name] for name in names if name in row} for row in rows]
@@ -117,11 +124,16 @@ def _split_rows(content: Any) -> list[dict[str, Any]]:
         raise RequestError("malformed", "dataframe_split is to be an object of columns and data.")
     columns: Any = content.get("columns")
     data: Any = content.get("data")
-    if not _is_list_of(columns, str) or not _is_list_of(data, list):
+    if (
+        not isinstance(columns, list)
+        or not all(type(name) in (str, int) for name in columns)
+        or not _is_list_of(data, list)
+    ):
         raise RequestError("malformed", "dataframe_split has columns, an array of names, and data, an array of arrays.")
     if len(set(columns)) < len(columns) or any(len(row) != len(columns) for row in data):
         raise RequestError("malformed", "Each array of data has a cell for each of the columns, whose names differ.")
-    return [dict(zip(columns, row, strict=True)) for row in data]
+    names = [str(name) for name in columns]  # pandas numbers the columns of a frame that was made of a matrix
+    return [dict(zip(names, row, strict=True)) for row in data]
 
 
 def _column_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:

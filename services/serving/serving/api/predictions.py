@@ -11,12 +11,12 @@ from fastapi.routing import APIRoute
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from serving.batches import Predictions
 from serving.model import Model
 from serving.payloads import CSV, JSON, Table
 from serving.problems import RequestError, document_problems
-from serving.service import API_KEY, Service, get_service, require_api_key
+from serving.service import API_KEY, Answer, Service, get_service, require_api_key
 from serving.wire import FILE, PARQUET, STREAM
+from trainyard.contract import PredictionHeader
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 ClassPrediction = TypedDict(
@@ -31,10 +31,12 @@ class ValuePrediction(TypedDict):
 
 
 class PredictResponse(TypedDict):
-    """A prediction for each row, in the order of the rows."""
+    """A prediction for each row, in the order of the rows; labels name the request by `id`, and a row by its number."""
 
     model: str
     version: int
+    id: str
+    recorded: bool
     predictions: list[ClassPrediction | ValuePrediction]
 
 
@@ -75,7 +77,16 @@ PROBLEMS = (
     *("invalid-rows", "not-finite", "refused-by-model", "no-champion", "registry-unknown", "overloaded", "loading"),
 )
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"headers": {"X-Model-Version": {"schema": {"type": "integer"}, "description": "The version that predicts"}}},
+    200: {
+        "headers": {
+            "X-Model-Version": {"schema": {"type": "integer"}, "description": "The version that predicts"},
+            PredictionHeader.ID: {"schema": {"type": "string"}, "description": "What labels name the request by"},
+            PredictionHeader.RECORDED: {
+                "schema": {"type": "boolean"},
+                "description": "Whether it is recorded, so that labels are stored",
+            },
+        }
+    },
     **document_problems(*PROBLEMS),
 }
 VERSION_RESPONSES = RESPONSES | document_problems(*PROBLEMS, "unknown-version", "unservable", "version-down")
@@ -137,7 +148,7 @@ class Exchange(Protocol):
             RequestError: The body is malformed or does not fit the model.
         """
 
-    def render(self, predictions: Predictions) -> tuple[bytes, dict[str, str]]:
+    def render(self, answer: Answer) -> tuple[bytes, dict[str, str]]:
         """Return the answer's body, and headers that it needs."""
 
 
@@ -157,10 +168,11 @@ class RowsExchange:
         """Return the rows of the request's body."""
         return self.model.reader.read(body, self.content_type)
 
-    def render(self, predictions: Predictions) -> tuple[bytes, dict[str, str]]:
+    def render(self, answer: Answer) -> tuple[bytes, dict[str, str]]:
         """Return the answer's body."""
-        champion, rows = self.model.champion, format_predictions(self.model, predictions)
-        return orjson.dumps({"model": champion.model, "version": champion.version, "predictions": rows}), {}
+        return orjson.dumps(
+            {**describe_answer(self.model, answer), "predictions": format_predictions(self.model, answer)}
+        ), {}
 
 
 async def answer(request: Request, exchange: Exchange) -> Response:
@@ -177,14 +189,15 @@ async def answer(request: Request, exchange: Exchange) -> Response:
             raise RequestError("content-type", "Send the body without Content-Encoding.")
         is_large = len(body) > MAX_LOOP_BYTES or exchange.is_binary
         table = await service.run_large(request.scope, exchange.read, body) if is_large else exchange.read(body)
-        predictions = await service.predict(model, table, request.scope)
+        answered = await service.predict(model, table, request.scope)
         if table.rows > MAX_LOOP_ROWS:
-            content, headers = await service.run_large(request.scope, exchange.render, predictions)
+            content, headers = await service.run_large(request.scope, exchange.render, answered)
         else:
-            content, headers = exchange.render(predictions)
+            content, headers = exchange.render(answered)
     headers = {
         "X-Model-Name": model.champion.model.encode("ascii", "backslashreplace").decode(),
         "X-Model-Version": str(model.champion.version),
+        **answered.headers,
         "Content-Type": JSON,
         **headers,
     }
@@ -229,8 +242,20 @@ class BodyReader:
         return bytes(body)
 
 
-def format_predictions(model: Model, predictions: Predictions) -> list[dict[str, Any]]:
+def describe_answer(model: Model, answer: Answer) -> dict[str, Any]:
+    """Return what responses say of all predictions together."""
+    champion = model.champion
+    return {
+        "model": champion.model,
+        "version": champion.version,
+        "id": answer.prediction_id,
+        "recorded": answer.is_recorded,
+    }
+
+
+def format_predictions(model: Model, answer: Answer) -> list[dict[str, Any]]:
     """Return predictions as responses show them."""
+    predictions = answer.predictions
     if model.labels is None:
         return [{"value": value} for value in predictions.values]
     if predictions.probabilities is None:

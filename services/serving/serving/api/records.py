@@ -12,7 +12,8 @@ from typing_extensions import TypedDict
 
 from serving.errors import RecordsUnavailableError
 from serving.problems import RequestError, document_problems
-from serving.record_pages import FIRST_MOMENT, LAST_MOMENT, Selection, read_page, read_sample
+from serving.record_pages import FIRST_MOMENT, Selection, read_page, read_sample
+from serving.record_store import LAST_MOMENT
 from serving.service import API_KEY, Service, get_service, json_response
 
 
@@ -24,7 +25,7 @@ class TableBody(TypedDict):
 
 
 class RecordBody(TypedDict):
-    """A request that was answered: its rows, their predictions, and what they were about."""
+    """A request that was answered: its rows, their predictions and labels, and what they were about."""
 
     id: int
     at: AwareDatetime
@@ -33,6 +34,9 @@ class RecordBody(TypedDict):
     inputs: TableBody
     outputs: TableBody
     about: dict[str, Any] | None
+    prediction_id: str | None
+    classes: list[Any] | None
+    labels: list[Any] | None
 
 
 class RecordsResponse(TypedDict):
@@ -96,10 +100,11 @@ async def list_records(
     shadow: Annotated[
         bool, Query(description="Predictions that no caller got, instead of those that were sent")
     ] = False,
+    labeled: Annotated[bool | None, Query(description="Only records with labels (true), or without (false)")] = None,
     sample: Annotated[bool, Query(description="Spread `limit` records over the period, if it has more")] = False,
 ) -> Response:
     """Answer with a page of records, a record for each request."""
-    service, selection = get_service(request), Selection(name, since, until, version, about, shadow)
+    service, selection = get_service(request), Selection(name, since, until, version, about, shadow, labeled)
     with records_of(service, name) as url:
         if sample:
             found, following = await asyncio.to_thread(read_sample, url, selection, limit), None
