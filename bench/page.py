@@ -250,10 +250,24 @@ def gate(results: dict[str, Any]) -> str:
     )
 
 
+def project(results: dict[str, Any]) -> str:
+    """Return the table of a project beside the checkout."""
+    running = results["trigger_to_running_seconds"]
+    rows = [
+        ["lines of Python in the tutorial (0.1.0: 184)", str(results["tutorial_lines"])],
+        *([f"`{name}`, s", f"{seconds:.1f}"] for name, seconds in results["steps_seconds"].items()),
+        ["from `make new` to its champion, s", f"{results['new_to_champion_seconds']:.1f}"],
+        ["build of the worker with one more package, s", f"{results['build_with_one_more_package_seconds']:.1f}"],
+        ["trigger to Running, s (median / p95)", f"{running['median']:.2f} / {running['p95']:.2f}"],
+    ]
+    return table(["a project of its own", "value"], rows)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("start", "`docker compose up -d --wait`", start),
     ("demo", "`make demo`, without the installation", demo),
     ("latency", "Latency: from the trigger to Running and to Completed", latency),
+    ("project", "A project beside the checkout, with a package of its own; the platform's images are built", project),
     ("throughput", "Throughput: many trivial runs triggered at once, until the last has ended (medians)", throughput),
     ("idle", "Idle: memory in MiB according to `docker stats`, and CPU seconds per minute", idle),
     (
