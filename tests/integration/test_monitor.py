@@ -26,7 +26,7 @@ from infra.testing.servers import free_port, serving_server
 from infra.testing.waiting import wait_until
 from tests.support.champions import wait_for
 from tests.support.serving_server import KEY, ServingServer
-from trainyard import contract
+from trainyard import contract, registry
 from trainyard.contract import (
     HOOKS_FILE,
     MONITORING_EXPERIMENT,
@@ -43,7 +43,7 @@ from trainyard.contract import (
 from trainyard.evaluation import holdout_table, training_sample
 from trainyard.flows import monitor as module
 from trainyard.flows.monitor import monitor
-from trainyard.tracking import Dataset, TrainingRecord, log_training
+from trainyard.tracking import Dataset, TrainingRecord, flow_run_tags, log_training
 
 MODEL, OTHER, RAIN = "parcel-late", "parcel-lost", "rain-tomorrow"
 DEPOT = "Depot North"
@@ -253,12 +253,18 @@ def test_drift_ends_in_the_state_alert(serving: ServingServer, tracking: MlflowC
     assert newest_check(tracking).data.tags[Tag.VERDICT] == Verdict.ALERT
 
 
+def forget_checks(tracking: MlflowClient) -> str:
+    """Delete the checks of other tests; return the experiment's id."""
+    experiment_id = mlflow.set_experiment(MONITORING_EXPERIMENT).experiment_id
+    for run in tracking.search_runs([experiment_id]):
+        tracking.delete_run(run.info.run_id)
+    return experiment_id
+
+
 def test_an_alert_is_raised_once_until_it_is_about_something_else(
     serving: ServingServer, tracking: MlflowClient
 ) -> None:
-    experiment = tracking.get_experiment_by_name(MONITORING_EXPERIMENT)
-    for run in tracking.search_runs([experiment.experiment_id]) if experiment else []:  # of other tests
-        tracking.delete_run(run.info.run_id)
+    forget_checks(tracking)
 
     def check(**changed: float) -> State[None]:
         serving.records[MODEL] = [record(1, PARCELS.head(60).assign(**changed))]
@@ -273,6 +279,35 @@ def test_an_alert_is_raised_once_until_it_is_about_something_else(
     ]
     assert again.type == "COMPLETED"
     assert again.message == first.message
+
+
+@pytest.mark.parametrize(("days", "name"), [(6, contract.State.ALERT_PERSISTS), (8, contract.State.ALERT)])
+def test_an_alert_is_a_new_one_when_seven_days_have_passed_without_it(
+    serving: ServingServer, tracking: MlflowClient, days: int, name: str
+) -> None:
+    serving.records[MODEL] = [record(1, PARCELS.head(60).assign(weight=99.0))]
+    run_monitor()
+    tags = newest_check(tracking).data.tags
+    past = int((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1000)
+    tracking.create_run(
+        forget_checks(tracking), past, {key: tags[key] for key in (Tag.MODEL, Tag.MODEL_VERSION, Tag.ALERTS)}
+    )
+
+    assert run_monitor().name == name
+
+
+def test_what_a_run_found_before_it_crashed_is_new_to_its_next_attempt(tracking: MlflowClient) -> None:
+    experiment_id, version = forget_checks(tracking), registry.champion(MODEL)
+    assert version is not None
+
+    @flow(persist_result=False)
+    def attempt(own: bool) -> list[list[str]]:
+        tags = {Tag.MODEL: MODEL, Tag.MODEL_VERSION: str(version.version), Tag.ALERTS: '["skill"]'}
+        tracking.create_run(experiment_id, tags=tags | (flow_run_tags() if own else {}))
+        return module.fetch_former_alerts(version)
+
+    assert not attempt(own=True)
+    assert attempt(own=False) == [["skill"], ["skill"]]
 
 
 def test_forecasts_are_requested_and_scored_against_the_ground_truth(

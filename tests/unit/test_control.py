@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from trainyard.contract import Column
-from trainyard.control import InputCharts, can_chart
+from trainyard.control import InputCharts, Jumps, Windows, can_chart
 
 DAYS = pd.date_range("2020-01-01", periods=4 * 365 + 120, tz="UTC")
 TRAINING = 4 * 365
@@ -56,6 +56,23 @@ def test_a_shift_by_one_standard_deviation_is_found_within_a_week(column: str) -
         found += column in find_drifted(frame)
 
     assert found == 5
+
+
+@pytest.mark.parametrize(("share", "drifted"), [(1.05, False), (1.15, True)])
+def test_a_mean_must_exceed_the_largest_of_training_by_a_margin(share: float, drifted: bool) -> None:
+    training = np.zeros(400)
+    training[100:130] = 1.0  # the largest mean of a month is 1, 4.6 standard deviations of such means
+
+    found = Windows(training).deviation(np.full(30, share))
+
+    assert found.is_out_of_control == drifted
+
+
+def test_a_change_from_day_to_day_must_be_twice_the_largest_of_training() -> None:
+    jumps = Jumps(np.r_[np.zeros(400), 1.0])
+
+    assert not jumps.deviation(np.array([0.0, -1.9])).is_out_of_control
+    assert jumps.deviation(np.array([0.0, -2.1])).is_out_of_control
 
 
 def test_another_frequency_of_a_category_is_found() -> None:
