@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
@@ -36,6 +37,12 @@ class Evaluation:
     def owners(self) -> list[str]:
         """The model and the baselines."""
         return list(self.predictions)
+
+    @property
+    def positive_probabilities(self) -> dict[str, NDArray[np.float64]]:
+        """The predictions of a binary classification as the probability of the positive class."""
+        frames: Mapping[str, Any] = self.predictions
+        return {name: positive_probability(each) for name, each in frames.items()}
 
 
 def cross_validate(problem: Problem, train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
@@ -81,7 +88,7 @@ def mean_score(candidate: Candidate, fold_scores: Sequence[Mapping[str, float]])
 
 def choose_best(problem: Problem, scores: Sequence[Score]) -> Candidate:
     """Return the candidate with the lowest mean loss; on a tie, the first."""
-    return min(scores, key=lambda each: each.metrics[f"cv_{problem.loss.name}"]).candidate
+    return min(scores, key=lambda each: each.metrics[f"cv_{problem.search_loss.name}"]).candidate
 
 
 def fit(problem: Problem, parts: Parts, candidate: Candidate) -> Evaluation:
@@ -118,7 +125,7 @@ def evaluation_tables(problem: Problem, parts: Parts, evaluation: Evaluation, re
     sampled: Any = predict(refitted, features, parts.classes)
     if parts.classes is not None and len(parts.classes) == 2:
         observed = (observed == parts.classes[1]).astype(int)
-        shown = {name: positive_probability(each) for name, each in shown.items()}
+        shown = {**evaluation.positive_probabilities}
         sampled = positive_probability(sampled)
     elif parts.classes is not None:
         shown = {name: true_class_probability(observed, each) for name, each in shown.items()}
@@ -137,9 +144,10 @@ def _fit(problem: Problem, candidate: Candidate, rows: pd.DataFrame) -> BaseEsti
 
 
 def _score(problem: Problem, observed: pd.Series, predicted: Predictions) -> dict[str, float]:
-    """Return the usual scores, the metric and the problem's own scores."""
+    """Return the usual scores, the metrics and the problem's own scores."""
+    losses = {metric.name: metric.mean(observed, predicted) for metric in (problem.search_loss, problem.loss)}
     own = {name: float(function(observed, predicted)) for name, function in problem.scores.items()}
-    return {**score(observed, predicted), problem.loss.name: problem.loss.mean(observed, predicted), **own}
+    return {**score(observed, predicted), **losses, **own}
 
 
 def _predict_baselines(problem: Problem, parts: Parts) -> dict[str, Predictions]:

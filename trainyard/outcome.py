@@ -64,7 +64,7 @@ def report(outcome: Outcome, about: str, table: str) -> None:
 
     Args:
         outcome: The outcome.
-        about: A paragraph of Markdown on the data and the model.
+        about: Markdown on the data and the model.
         table: The metrics as a Markdown table.
     """
     registered = outcome.registered

@@ -51,12 +51,17 @@ class Problem:
     metric: str | Metric = ""
     """By which candidates are chosen and models compared: a name of `trainyard.scoring.METRICS`, or a loss of your own;
     without it log_loss, or mse for a regression."""
+    search_metric: str | Metric = ""
+    """By which candidates are chosen, where that is another one than `metric`."""
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     """By name; without any, `baseline` predicts the frequency of each class, or the mean."""
     scores: Mapping[str, Callable[[pd.Series, Any], float]] = field(default_factory=dict)
     """Further scores of the target and its predictions, by name, besides those of `trainyard.scoring.score`."""
     question: str = ""
     """What the model answers, as a sentence for people."""
+    data_params: Mapping[str, Value] = field(default_factory=dict)
+    """What the data was made with, such as a threshold in the definition of the target: it is logged among the run's
+    parameters, and another value is another recipe."""
     experiment: str = ""
     """In MLflow; without it the name of the model."""
     trusted_types: Sequence[str] = ()
@@ -72,9 +77,10 @@ class Problem:
         """Refuse a description that contradicts itself.
 
         Raises:
-            ValueError: A family of a candidate, or the metric, does not exist; or a baseline has the model's column.
+            ValueError: A family of a candidate, or a metric, does not exist; or a baseline has the model's column.
         """
         find_metric(self.metric, self.kind)
+        find_metric(self.search_metric, self.kind)
         unknown = set(self.families) - self.estimators.keys()
         if unknown or not self.estimators:
             known = ", ".join(self.estimators) or "none"
@@ -86,6 +92,11 @@ class Problem:
     def loss(self) -> Metric:
         """The metric."""
         return find_metric(self.metric, self.kind)
+
+    @property
+    def search_loss(self) -> Metric:
+        """The metric by which candidates are chosen."""
+        return find_metric(self.search_metric or self.metric, self.kind)
 
     @property
     def is_classification(self) -> bool:
@@ -152,6 +163,7 @@ class Problem:
             schema=None,
             folds=0,
             question="",
+            data_params={},
             experiment="",
             trusted_types=(),
             figures=None,

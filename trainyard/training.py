@@ -38,12 +38,14 @@ class Details:
 
     source: str = ""
     """Where the data comes from: a URL, a file's path, or the name of the function that makes it."""
+    dataset: str = ""
+    """The data set's name; without it the name of the model."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of the MLflow run."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of the MLflow run and the model version."""
     description: str = ""
-    """What people should know about the version besides what its model card says: Markdown."""
+    """What people should know about the version besides what its model card says: Markdown, also for the report."""
 
 
 @task(name="read", persist_result=False, **RETRIES)
@@ -79,7 +81,7 @@ def search_in_space(
     problem: Problem, train: pd.DataFrame, space: Space, folds: int, evaluate: Task[..., dict[str, float] | None]
 ) -> SearchResult:
     """Search a space; as one task, an unchanged search costs one cache look-up."""
-    metric = f"cv_{problem.loss.name}"
+    metric = f"cv_{problem.search_loss.name}"
     return search_space(evaluate, space, folds, metric, problem=problem, train=train)
 
 
@@ -119,7 +121,9 @@ def log_run(
             estimator=evaluation.estimator if refitted is None else refitted,
             evaluated=evaluation.estimator,
             inputs=problem.select_features(parts.holdout).head(EXAMPLE_ROWS),
-            dataset=tracking.Dataset(problem.model, details.source or "a flow", parts.all_rows, problem.target),
+            dataset=tracking.Dataset(
+                details.dataset or problem.model, details.source or "a flow", parts.all_rows, problem.target
+            ),
             params=details.params,
             metrics=evaluation.metrics,
             tables=tables,
@@ -270,7 +274,7 @@ def describe_version(
         **problem.split.describe(parts.train),
         **details.tags,
         Tag.CODE: code,
-        Tag.RECIPE: fingerprint([code, candidates, problem.folds])[:12],
+        Tag.RECIPE: fingerprint([code, candidates, problem.folds, dict(problem.data_params)])[:12],
         Tag.CANDIDATE_DIGEST: fingerprint([evaluation.candidate, parts, evaluation.predictions])[:16],
     }
 
@@ -278,6 +282,7 @@ def describe_version(
 def describe_run(problem: Problem, parts: Parts, best: Candidate, trials: list[tracking.Trial]) -> dict[str, Any]:
     """Return the parameters of the MLflow run."""
     return {
+        **problem.data_params,
         "family": best.family,
         **dict(best.params),
         "estimator": " ".join(repr(problem.make_estimator(best)).split()),
@@ -289,7 +294,8 @@ def describe_run(problem: Problem, parts: Parts, best: Candidate, trials: list[t
 
 
 def summarize(parts: Parts, best: Candidate, trials: list[tracking.Trial], details: Details) -> str:
-    """Return the report's paragraph on data and model."""
+    """Return the report's paragraphs on data and model."""
     rows = f"{len(parts.train)} rows in the training set, {len(parts.holdout)} in the holdout"
     source = f" from {details.source}" if details.source else ""
-    return f"{rows}{source}. Best of {len(trials)} candidates: {best.name}."
+    chosen = f"{rows}{source}. Best of {len(trials)} candidates: {best.name}."
+    return "\n\n".join(filter(None, [details.description, chosen]))

@@ -20,8 +20,9 @@ from trainyard.fingerprint import fingerprint, key_fingerprint
 from trainyard.gate import FIRST_USE, Decision, Thresholds
 from trainyard.problem import Parts, Problem, divide, grid
 from trainyard.registry import Champion
-from trainyard.scoring import predict
+from trainyard.scoring import Metric, predict, score
 from trainyard.splits import GroupSplit, KeySplit, Split, TimeSplit
+from trainyard.training import STEPS, Details, describe_version
 
 ROWS = 600
 RNG = np.random.default_rng(0)
@@ -86,6 +87,23 @@ def test_the_scores_are_those_of_scikit_learn() -> None:
     assert of_values.metrics["model_rmse"] == pytest.approx(float(np.sqrt((error**2).mean())))
 
 
+def test_the_scores_of_a_binary_classification_computed_by_hand() -> None:
+    probability = np.array([0.8, 0.2, 0.4, 0.6])
+
+    scores = score(pd.Series([True, False, True, False]), pd.DataFrame({False: 1 - probability, True: probability}))
+
+    assert scores == pytest.approx(
+        {
+            "log_loss": -(np.log([0.8, 0.8, 0.4, 0.4]).mean()),
+            "brier": (0.2**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4,
+            "calibration_error": (0.2 + 0.2 + 0.6 + 0.6) / 4,
+            "roc_auc": 0.75,
+            "average_precision": 0.5 * 1 + 0.5 * 2 / 3,
+            "accuracy": 0.5,
+        }
+    )
+
+
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_the_mean_of_the_losses_by_row_is_the_metric(problem: Problem) -> None:
     parts, evaluation = evaluate(problem)
@@ -119,6 +137,19 @@ def test_a_row_of_a_series_has_its_time_in_the_tables() -> None:
     tables = fitting.evaluation_tables(problem, parts, evaluation, evaluation.estimator)
 
     assert tables[Artifact.HOLDOUT][Column.TIME].tolist() == [f"{day:%F}" for day in parts.holdout["day"]]
+
+
+def test_the_search_may_choose_by_another_metric_than_models_are_compared_by() -> None:
+    squared_size = Metric("squared_size", lambda _, predicted: np.square(predicted))
+    problem = replace(VALUES, search_metric=squared_size)
+    parts, evaluation = evaluate(problem)
+    scores = [fitting.cross_validate(problem, parts.train, each, 3) for each in problem.list_candidates()]
+    best = fitting.choose_best(problem, scores)
+
+    assert min(scores, key=lambda each: each.metrics["cv_squared_size"]).candidate == best
+    assert min(scores, key=lambda each: each.metrics["cv_mse"]).candidate != best
+    losses = fitting.losses_of(problem, parts, evaluation.predictions[Column.MODEL])
+    assert losses.mean() == pytest.approx(evaluation.metrics["model_mse"])
 
 
 def test_baselines_scores_and_the_metric_can_be_functions_of_the_users() -> None:
@@ -275,10 +306,21 @@ class TestKeys:
 
         assert keys[0] == keys[1] != keys[2]
 
+    def test_another_parameter_of_the_data_is_another_recipe_and_no_other_code(self) -> None:
+        parts, evaluation = evaluate(BINARY)
+        first, same, other = (
+            describe_version(replace(BINARY, data_params=params), parts, evaluation, Details(), STEPS)
+            for params in ({"threshold": 1}, {"threshold": 1}, {"threshold": 2})
+        )
+
+        assert first == same
+        assert {name for name in first if first[name] != other[name]} == {Tag.RECIPE}
+
     def test_what_does_not_change_a_fit_does_not_count_and_what_does_counts(self) -> None:
         part = fingerprint(BINARY.for_fitting("logistic"))
         same: list[dict[str, Any]] = [
             {"model": "n"}, {"folds": 3}, {"candidates": grid("tree", max_depth=[1])}, {"experiment": "e"},
+            {"data_params": {"threshold": 1}},
         ]  # fmt: skip
         other: list[dict[str, Any]] = [
             {"target": "name"}, {"features": ("size",)}, {"metric": "brier"}, {"split": TimeSplit("day")},

@@ -161,6 +161,7 @@ def test_data_that_does_not_fit_is_refused_in_one_sentence(problem: Problem, dat
         ({"estimators": {}}, "No estimator for returned"),
         ({"metric": "mse"}, "no metric 'mse' of a classification: choose log_loss, brier"),
         ({"kind": "regression", "metric": "brier"}, "no metric 'brier' of a regression"),
+        ({"search_metric": "mae"}, "no metric 'mae' of a classification"),
         ({"baselines": {"model": lambda _, rows: rows}}, "A baseline cannot be called 'model'"),
     ],
 )
