@@ -17,9 +17,9 @@ import pandas as pd
 
 from bench.report import save
 from flows.weather.features import TARGET, build_features
-from flows.weather.model import FAMILIES, GRID, climatology, make_estimator
+from flows.weather.model import FAMILIES, climatology, make_problem
+from flows.weather.places import SEATTLE
 from infra.testing.open_meteo_server import synthetic_day
-from trainyard.candidates import Candidate
 from trainyard.contract import Column, Record, Verdict
 from trainyard.evaluation import holdout_table, training_sample
 from trainyard.monitoring import (
@@ -66,8 +66,8 @@ class World:
         later = examples[first + pd.Timedelta(days=TRAINING_DAYS) :]
         holdout = later[: later.index[0] + pd.Timedelta(days=HOLDOUT_DAYS - 1)]
         live = later[later.index[0] + pd.Timedelta(days=HOLDOUT_DAYS) :]
-        family = FAMILIES[seed % len(FAMILIES)]
-        estimator = make_estimator(Candidate(family, tuple(sorted(GRID[family][1].items()))))
+        problem = make_problem(SEATTLE, families=[FAMILIES[seed % len(FAMILIES)]])
+        estimator = problem.make_estimator(problem.list_candidates()[1])
         estimator.fit(train.drop(columns=TARGET), train[TARGET])
         tables = [
             training_sample(train.drop(columns=TARGET), predict(estimator, train), next_days(train)),

@@ -31,7 +31,8 @@ from mlflow.models import infer_signature
 
 from bench.model_servers import SERVERS, InstallationError, installed_version
 from bench.report import save, summary
-from flows.weather.model import FAMILIES, make_candidates, make_estimator
+from flows.weather.model import FAMILIES, make_problem
+from flows.weather.places import SEATTLE
 from infra.testing.postgres import postgres_server
 from infra.testing.servers import SCRIPTS, free_port, mlflow_server, server, serving_server
 from infra.testing.waiting import wait_until
@@ -48,7 +49,8 @@ def register_all(address: str) -> tuple[dict[str, float], pd.DataFrame]:
     wet = days["feature_0"] + random.normal(size=len(days)) > 0
     alone: dict[str, float] = {}
     for family in FAMILIES:
-        estimator = make_estimator(make_candidates([family])[1]).fit(days, wet)
+        problem = make_problem(SEATTLE, families=[family])
+        estimator = problem.make_estimator(problem.list_candidates()[1]).fit(days, wet)
         register(address, family, estimator, days)
         alone[family] = predict_alone(estimator, days.head(1).to_numpy())
     return alone, days.head(1)

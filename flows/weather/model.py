@@ -1,118 +1,44 @@
-"""Candidates and baselines, and their evaluation on a holdout of later days, as functions that need no server."""
+"""The weather problem: rain on the day after, its estimators, candidates and baselines, which need no server."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, log_loss, roc_auc_score
-from sklearn.model_selection import TimeSeriesSplit
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from flows.weather import plots, promotion
 from flows.weather.features import TARGET, WET_TODAY
-from flows.weather.observations import DAY
-from trainyard.candidates import Candidate, Score
-from trainyard.contract import Artifact, Column
-from trainyard.errors import DataError
-from trainyard.evaluation import holdout_table, training_sample
-from trainyard.metrics import flatten_scores, scores_table
+from flows.weather.observations import DAY, Place
+from flows.weather.places import model_name
+from trainyard.contract import Tag
+from trainyard.problem import Problem, grid
+from trainyard.splits import Mask, TimeSplit
 
 Probabilities = NDArray[np.float64]
 Family = Literal["logistic-regression", "random-forest", "hist-gradient-boosting"]
 FAMILIES: tuple[Family, ...] = ("logistic-regression", "random-forest", "hist-gradient-boosting")
+EXPERIMENT = "weather"
 SEED = 0
 
-
-@dataclass(frozen=True)
-class FittedModel:
-    """A fitted estimator, and its evaluation on the holdout."""
-
-    candidate: Candidate
-    estimator: Pipeline
-    metrics: dict[str, float]
-    """Those of `score` for the model and each baseline, such as `model_brier` and `persistence_brier`."""
-    train: pd.DataFrame
-    holdout: pd.DataFrame
-    predictions: dict[str, Probabilities]
-    """Of the model (`Column.MODEL`) and each baseline: the probability of rain on the day after each holdout day."""
-
-
-GRID: dict[Family, Sequence[Mapping[str, float]]] = {
-    "logistic-regression": [{"C": 0.01}, {"C": 0.1}, {"C": 1.0}],
-    "random-forest": [{"min_samples_leaf": leaf} for leaf in (5, 20, 50)],
-    "hist-gradient-boosting": [
-        {"learning_rate": 0.03, "max_leaf_nodes": 7},
-        {"learning_rate": 0.03, "max_leaf_nodes": 15},
-        {"learning_rate": 0.1, "max_leaf_nodes": 7},
-    ],
+ESTIMATORS = {
+    "logistic-regression": lambda C: make_pipeline(
+        StandardScaler(), LogisticRegression(max_iter=1000, random_state=SEED, C=C)
+    ),
+    "random-forest": RandomForestClassifier(n_estimators=150, random_state=SEED),
+    "hist-gradient-boosting": HistGradientBoostingClassifier(max_iter=100, early_stopping=False, random_state=SEED),
 }
-
-
-def make_candidates(families: Sequence[Family] = FAMILIES) -> list[Candidate]:
-    """Return the candidates of the families: each family's grid of parameters."""
-    return [Candidate(family, tuple(sorted(params.items()))) for family in families for params in GRID[family]]
-
-
-def make_estimator(candidate: Candidate) -> Pipeline:
-    """Return the candidate's estimator, not fitted; fitting it is deterministic."""
-    params: dict[str, Any] = dict(candidate.params)
-    if candidate.family == "logistic-regression":
-        return Pipeline(
-            [("scale", StandardScaler()), ("classify", LogisticRegression(max_iter=1000, random_state=SEED, **params))]
-        )
-    if candidate.family == "random-forest":
-        return Pipeline([("classify", RandomForestClassifier(n_estimators=150, random_state=SEED, **params))])
-    boosting = HistGradientBoostingClassifier(max_iter=100, early_stopping=False, random_state=SEED, **params)
-    return Pipeline([("classify", boosting)])
-
-
-def split_by_time(examples: pd.DataFrame, holdout_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split the examples into a training set and a holdout, the newest `holdout_fraction` of the days.
-
-    Raises:
-        DataError: One of them has only wet or only dry days.
-    """
-    cut = len(examples) - max(1, round(len(examples) * holdout_fraction))
-    train, holdout = examples.iloc[:cut], examples.iloc[cut:]
-    for name, part in {"training": train, "holdout": holdout}.items():
-        if part[TARGET].nunique() < 2:
-            raise DataError(
-                f"The {name} part ({len(part)} of {len(examples)} days) does not have both wet and dry "
-                "days. Choose more years, or change holdout_fraction or wet_day_mm."
-            )
-    return train, holdout
-
-
-def cross_validate(train: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
-    """Return a candidate's mean scores over time-series folds, each validated on days after its training days.
-
-    Folds without both wet and dry training days are skipped.
-
-    Raises:
-        DataError: All folds are skipped.
-    """
-    features, target = train.drop(columns=TARGET), train[TARGET]
-    losses, briers = [], []
-    for fit, validate in TimeSeriesSplit(n_splits=folds).split(features):
-        if target.iloc[fit].nunique() < 2:
-            continue
-        estimator = make_estimator(candidate).fit(features.iloc[fit], target.iloc[fit])
-        probability = estimator.predict_proba(features.iloc[validate])[:, 1]
-        losses.append(log_loss(target.iloc[validate], probability, labels=[False, True]))
-        briers.append(brier_score_loss(target.iloc[validate], probability))
-    if not losses:
-        raise DataError(f"None of {folds} folds has both wet and dry days to learn from. Choose more years.")
-    return Score(candidate, {"cv_log_loss": float(np.mean(losses)), "cv_brier": float(np.mean(briers))})
-
-
-def choose_best(scores: Sequence[Score]) -> Candidate:
-    """Return the candidate with the lowest log loss; on a tie, the first."""
-    return min(scores, key=lambda score: score.metrics["cv_log_loss"]).candidate
+CANDIDATES = (
+    *grid("logistic-regression", C=[0.01, 0.1, 1.0]),
+    *grid("random-forest", min_samples_leaf=[5, 20, 50]),
+    *grid("hist-gradient-boosting", learning_rate=[0.03], max_leaf_nodes=[7, 15]),
+    *grid("hist-gradient-boosting", learning_rate=[0.1], max_leaf_nodes=[7]),
+)
 
 
 def persistence(train: pd.DataFrame, holdout: pd.DataFrame) -> Probabilities:
@@ -135,89 +61,65 @@ def climatology(train: pd.DataFrame, holdout: pd.DataFrame) -> Probabilities:
     return months.fillna(train[TARGET].mean()).to_numpy(dtype=np.float64)
 
 
+def next_days(examples: pd.DataFrame) -> pd.DatetimeIndex:
+    """Return the day that each example predicts."""
+    return pd.DatetimeIndex(examples.index) + DAY
+
+
 def _rule_of_succession(counts: pd.DataFrame) -> pd.Series:
     return (counts["sum"] + 1) / (counts["count"] + 2)
 
 
 def _month_of_tomorrow(examples: pd.DataFrame) -> pd.Series:
-    return pd.Series(_tomorrow(examples).month, index=examples.index, name="month")
-
-
-def _tomorrow(examples: pd.DataFrame) -> pd.DatetimeIndex:
-    return pd.DatetimeIndex(examples.index) + DAY
+    return pd.Series(next_days(examples).month, index=examples.index, name="month")
 
 
 BASELINES = {"persistence": persistence, "climatology": climatology}
 
 
-def score(wet: pd.Series, probability: Probabilities) -> dict[str, float]:
-    """Return the metrics of probabilities of rain.
+@dataclass(frozen=True)
+class DaySplit(TimeSplit):
+    """Hold out the newest days; champions of releases before 0.3.0 name the last day before theirs by a tag of their own."""
 
-    Lower is better for log_loss, brier and calibration_error, higher for roc_auc, average_precision and accuracy (at a
-    threshold of 0.5).
-    """
-    return {
-        "log_loss": float(log_loss(wet, probability, labels=[False, True])),
-        "brier": float(brier_score_loss(wet, probability)),
-        "calibration_error": calibration_error(wet, probability),
-        "roc_auc": float(roc_auc_score(wet, probability)),
-        "average_precision": float(average_precision_score(wet, probability)),
-        "accuracy": float(accuracy_score(wet, probability >= 0.5)),
-    }
+    def find_unseen(self, holdout: pd.DataFrame, own: Mapping[str, str], champion: Mapping[str, str]) -> Mask | str:
+        """Return the days after the champion's training set."""
+        if last_day := champion.get("train_last_day"):
+            champion = {Tag.TRAIN_LAST_TIME: last_day, **champion}
+        return super().find_unseen(holdout, own, champion)
 
 
-def calibration_error(wet: pd.Series, probability: Probabilities, bins: int = 10) -> float:
-    """Return the expected calibration error, 0 to 1, over bins of equal width.
+def make_problem(
+    place: Place,
+    wet_day_mm: float = 1.0,
+    families: Sequence[Family] = FAMILIES,
+    folds: int = 5,
+    holdout_fraction: float = 0.2,
+) -> Problem:
+    """Return the problem of a place: whether the day after an example is wet.
 
-    It is the mean distance between predicted probability and observed frequency, weighted by the bins' days. Guo et
-    al., On Calibration of Modern Neural Networks, ICML 2017.
-    """
-    days = pd.DataFrame({"observed": np.asarray(wet, dtype=float), "predicted": probability})
-    groups = days.groupby(np.minimum((probability * bins).astype(int), bins - 1))
-    gap = (groups["predicted"].mean() - groups["observed"].mean()).abs()
-    return float((gap * groups.size()).sum() / len(days))
-
-
-def predict(estimator: Any, examples: pd.DataFrame) -> Probabilities:
-    """Return a fitted estimator's probability of rain on the day after each example."""
-    probability: Probabilities = estimator.predict_proba(examples.drop(columns=TARGET))[:, 1]
-    return probability
-
-
-def fit_and_score(train: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> FittedModel:
-    """Fit a candidate on the training set, and evaluate it and the baselines on the holdout."""
-    estimator = make_estimator(candidate).fit(train.drop(columns=TARGET), train[TARGET])
-    predictions = {Column.MODEL: predict(estimator, holdout)}
-    predictions |= {name: baseline(train, holdout) for name, baseline in BASELINES.items()}
-    scores = {name: score(holdout[TARGET], probability) for name, probability in predictions.items()}
-    return FittedModel(candidate, estimator, flatten_scores(scores), train, holdout, predictions)
-
-
-def refit(fitted: FittedModel) -> Pipeline:
-    """Return the estimator fitted again on all days, so that the model that is served knows the newest ones."""
-    examples = pd.concat([fitted.train, fitted.holdout])
-    return make_estimator(fitted.candidate).fit(examples.drop(columns=TARGET), examples[TARGET])
-
-
-def evaluation_tables(fitted: FittedModel, refitted: Pipeline) -> dict[str, pd.DataFrame]:
-    """Return the holdout's predictions for the dashboard, and a sample of the training data for the monitor.
-
-    The time of a row is the day that it predicts.
+    The search chooses by the log loss, which punishes a confident mistake most; the gate compares by the Brier score.
 
     Args:
-        fitted: What the holdout was evaluated with.
-        refitted: What is served, fitted on all days.
+        place: The place, whose model it is.
+        wet_day_mm: Precipitation from which a day counts as wet.
+        families: Families of estimators to search.
+        folds: Number of folds of the cross-validation.
+        holdout_fraction: Share of the days, the newest, that are held out.
     """
-    examples = pd.concat([fitted.train, fitted.holdout])
-    features = examples.drop(columns=TARGET)
-    observed = fitted.holdout[TARGET].astype(int)
-    prediction = predict(refitted, examples)
-    return {
-        Artifact.HOLDOUT: holdout_table(observed, fitted.predictions, _tomorrow(fitted.holdout)),
-        Artifact.TRAINING_SAMPLE: training_sample(features, prediction, _tomorrow(features)),
-    }
-
-
-def metrics_table(metrics: Mapping[str, float]) -> str:
-    """Return the metrics of the model and the baselines side by side as a Markdown table."""
-    return scores_table(metrics, [Column.MODEL, *BASELINES])
+    return Problem(
+        model=model_name(place),
+        target=TARGET,
+        estimators=ESTIMATORS,
+        candidates=[candidate for candidate in CANDIDATES if candidate.family in families],
+        split=DaySplit(share=holdout_fraction),
+        folds=folds,
+        metric="brier",
+        search_metric="log_loss",
+        baselines=BASELINES,
+        data_params={"wet_day_mm": wet_day_mm},
+        question=f"Will it rain in {place.name} tomorrow, at least {wet_day_mm:g} mm?",
+        experiment=EXPERIMENT,
+        figures=plots.draw,
+        times=next_days,
+        why_not_comparable=promotion.why_not_comparable,
+    )

@@ -1,34 +1,33 @@
 """The weather pipeline: its tasks and flows, in the order in which they run."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import replace
 
-import pandas as pd
 from prefect import flow, get_run_logger, runtime, tags, task, unmapped
 from prefect.artifacts import create_link_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic.json_schema import SkipJsonSchema
-from sklearn.pipeline import Pipeline
+from sklearn.base import BaseEstimator
 
-from flows.weather import model, parameters, plots, promotion, sources
+from flows.weather import model, parameters, promotion, sources
 from flows.weather import places as place_names
-from flows.weather.features import TARGET, Examples
+from flows.weather.features import Examples
 from flows.weather.ingest import HOUR, locate, name_run, preprocess
-from flows.weather.model import Family, FittedModel
 from flows.weather.parameters import DATA, TRAINING, DataParameters, Training, TrainingParameters
 from flows.weather.settings import WeatherSettings
-from trainyard import registry, search, tracking
+from flows.weather.truth import wet_day_of
+from trainyard import tracking
 from trainyard.cache import cached, refreshing, stored_at_once
-from trainyard.candidates import Candidate, Score
-from trainyard.contract import RunTag, Tag
+from trainyard.contract import RunTag
 from trainyard.errors import TrainyardError
-from trainyard.fingerprint import code_fingerprint, fingerprint
-from trainyard.gate import Decision, Thresholds
+from trainyard.fitting import Evaluation
 from trainyard.locks import lock
-from trainyard.outcome import Outcome, log_proposal, report
-from trainyard.registry import Champion, Proposal
+from trainyard.problem import Parts, Problem
+from trainyard.training import Details, Outcome, Steps
+from trainyard.training import log_run as log_to_mlflow
+from trainyard.training import train as train_model
 
-EXPERIMENT = "weather"
 LOCK_TIMEOUT_SECONDS = {"wait": 3600.0, "skip": 1.0}
 """By `overlap`, how long a run waits for another of the same place."""
 MAX_PARALLEL_PLACES = 4
@@ -39,145 +38,56 @@ class PlacesFailedError(TrainyardError):
     """The pipeline failed for some places; the message names them."""
 
 
-@task(name="cross-validate", task_run_name="{candidate.name}", **cached())
-def cross_validate(train_days: pd.DataFrame, candidate: Candidate, folds: int) -> Score:
-    """Evaluate one candidate by cross-validation."""
-    return model.cross_validate(train_days, candidate, folds)
+@task(name="log-to-mlflow", **cached())
+def log_run(
+    problem: Problem,
+    parts: Parts,
+    evaluation: Evaluation,
+    refitted: BaseEstimator | None,
+    trials: list[tracking.Trial],
+    details: Details,
+) -> tracking.Registered:
+    """Log the training as every other; the model card also says what the live source does to the model's score."""
+    if refitted is not None:
+        card = f"{details.description}\n\n{describe_sources(parts, evaluation, details.tags)}"
+        details = replace(details, description=card)
+    return log_to_mlflow.fn(problem, parts, evaluation, refitted, trials, details)
 
 
-@task(name="search", **cached())
-def search_candidates(train_days: pd.DataFrame, families: list[Family], folds: int) -> search.SearchResult:
-    """Evaluate all candidates in parallel; as one task, an unchanged search costs one cache look-up."""
-    return search.search(cross_validate, model.make_candidates(families), train_days=train_days, folds=folds)
-
-
-@task(name="fit", **cached())
-def fit(train_days: pd.DataFrame, holdout: pd.DataFrame, candidate: Candidate) -> FittedModel:
-    """Fit the best candidate, and evaluate it and the baselines on the holdout."""
-    return model.fit_and_score(train_days, holdout, candidate)
-
-
-@task(name="refit", **cached())
-def refit(fitted: FittedModel) -> Pipeline:
-    """Fit the model that is served on all days, those of the holdout included."""
-    return model.refit(fitted)
-
-
-@task(name="compare-sources", persist_result=False)
-def describe_sources(examples: Examples, fitted: FittedModel) -> str:
+def describe_sources(parts: Parts, evaluation: Evaluation, tags: Mapping[str, str]) -> str:
     """Return what the difference between the archive and the live source does to the model's score, for its model card."""
-    if examples.origin.source != "open-meteo":
+    place = place_names.place_of(tags)
+    if tags["data_source"] != "open-meteo" or place is None:
         return (
             "The model was fitted on recorded observations of a station, and is asked with the forecast API's values."
         )
     settings = WeatherSettings()
-    url, place = settings.weather_forecast_url, examples.origin.place
     try:
-        live_days = sources.fetch_live_days(url, place, settings.weather_timeout_seconds)
-        return sources.compare_sources(fitted, live_days, examples.wet_day_mm).describe()
+        live_days = sources.fetch_live_days(settings.weather_forecast_url, place, settings.weather_timeout_seconds)
+        wet_day_mm = wet_day_of(tags)
+        return sources.compare_sources(evaluation.estimator, parts.holdout, live_days, wet_day_mm).describe()
     except TrainyardError as error:
         get_run_logger().warning("The difference between archive and live source was not measured: %s", error)
         return "Live predictions take their features from the forecast API; the difference was not measured."
 
 
-@task(name="log-to-mlflow", **cached())
-def log_run(
-    examples: Examples,
-    fitted: FittedModel,
-    refitted: Pipeline | None,
-    trials: list[tracking.Trial],
-    settings: dict[str, Any],
-    digests: dict[str, str],
-    sources_differ: str,
-) -> tracking.Registered:
-    """Log the training to MLflow; with a model to serve also its candidates, plots and tables, and register it."""
-    return tracking.log_training(
-        tracking.TrainingRecord(
-            experiment=EXPERIMENT,
-            model=place_names.model_name(examples.origin.place),
-            estimator=fitted.estimator if refitted is None else refitted,
-            evaluated=fitted.estimator,
-            description=f"{promotion.describe_data(examples)}\n\n{sources_differ}",
-            inputs=fitted.holdout.drop(columns=TARGET).head(5),
-            dataset=tracking.Dataset(examples.origin.source, examples.origin.url, examples.frame, TARGET),
-            params=describe_training(examples, fitted) | settings,
-            metrics=fitted.metrics,
-            figures={} if refitted is None else plots.draw(fitted),
-            tables={} if refitted is None else model.evaluation_tables(fitted, refitted),
-            trials=trials,
-            tags=promotion.describe_model(examples, fitted) | digests,
-        ),
-        register=refitted is not None,
-    )
-
-
-def make_comparison(examples: Examples, fitted: FittedModel, gate: Thresholds) -> registry.Compare:
-    """Return what compares the model with the champion on days that neither of them was fitted on."""
-
-    def compare(champion: Champion | None) -> Decision:
-        tags = promotion.describe_model(examples, fitted)
-        if champion is None:
-            return promotion.compare_with_champion(tags, fitted, None, None, gate)
-        estimator = champion.load_estimator()
-        return promotion.compare_with_champion(tags, fitted, champion.tags, estimator, gate, champion.reuse)
-
-    return compare
-
-
-@task(name="compare", retries=2, retry_delay_seconds=1, persist_result=False)
-def propose(examples: Examples, fitted: FittedModel, digests: dict[str, str], gate: Thresholds) -> Proposal:
-    """Decide whether the model is to become the champion, and whether it is worth a version."""
-    name, compare = place_names.model_name(examples.origin.place), make_comparison(examples, fitted, gate)
-    return registry.propose(name, digests[Tag.CANDIDATE_DIGEST], digests[Tag.RECIPE], compare, gate)
-
-
-@task(name="promote", retries=2, retry_delay_seconds=1, persist_result=False)
-def promote(
-    examples: Examples, fitted: FittedModel, logged: tracking.Registered, proposal: Proposal, gate: Thresholds
-) -> Decision:
-    """Make the model's version the champion, or the challenger."""
-    if logged.version is None:
-        return proposal.decision
-    compare = make_comparison(examples, fitted, gate)
-    return registry.apply_gate(logged.model, logged.version, compare, gate, proposal)
-
-
-def make_digests(fitted: FittedModel, examples: Examples, training: TrainingParameters) -> dict[str, str]:
-    """Return the tags that tell a new recipe from the champion's own, and a new candidate from an unchanged one."""
-    code = code_fingerprint(model.fit_and_score)[:12]
-    decided = [examples.wet_day_mm, training.holdout_fraction, sorted(training.families), training.folds]
-    return {
-        Tag.CODE: code,
-        Tag.RECIPE: fingerprint([code, decided])[:12],
-        Tag.CANDIDATE_DIGEST: fingerprint([fitted.candidate, fitted.train, fitted.holdout, fitted.predictions])[:16],
-    }
-
-
-def describe_training(examples: Examples, fitted: FittedModel) -> dict[str, Any]:
-    """Return the parameters that are logged of data and model."""
-    place, frame = examples.origin.place, examples.frame
-    return {
-        "place": place.name,
-        "latitude": place.latitude,
-        "longitude": place.longitude,
-        "wet_day_mm": examples.wet_day_mm,
-        "first_day": str(frame.index.min().date()),
-        "last_day": str(frame.index.max().date()),
-        "train_days": len(fitted.train),
-        "holdout_days": len(fitted.holdout),
-        "holdout_wet_share": round(float(fitted.holdout[TARGET].mean()), 4),
-        "features": len(frame.columns) - 1,
-        "family": fitted.candidate.family,
-        **dict(fitted.candidate.params),
-    }
-
-
-def summarize(examples: Examples, fitted: FittedModel) -> str:
-    """Return the report's paragraph on data and model."""
+def describe_training(examples: Examples, training: TrainingParameters) -> Details:
+    """Return what is logged of a training besides what the problem tells."""
     origin, days = examples.origin, examples.frame.index
-    return (
-        f"Data: {origin.place.name}, {days.min():%F} to {days.max():%F}, from **{origin.source}**. "
-        f"Best candidate: {fitted.candidate.name}, evaluated on the newest {len(fitted.holdout)} days."
+    return Details(
+        source=origin.url,
+        dataset=origin.source,
+        params={
+            "place": origin.place.name,
+            "latitude": origin.place.latitude,
+            "longitude": origin.place.longitude,
+            "first_day": f"{days.min():%F}",
+            "last_day": f"{days.max():%F}",
+            "features": len(examples.frame.columns) - 1,
+            "holdout_fraction": training.holdout_fraction,
+        },
+        tags=promotion.describe_model(examples),
+        description=promotion.describe_data(examples),
     )
 
 
@@ -193,34 +103,15 @@ def train(
 
     Raises:
         TrackingUnreachableError: MLflow does not answer.
-        DataError: The training set, the holdout or all folds have only wet or only dry days.
+        DataError: The training set, the holdout or all folds have only wet or only dry days, or too few.
         SearchError: All candidates failed.
     """
-    tracking.require_server()
-    if examples is None:
-        examples = preprocess()
-    train_days, holdout = model.split_by_time(examples.frame, training.holdout_fraction)
-    scores, trials = search.search_once(search_candidates, train_days, training.families, training.folds)
-    fitted = fit(train_days, holdout, model.choose_best(scores))
-    settings = {
-        "holdout_fraction": training.holdout_fraction,
-        "folds": training.folds,
-        "candidates": len(trials),
-    }
-    digests = make_digests(fitted, examples, training)
-    proposal = propose(examples, fitted, digests, training.gate)
-    refitted = refit(fitted) if proposal.is_new and proposal.version is None else None
-    sources_differ = "" if refitted is None else describe_sources(examples, fitted)
-    logged, reused = log_proposal(
-        place_names.model_name(examples.origin.place),
-        proposal,
-        log_run,
-        *(examples, fitted, refitted, trials, settings, digests, sources_differ),
+    examples = examples or preprocess()
+    problem = model.make_problem(
+        examples.origin.place, examples.wet_day_mm, training.families, training.folds, training.holdout_fraction
     )
-    decision = promote(examples, fitted, logged, proposal, training.gate)
-    outcome = Outcome(logged, decision, fitted.metrics, reused)
-    report(outcome, summarize(examples, fitted), model.metrics_table(fitted.metrics))
-    return outcome
+    details = describe_training(examples, training)
+    return train_model(problem, examples.frame, details, training.gate, steps=Steps(log=log_run))
 
 
 @task(name="place", task_run_name="{place}", persist_result=False)

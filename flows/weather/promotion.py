@@ -1,22 +1,12 @@
-"""The comparison of a candidate with the champion: on which days, and when the two cannot be compared."""
+"""What is said of a model, and when a candidate cannot be compared with the champion."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import pandas as pd
-
-from flows.weather.features import TARGET, Examples
-from flows.weather.model import BASELINES, FittedModel, predict
+from flows.weather.features import Examples
 from flows.weather.places import place_key, place_of
-from trainyard.contract import Column
-from trainyard.gate import FIRST_USE, Decision, Reuse, Thresholds, decide
-from trainyard.metrics import brier_losses
-
-METRIC = "brier"
-MIN_DAYS = 30
 
 
-def describe_model(examples: Examples, fitted: FittedModel) -> dict[str, str]:
+def describe_model(examples: Examples) -> dict[str, str]:
     """Return the tags that say what a model predicts, for later candidates and for the hooks."""
     place = examples.origin.place
     return {
@@ -25,64 +15,15 @@ def describe_model(examples: Examples, fitted: FittedModel) -> dict[str, str]:
         "latitude": f"{place.latitude}",
         "longitude": f"{place.longitude}",
         "wet_day_mm": f"{examples.wet_day_mm:g}",
-        "train_last_day": f"{fitted.train.index.max():%F}",
-        "refit_last_day": f"{fitted.holdout.index.max():%F}",
+        "refit_last_day": f"{examples.frame.index.max():%F}",
     }
 
 
 def describe_data(examples: Examples) -> str:
-    """Return the paragraph of the model card on the data."""
+    """Return the paragraph of the model card and the report on the data."""
     origin = examples.origin
     days = f"{examples.frame.index.min():%F} to {examples.frame.index.max():%F}"
-    return f"Rain tomorrow (at least {examples.wet_day_mm:g} mm) in {origin.place.name}; {origin.source}, {days}."
-
-
-def compare_with_champion(
-    tags: Mapping[str, str],
-    fitted: FittedModel,
-    champion_tags: Mapping[str, str] | None,
-    champion: Any,
-    gate: Thresholds,
-    reuse: Reuse = FIRST_USE,
-) -> Decision:
-    """Decide whether a candidate replaces the champion.
-
-    Both are scored on the part of the candidate's holdout that the champion was not fitted on. Baselines come first: also
-    where the champion cannot be compared, a candidate has to beat them.
-
-    Args:
-        tags: `describe_model` of the candidate.
-        fitted: The candidate.
-        champion_tags: `describe_model` of the champion; None without a champion.
-        champion: The champion's estimator, fitted until its tag `train_last_day`; None without a champion.
-        gate: How much better the candidate must be.
-        reuse: How often the champion has been compared already.
-    """
-    is_unseen = pd.Series(data=True, index=fitted.holdout.index)
-    if champion_tags is not None:
-        if reason := why_not_comparable(tags, champion_tags):
-            return Decision(promote=False, reason=reason)
-        is_unseen &= fitted.holdout.index > pd.Timestamp(champion_tags.get("train_last_day", "1900-01-01"))
-    holdout = fitted.holdout.loc[is_unseen]
-    if len(holdout) < MIN_DAYS or holdout[TARGET].nunique() < 2:
-        reason = (
-            f"There are only {len(holdout)} days that neither it nor the champion was fitted on; {MIN_DAYS} are needed."
-        )
-        return Decision(promote=False, reason=reason)
-    losses = {
-        name: brier_losses(holdout[TARGET], probability[is_unseen.to_numpy()])
-        for name, probability in fitted.predictions.items()
-    }
-    champion_losses, exception = None, None
-    if champion_tags is not None:
-        try:
-            champion_losses = brier_losses(holdout[TARGET], predict(champion, holdout))
-        except ValueError as error:  # scikit-learn's error where columns differ
-            exception = Decision(promote=True, reason=f"The champion does not know today's features ({error}).")
-    baselines = {name: losses[name] for name in BASELINES}
-    return decide(
-        METRIC, losses[Column.MODEL], baselines, champion_losses, gate, reuse, is_series=True, exception=exception
-    )
+    return f"Rain tomorrow (at least {examples.wet_day_mm:g} mm) in {origin.place.name}; **{origin.source}**, {days}."
 
 
 def why_not_comparable(tags: Mapping[str, str], champion_tags: Mapping[str, str]) -> str | None:

@@ -6,12 +6,12 @@ model is asked, today's values are still partly forecasts.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flows.weather.features import LONGEST_WINDOW, TARGET, WET_TODAY, build_features
-from flows.weather.model import FittedModel, predict
 from flows.weather.observations import Place
 from flows.weather.open_meteo import daily_query, parse_archive
 from flows.weather.validation import fill_forward
@@ -55,11 +55,14 @@ def fetch_live_days(url: str, place: Place, timeout_seconds: float) -> pd.DataFr
     return fill_forward(days[~days.index.duplicated()].sort_index())
 
 
-def compare_sources(fitted: FittedModel, live_days: pd.DataFrame, wet_day_mm: float) -> SourceDifference:
+def compare_sources(
+    estimator: Any, holdout: pd.DataFrame, live_days: pd.DataFrame, wet_day_mm: float
+) -> SourceDifference:
     """Score a model on its newest holdout days, once from the archive's features and once from the live source's.
 
     Args:
-        fitted: The model, evaluated on the archive.
+        estimator: The model, fitted without the holdout.
+        holdout: Its holdout, from the archive.
         live_days: The live source's days, as in `Observations`.
         wet_day_mm: Precipitation from which a day counts as wet.
 
@@ -67,13 +70,12 @@ def compare_sources(fitted: FittedModel, live_days: pd.DataFrame, wet_day_mm: fl
         DataError: The two have fewer than `LONGEST_WINDOW` days in common.
     """
     live = build_features(live_days, wet_day_mm)
-    common = fitted.holdout.index.intersection(live.index)
+    common = holdout.index.intersection(live.index)
     if len(common) < LONGEST_WINDOW:
         raise DataError(f"The archive and the forecast API have only {len(common)} days of features in common.")
-    holdout = fitted.holdout.loc[common]
-    asked = live.loc[common].assign(**{TARGET: holdout[TARGET]})
+    archived, asked, wet = holdout.loc[common].drop(columns=TARGET), live.loc[common], holdout.loc[common, TARGET]
     archive_brier, live_brier = (
-        float(brier_losses(holdout[TARGET], predict(fitted.estimator, rows)).mean()) for rows in (holdout, asked)
+        float(brier_losses(wet, estimator.predict_proba(features)[:, 1]).mean()) for features in (archived, asked)
     )
-    disagreement = float(np.mean(holdout[WET_TODAY] != asked[WET_TODAY]))
+    disagreement = float(np.mean(archived[WET_TODAY] != asked[WET_TODAY]))
     return SourceDifference(len(common), archive_brier, live_brier, disagreement)

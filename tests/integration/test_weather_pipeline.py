@@ -18,10 +18,10 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 
-from flows.weather import model
 from flows.weather.features import TARGET, build_examples
 from flows.weather.ingest import fetch_archive, find_place
-from flows.weather.pipeline import EXPERIMENT, LOCK_TIMEOUT_SECONDS, MAX_PARALLEL_PLACES, weather_pipeline
+from flows.weather.model import CANDIDATES, EXPERIMENT
+from flows.weather.pipeline import LOCK_TIMEOUT_SECONDS, MAX_PARALLEL_PLACES, weather_pipeline
 from flows.weather.places import MODEL
 from infra.testing.open_meteo_server import OpenMeteoServer
 from infra.testing.servers import free_port
@@ -114,7 +114,7 @@ class TestCandidates:
     @pytest.fixture
     def partly_failed(self, monkeypatch: pytest.MonkeyPatch) -> Outcome:
         """A training of which the first of three candidates failed."""
-        broken, *_ = model.make_candidates(["logistic-regression"])
+        broken, *_ = CANDIDATES
         fit = LogisticRegression.fit
 
         def fail_for_one(estimator: LogisticRegression, *arguments: Any, **options: Any) -> LogisticRegression:
@@ -186,6 +186,13 @@ class TestPromotion:
         assert count_versions(tracking) == 1
         assert tracking.get_model_version(MODEL, "1").tags[Tag.GATE_LAST_REASON] == later.decision.reason
 
+    def test_another_threshold_of_rain_is_another_recipe_and_cannot_be_compared(self, tracking: MlflowClient) -> None:
+        run()
+        outcome = run(wet_day_mm=2)
+
+        assert outcome.decision.reason == "It predicts days of at least 2 mm, and the champion days of 1 mm."
+        assert aliases_of(tracking) == {Alias.CHAMPION: 1, Alias.CHALLENGER: 2}
+
     def test_a_forced_run_promotes_an_equal_model(self, tracking: MlflowClient) -> None:
         run()
         forced = run(refresh=True, gate={"force": True})
@@ -197,10 +204,10 @@ class TestPromotion:
         self, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         champion = run()
-        monkeypatch.setattr(model, "make_estimator", lambda candidate: None)
+        monkeypatch.setattr(LogisticRegression, "fit", lambda *_: None)
         state = weather_pipeline(**QUICK, refresh=True, return_state=True)
 
-        assert state.is_failed()
+        assert "All candidates failed" in failure_message(state)
         assert aliases_of(tracking) == {Alias.CHAMPION: champion.registered.version}
         assert count_versions(tracking) == 1
 
@@ -215,6 +222,7 @@ class TestPromotion:
         params = tracking.get_run(str(version.run_id)).data.params
         assert any("USING RECORDED OBSERVATIONS" in line for line in warnings)
         assert version.tags["data_source"] == "vega-datasets-recorded"
+        assert "recorded observations of a station" in str(version.description)
         assert (params["first_day"], params["last_day"]) == ("2012-01-30", "2015-12-30")
         assert outcome.metrics["model_brier"] < outcome.metrics["persistence_brier"]
         assert "Recorded observations" in outcome.decision.reason
@@ -330,6 +338,15 @@ class TestOverlap:
 
 
 class TestLogging:
+    def test_a_live_source_that_does_not_answer_is_a_sentence_of_the_model_card(
+        self, tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WEATHER_FORECAST_URL", f"http://127.0.0.1:{free_port()}/v1/forecast")
+
+        version = run().registered.version
+
+        assert "the difference was not measured" in str(tracking.get_model_version(MODEL, str(version)).description)
+
     def test_a_training_whose_mlflow_run_was_deleted_is_logged_again(self, tracking: MlflowClient) -> None:
         first = run()
         tracking.delete_run(first.registered.run_id)

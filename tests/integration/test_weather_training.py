@@ -158,6 +158,7 @@ class TestTraining:
         assert mlflow_run.data.metrics == pytest.approx(training.outcome.metrics)
         assert mlflow_run.data.params["place"] == HOME
         assert mlflow_run.data.params["candidates"] == "9"
+        assert mlflow_run.data.params["wet_day_mm"] == "1.0"
         assert inputs is not None
         (dataset,) = [each.dataset for each in inputs.dataset_inputs]
         assert dataset.name == "open-meteo"
@@ -213,10 +214,18 @@ class TestTraining:
             version.tags[Tag.EVALUATED_MODEL]
         )
 
-        assert version.tags["train_last_day"] < version.tags["refit_last_day"]
+        assert version.tags[Tag.TRAIN_LAST_TIME] < version.tags["refit_last_day"]
         assert evaluated.predict_proba(rows)[:, 1] == pytest.approx(table[Column.MODEL].head(5).to_numpy())
         assert served.predict_proba(rows)[:, 1] != pytest.approx(table[Column.MODEL].head(5).to_numpy())
         assert "fitted again on all rows" in str(version.description)
+
+    def test_the_model_card_has_the_data_and_what_the_live_source_does_to_the_score(
+        self, training: PipelineRun, tracking: MlflowClient
+    ) -> None:
+        card = str(tracking.get_model_version(MODEL, str(training.outcome.registered.version)).description)
+
+        assert f"Rain tomorrow (at least 1 mm) in {HOME}; **open-meteo**" in card
+        assert "with the archive's features and" in card
 
 
 class TestLinks:

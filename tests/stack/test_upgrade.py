@@ -120,4 +120,5 @@ def test_a_new_run_completes(upgrade: Upgrade) -> None:
     output = upgrade.stack.shell("make run DEPLOYMENT=weather-pipeline").stdout
 
     assert "Completed" in output.splitlines()[-1]
+    assert "on the same holdout" in output, "the champion of the last release is compared"
     assert len(upgrade.stack.flow_runs("weather-pipeline")) == len(upgrade.before["runs"]) + 1

@@ -139,7 +139,7 @@ def test_changed_code_is_computed(stack: Stack, api: httpx.Client, trained: None
     before = len(stack.model_versions())
     code = stack.home / "flows/weather/model.py"
     before_edit = code.read_text()
-    edited = before_edit.replace("(holdout[TARGET], probability)", "(holdout[TARGET], 1 * probability)")
+    edited = before_edit.replace('return (counts["sum"] + 1)', 'return 1 * (counts["sum"] + 1)')
     code.write_text(f"# An edit\n{edited}")
 
     output = make_run(stack)

@@ -17,13 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prefect import Task
 
-from flows.weather import features, model, open_meteo, places, plots, promotion, validation
+from flows.weather import features, open_meteo, places, plots, promotion, sources, validation
 from flows.weather import ingest as weather_ingest
+from flows.weather import model as weather_model
 from flows.weather import pipeline as weather
 from flows.wine import model as wine_model
 from trainyard import distributions, fitting, metrics, tracking, training
 from trainyard.contract import Tag
-from trainyard.fingerprint import code_fingerprint, key_fingerprint
+from trainyard.fingerprint import code_fingerprint, fingerprint, key_fingerprint
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -351,7 +352,7 @@ class TestLibraries:
 
 
 TASKS = [
-    *(weather.cross_validate, weather.search_candidates, weather.fit, weather.log_run),
+    weather.log_run,
     *(weather_ingest.find_place, weather_ingest.fetch_archive, weather_ingest.build_features),
     *(training.cross_validate, training.search_candidates, training.fit, training.refit, training.log_run),
 ]
@@ -378,17 +379,13 @@ def other(*_: Any, **__: Any) -> Any:
         (training.fit, training, "EXAMPLE_ROWS", False),
         (training.cross_validate, fitting, "mean_score", True),
         (training.cross_validate, fitting, "refit", False),
-        (weather.log_run, weather, "describe_training", True),
-        (weather.log_run, places, "MODEL", True),
-        (weather.log_run, places, "place_key", True),
-        (weather.log_run, plots, "draw", True),
-        (weather.log_run, promotion, "describe_model", True),
-        (weather.log_run, weather, "summarize", False),
-        (weather.search_candidates, model, "cross_validate", True),
-        (weather.search_candidates, weather, "cross_validate", True),
-        (weather.search_candidates, plots, "draw", False),
-        (weather.fit, plots, "draw", False),
-        (weather.fit, model, "cross_validate", False),
+        (training.search_candidates, training, "cross_validate", False),  # an input
+        (weather.log_run, training, "EXAMPLE_ROWS", True),
+        (weather.log_run, tracking, "log_training", True),
+        (weather.log_run, weather, "describe_sources", True),
+        (weather.log_run, sources, "compare_sources", True),
+        (weather.log_run, fitting, "cross_validate", False),
+        (weather.log_run, weather, "describe_training", False),
         (weather_ingest.fetch_archive, validation, "TEMPERATURES", True),
         (weather_ingest.fetch_archive, open_meteo, "DAILY", True),
         (weather_ingest.build_features, features, "LONGEST_WINDOW", True),
@@ -403,3 +400,30 @@ def test_a_task_is_invalidated_by_what_it_uses(
     monkeypatch.setattr(owner, name, other if callable(getattr(owner, name)) else "another value")
 
     assert (code_fingerprint(task.fn) != before) is invalidates
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "for_fitting", "for_logging"),
+    [
+        (weather_model, "persistence", False, False),  # BASELINES refers to the function
+        (weather_model, "_rule_of_succession", True, True),
+        (weather_model, "SEED", True, False),  # of the logistic regression's function
+        (weather_model.DaySplit, "find_unseen", True, True),
+        (weather_model, "next_days", True, True),
+        (plots, "draw_forecast", False, True),
+        (promotion, "describe_data", False, False),
+    ],
+    ids=lambda value: str(getattr(value, "__name__", value)),
+)
+def test_a_problem_counts_with_the_functions_that_it_holds(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, for_fitting: bool, for_logging: bool
+) -> None:
+    problem = weather_model.make_problem(places.SEATTLE)
+    parts = problem.for_fitting(*problem.families), problem.for_logging("random-forest")
+    before = [fingerprint(part) for part in parts]
+    monkeypatch.setattr(owner, name, other if callable(getattr(owner, name)) else "another value")
+
+    assert [fingerprint(part) != digest for part, digest in zip(parts, before, strict=True)] == [
+        for_fitting,
+        for_logging,
+    ]

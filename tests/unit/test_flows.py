@@ -18,11 +18,13 @@ from flows.weather.ingest import fetch_weather, preprocess
 from flows.weather.pipeline import train, weather_pipeline
 from flows.weather.settings import WeatherSettings
 from flows.wine.pipeline import load_wine, train_wine, wine_pipeline
+from trainyard import training
 from trainyard.tracking import TrackingSettings
 
 # They run in threads, where Prefect cannot interrupt a request and warns of a timeout. Each of their requests has a deadline
-# (trainyard.http, MLflow's client), and the flow has a timeout.
+# (trainyard.http, MLflow's client, trainyard.data), and the flow has a timeout.
 BOUNDED_BY_THEIR_REQUESTS = {
+    "read",
     "find-place",
     "fetch-archive",
     "request-forecasts",
@@ -67,9 +69,12 @@ def test_an_outage_fails_the_scheduled_run_and_not_the_first_one() -> None:
 def defined(kind: type) -> list[Any]:
     """Return the flows or the tasks of the project and the platform."""
     names = [
-        module.name
-        for package in (flows, trainyard.flows)
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        training.__name__,
+        *(
+            module.name
+            for package in (flows, trainyard.flows)
+            for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        ),
     ]
     members = [member for name in names for member in vars(importlib.import_module(name)).values()]
     return list({id(member): member for member in members if isinstance(member, kind)}.values())

@@ -1,6 +1,7 @@
 """The comparison of a weather candidate with the champion, and which days of the holdout count."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,59 +9,92 @@ import pytest
 
 from flows.weather import model
 from flows.weather.features import TARGET, build_examples
-from flows.weather.model import FittedModel
-from flows.weather.promotion import compare_with_champion, describe_model
-from tests.unit.weather import make_observations
-from trainyard.gate import Thresholds
+from flows.weather.promotion import describe_model
+from tests.unit.weather import PLACE, make_observations
+from trainyard import fitting
+from trainyard.comparison import make_comparison
+from trainyard.contract import Column, Tag
+from trainyard.fitting import Evaluation
+from trainyard.gate import FIRST_USE, Decision, Thresholds
+from trainyard.problem import divide
+from trainyard.registry import Champion
 
-GATE = Thresholds()
 EXAMPLES = build_examples(make_observations())
+PROBLEM = model.make_problem(PLACE)
+PARTS = divide(PROBLEM, EXAMPLES.frame)
+TAGS = PROBLEM.split.describe(PARTS.train) | describe_model(EXAMPLES)
+
+
+@dataclass(frozen=True)
+class Served(Champion):
+    """A champion with an estimator that no registry holds."""
+
+    estimator: Any = None
+
+    def load_estimator(self) -> Any:
+        return self.estimator
 
 
 @pytest.fixture(scope="module")
-def fitted() -> FittedModel:
-    return model.fit_and_score(*model.split_by_time(EXAMPLES.frame, 0.2), model.make_candidates()[1])
+def evaluation() -> Evaluation:
+    return fitting.fit(PROBLEM, PARTS, model.CANDIDATES[1])
 
 
-@pytest.fixture(scope="module")
-def tags(fitted: FittedModel) -> dict[str, str]:
-    return describe_model(EXAMPLES, fitted)
+def compare(evaluation: Evaluation, champion: Any = None, /, **champion_tags: str) -> Decision:
+    """Compare a candidate with a champion of the same tags, but for those that are given."""
+    served = champion and Served("rain", 1, TAGS | champion_tags, FIRST_USE, champion)
+    return make_comparison(PROBLEM, PARTS, evaluation, TAGS, Thresholds())(served)
 
 
-def test_a_first_candidate_that_beats_the_baselines_is_promoted(fitted: FittedModel, tags: dict[str, str]) -> None:
-    assert compare_with_champion(tags, fitted, None, None, GATE).promote
+def test_a_first_candidate_that_beats_the_baselines_is_promoted(evaluation: Evaluation) -> None:
+    assert compare(evaluation).promote
 
 
-def test_a_model_does_not_win_against_itself(fitted: FittedModel, tags: dict[str, str]) -> None:
-    decision = compare_with_champion(tags, fitted, tags, fitted.estimator, GATE)
+def test_a_model_does_not_win_against_itself(evaluation: Evaluation) -> None:
+    decision = compare(evaluation, evaluation.estimator)
 
     assert not decision.promote
+    assert decision.reason.startswith("brier ")
     assert "on the same holdout" in decision.reason
 
 
-def test_days_that_the_champion_was_fitted_on_do_not_count(fitted: FittedModel, tags: dict[str, str]) -> None:
-    last_day = fitted.holdout.index.max() - pd.Timedelta(days=10)
+def tags_of(release: str, last_day: pd.Timestamp) -> dict[str, str]:
+    """Return the tags by which a release tells the last day that a champion was fitted on."""
+    return {Tag.TRAIN_LAST_TIME: last_day.isoformat()} if release == "this" else {"train_last_day": f"{last_day:%F}"}
 
-    decision = compare_with_champion(tags, fitted, tags | {"train_last_day": f"{last_day:%F}"}, fitted.estimator, GATE)
+
+@pytest.fixture(params=["this", "former"])
+def release(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The release that trained the champion; a former one wrote none of today's tags about the split."""
+    if request.param == "former":
+        for tag in (Tag.SPLIT, Tag.TRAIN_ROWS, Tag.TRAIN_LAST_TIME):
+            monkeypatch.delitem(TAGS, tag)
+    return str(request.param)
+
+
+def test_days_that_the_champion_was_fitted_on_do_not_count(evaluation: Evaluation, release: str) -> None:
+    last_day = PARTS.holdout.index.max() - pd.Timedelta(days=10)
+
+    decision = compare(evaluation, evaluation.estimator, **tags_of(release, last_day))
 
     assert not decision.promote
-    assert "only 10 days" in decision.reason
+    assert "was not fitted on 10 rows of the holdout, which are too few" in decision.reason
 
 
 def test_a_champion_that_memorized_its_training_days_is_scored_on_later_days(
-    fitted: FittedModel, tags: dict[str, str]
+    evaluation: Evaluation, release: str
 ) -> None:
-    last_day = fitted.holdout.index[len(fitted.holdout) // 2]
+    last_day = PARTS.holdout.index[len(PARTS.holdout) // 2]
 
     class Memory:
+        classes_ = np.array([False, True])
+
         def predict_proba(self, features: pd.DataFrame) -> np.ndarray:
-            truth = fitted.holdout.loc[features.index, TARGET].to_numpy(dtype=float)
+            truth = PARTS.holdout.loc[features.index, TARGET].to_numpy(dtype=float)
             probability = np.where(features.index <= last_day, truth, 0.5)
             return np.column_stack([1 - probability, probability])
 
-    champion_tags = tags | {"train_last_day": f"{last_day:%F}"}
-
-    assert compare_with_champion(tags, fitted, champion_tags, Memory(), GATE).promote
+    assert compare(evaluation, Memory(), **tags_of(release, last_day)).promote
 
 
 @pytest.mark.parametrize(
@@ -72,42 +106,41 @@ def test_a_champion_that_memorized_its_training_days_is_scored_on_later_days(
     ],
 )
 def test_models_that_cannot_be_compared_leave_the_champion(
-    fitted: FittedModel,
-    tags: dict[str, str],
+    evaluation: Evaluation,
     candidate_tags: dict[str, str],
     champion_tags: dict[str, str],
     reason: str,
 ) -> None:
-    decision = compare_with_champion(tags | candidate_tags, fitted, tags | champion_tags, None, GATE)
+    champion = Served("rain", 1, TAGS | champion_tags, FIRST_USE)
+    decision = make_comparison(PROBLEM, PARTS, evaluation, TAGS | candidate_tags, Thresholds())(champion)
 
     assert not decision.promote
     assert reason in decision.reason
 
 
 @pytest.fixture
-def of_other_features(fitted: FittedModel) -> object:
+def of_other_features() -> object:
     """An estimator that was fitted on fewer features than there are today."""
-    features = fitted.train.drop(columns=[TARGET, "rain_today"])
-    return model.make_estimator(fitted.candidate).fit(features, fitted.train[TARGET])
+    features = PARTS.train.drop(columns=[TARGET, "rain_today"])
+    return PROBLEM.make_estimator(model.CANDIDATES[1]).fit(features, PARTS.train[TARGET])
 
 
 def test_a_champion_with_other_features_is_not_replaced_by_a_candidate_worse_than_climatology(
-    fitted: FittedModel, tags: dict[str, str], of_other_features: object
+    evaluation: Evaluation, of_other_features: object
 ) -> None:
-    wrong = replace(fitted, predictions=fitted.predictions | {"model": 1 - fitted.predictions["model"]})
+    predictions: dict[str, Any] = dict(evaluation.predictions)
+    wrong = replace(evaluation, predictions=predictions | {Column.MODEL: 1 - predictions[Column.MODEL]})
 
-    decision = compare_with_champion(tags, wrong, tags, of_other_features, GATE)
+    decision = compare(wrong, of_other_features)
 
     assert not decision.promote
     assert "does not reach" in decision.reason
 
 
 def test_a_champion_with_other_features_is_replaced_by_one_that_beats_the_baselines(
-    fitted: FittedModel, tags: dict[str, str], of_other_features: object
+    evaluation: Evaluation, of_other_features: object
 ) -> None:
-    champion = of_other_features
-
-    decision = compare_with_champion(tags, fitted, tags, champion, GATE)
+    decision = compare(evaluation, of_other_features)
 
     assert decision.promote
-    assert "does not know today's features" in decision.reason
+    assert "does not know these features" in decision.reason

@@ -1,48 +1,57 @@
 """What the difference between the archive and the live source does to a model's score."""
 
+from collections.abc import Callable
+
 import pandas as pd
 import pytest
 
-from flows.weather import model
 from flows.weather.features import build_examples
-from flows.weather.model import FittedModel
-from flows.weather.sources import compare_sources, fetch_live_days
+from flows.weather.model import CANDIDATES, make_problem
+from flows.weather.sources import SourceDifference, compare_sources, fetch_live_days
 from infra.testing.open_meteo_server import OpenMeteoServer
 from tests.unit.weather import PLACE, make_frame, make_observations
+from trainyard import fitting
 from trainyard.errors import DataError
+from trainyard.problem import divide
 
 ARCHIVE = make_frame()
 LAST = ARCHIVE.tail(122)
 
 
+Compare = Callable[[pd.DataFrame], SourceDifference]
+
+
 @pytest.fixture(scope="module")
-def fitted() -> FittedModel:
-    examples = build_examples(make_observations(ARCHIVE)).frame
-    return model.fit_and_score(*model.split_by_time(examples, 0.2), model.make_candidates()[1])
+def compare() -> Compare:
+    """Compare days of a live source with the archive by a model of it."""
+    problem = make_problem(PLACE)
+    parts = divide(problem, build_examples(make_observations(ARCHIVE)).frame)
+    estimator = fitting.fit(problem, parts, CANDIDATES[1]).estimator
+    return lambda live_days: compare_sources(estimator, parts.holdout, live_days, 1.0)
 
 
-def test_equal_sources_make_no_difference(fitted: FittedModel) -> None:
-    difference = compare_sources(fitted, LAST, 1.0)
+def test_equal_sources_make_no_difference(compare: Compare) -> None:
+    difference = compare(LAST)
 
     assert difference.days == 122 - 29 - 1, "the newest day has no target"
     assert difference.live_brier == pytest.approx(difference.archive_brier)
     assert difference.wet_day_disagreement == 0
 
 
-def test_a_live_source_that_misses_rain_costs_score(fitted: FittedModel) -> None:
+def test_a_live_source_that_misses_rain_costs_score(compare: Compare) -> None:
     dry = LAST.copy()
     dry.iloc[::2, 0] = 0.0
 
-    difference = compare_sources(fitted, dry, 1.0)
+    difference = compare(dry)
 
     assert difference.live_brier > difference.archive_brier
     assert 0.1 < difference.wet_day_disagreement < 0.5
     assert f"{difference.live_brier:.4f} with the forecast API's" in difference.describe()
 
 
-def test_too_few_common_days_are_an_error(fitted: FittedModel) -> None:
+def test_too_few_common_days_are_an_error(compare: Compare) -> None:
     with pytest.raises(DataError, match="only 0 days"):
-        compare_sources(fitted, LAST.set_axis(LAST.index + pd.Timedelta(days=400)), 1.0)
+        compare(LAST.set_axis(LAST.index + pd.Timedelta(days=400)))
 
 
 def test_the_live_source_has_three_months() -> None:
