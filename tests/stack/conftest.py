@@ -41,18 +41,20 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-Boot = Callable[[Stack], AbstractContextManager[Stack]]
+Boot = Callable[..., AbstractContextManager[Stack]]
 
 
 @pytest.fixture(scope="session")
 def boot(request: pytest.FixtureRequest) -> Boot:
-    """Start a stack for a block; print its logs if a test fails meanwhile, and remove in any case what it made."""
+    """Start a stack for a block, by a function or as the README says; print its logs if a test fails meanwhile, and remove
+    in any case what it made.
+    """
 
     @contextmanager
-    def booted(stack: Stack) -> Iterator[Stack]:
+    def booted(stack: Stack, start: Callable[[Stack], object] = Stack.up) -> Iterator[Stack]:
         failed_before, has_failed = request.session.testsfailed, True
         try:
-            stack.up()
+            start(stack)
             yield stack
             has_failed = request.session.testsfailed > failed_before
         finally:
