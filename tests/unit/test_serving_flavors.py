@@ -197,6 +197,24 @@ def test_boosters_without_scikit_learns_interface_are_served(tmp_path: Path, dec
     assert np.array_equal(lightgbms, by_lightgbm.predict(FRAME))
 
 
+def test_a_ranker_of_xgboost_is_served_with_its_scores(tmp_path: Path, decoding: DecodingProcess) -> None:
+    estimator = xgboost.XGBRanker(n_estimators=3).fit(FRAME, CLASSES, group=[30, 30])
+    save_xgboost(estimator, tmp_path / "model")
+
+    scores, _ = ask(open_folder(tmp_path / "model", decoding), FRAME)
+
+    assert len(np.unique(scores)) > 2
+    assert np.array_equal(scores, estimator.predict(FRAME))
+
+
+def test_a_booster_of_several_classes_is_refused(tmp_path: Path, decoding: DecodingProcess) -> None:
+    several = {"objective": "multi:softprob", "num_class": 3}
+    save_xgboost(xgboost.train(several, xgboost.DMatrix(FRAME, CLASSES), 3), tmp_path / "model")
+
+    with pytest.raises(ValueError, match="it predicts several targets at once"):
+        open_folder(tmp_path / "model", decoding)
+
+
 def test_a_pickled_model_and_a_class_that_is_not_xgboosts_are_refused(
     tmp_path: Path, decoding: DecodingProcess
 ) -> None:
