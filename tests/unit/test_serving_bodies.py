@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -72,9 +74,10 @@ def test_a_body_that_unpacks_to_much_is_refused_or_small(reader: Reader, name: s
 
 def test_a_body_that_takes_too_long_or_crashes_its_reader_is_refused_and_the_next_is_read() -> None:
     body = as_arrow(pa.table({"a": [1.0]}), STREAM)
-    slow = DecodingProcess(LIMITS, max_seconds=0.0)
+    slow = DecodingProcess(LIMITS, max_seconds=0.1)
     small = DecodingProcess(LIMITS)
     try:
+        os.kill(slow._running().pid, signal.SIGSTOP)
         with pytest.raises(RequestError) as too_slow:
             slow.decode(body, STREAM, SCHEMA)
         before = small.decode(body, STREAM, SCHEMA)

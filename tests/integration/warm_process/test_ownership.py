@@ -133,9 +133,11 @@ def test_a_worker_that_stops_leaves_the_claims_of_another(orchestrator: Server, 
             """Trigger runs until both workers have tried to claim one, and the second got it."""
             run = orchestrator.trigger(deployment)
             orchestrator.wait_for(run, "Submitting", "Completed")
-            tried = [f"submitting flow run '{run}'" in " ".join(found.text().split()) for found in (loser, winner)]
-            lost = f"Aborted submission of flow run '{run}'" in " ".join(loser.text().split())
-            return run if all(tried) and lost else None
+            texts = [" ".join(found.text().split()) for found in (loser, winner)]
+            have_tried = [f"submitting flow run '{run}'" in text for text in texts]
+            # A worker that has a run already and finds it once more is refused, too.
+            are_refused = [f"Aborted submission of flow run '{run}'" in text for text in texts]
+            return run if all(have_tried) and are_refused == [True, False] else None
 
         run = wait_until(contend, 60, "both workers to try the same run")
         loser.stop()
