@@ -18,6 +18,7 @@ import socket
 import struct
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import suppress
@@ -113,7 +114,7 @@ class Pool:
     def __init__(self, port: int, connections: int) -> None:
         self._port, self._poll = port, select.epoll()
         self._open: dict[int, Connection] = {}
-        self._idle: list[Connection] = []
+        self._idle = deque[Connection]()
         self.busy: set[int] = set()
         for _ in range(connections):
             self._connect()
@@ -132,7 +133,7 @@ class Pool:
             if len(self._open) >= MAX_CONNECTIONS:
                 return False
             self._connect()
-        connection = self._idle.pop()
+        connection = self._idle.popleft()  # all in turn: the server closes one that is idle for long, perhaps just now
         connection.due, connection.received = due, b""
         self.busy.add(connection.socket.fileno())
         connection.sent = time.time()
@@ -161,7 +162,7 @@ class Pool:
             if not part:
                 self._poll.unregister(number)
                 del self._open[number]
-                self._idle = [idle for idle in self._idle if idle is not connection]
+                self._idle = deque(idle for idle in self._idle if idle is not connection)
                 connection.socket.close()
 
     def close(self) -> None:
