@@ -2,7 +2,7 @@
 
 Runs in a container of its own, the only one that sees the whole volume. Each service mounts its own folder, read-only:
 
-    vault/NAME        a file for each secret, written once: 32 random bytes, or the value of .env
+    vault/NAME        a file for each secret, written once: 32 random bytes, or the value of .env; an empty one is missing
     SERVICE/FILE      what one service needs, in the form it needs; written at each start from the vault, together with
                       passwords of external servers, which come from .env and are not kept
 
@@ -49,10 +49,18 @@ SERVICE_SECRETS = (
     "PREFECT_S3_SECRET_KEY",
     "CACHE_SIGNING_KEY",
 )
-NAMES = USER_SECRETS + SERVICE_SECRETS
+# Keys of values in the databases, which no other key can read.
+ENCRYPTION_KEYS = ("PREFECT_ENCRYPTION_KEY", "MLFLOW_ENCRYPTION_PASSPHRASE", "MLFLOW_WEBHOOK_ENCRYPTION_KEY")
+NAMES = USER_SECRETS + SERVICE_SECRETS + ENCRYPTION_KEYS
 
 # Passwords of external servers: they cannot be generated here, nor held to the rules.
 EXTERNAL = ("SMTP_PASSWORD",)
+
+# Accounts of services. One that an administrator signs in with would make the service an administrator too.
+RESERVED_USERS = {
+    "MLFLOW_USER": ("worker", "serving", "dashboard"),
+    "MINIO_ROOT_USER": ("mlflow", "prefect"),
+}
 
 # Defaults of products and tutorials, without the digits and punctuation that people append.
 KNOWN_DEFAULTS = (
@@ -89,6 +97,13 @@ def find_problems(values: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} has a space, a control character or a non-ASCII letter"
 
 
+def find_reserved_users(settings: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each setting that names a service's account as an administrator's."""
+    for name, reserved in RESERVED_USERS.items():
+        if settings[name] in reserved:
+            yield f"{name} is {settings[name]}, which is an account of the platform's services; choose another name"
+
+
 def read_settings(path: Path = SETTINGS) -> dict[str, str]:
     """Read the settings that Compose passes on from .env and the shell: a line NAME=value each, empty where unset.
 
@@ -110,15 +125,24 @@ def fill_vault(volume: Path, chosen: Mapping[str, str]) -> dict[str, str]:
 
     Returns:
         The value of each of NAMES.
+
+    Raises:
+        SystemExit: The file of an encryption key is empty: a new key would make values in the databases unreadable.
     """
     vault = volume / "vault"
     vault.mkdir(mode=0o700, parents=True, exist_ok=True)
-    values = {}
-    for name in NAMES:
-        file = vault / name
-        value = chosen.get(name) or (file.read_text() if file.exists() else secrets.token_urlsafe(32))
-        write(file, value, mode=0o400)
-        values[name] = value
+    kept = {name: (vault / name).read_text() for name in NAMES if (vault / name).exists()}
+    lost = [name for name in ENCRYPTION_KEYS if kept.get(name) == ""]
+    if lost:
+        sys.exit(
+            f"Nothing was started: in the volume secrets, {' and '.join(f'vault/{name}' for name in lost)} is empty, and "
+            "what was encrypted under it cannot be read without it. Restore the volume from a backup, or delete the file "
+            "to have a new key generated."
+        )
+    values = {name: chosen.get(name) or kept.get(name) or secrets.token_urlsafe(32) for name in NAMES}
+    for name, value in values.items():
+        write(vault / name, value, mode=0o400)
+    sync_folder(vault)
     return values
 
 
@@ -147,12 +171,15 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "PREFECT_API_AUTH_STRING": prefect_login,
             "PREFECT_READING_AUTH_STRING": prefect_reading_login,
             "PREFECT_SERVER_DATABASE_PASSWORD": values["PREFECT_DATABASE_PASSWORD"],
+            "PREFECT_SERVER_ENCRYPTION_KEY": fernet_key(values["PREFECT_ENCRYPTION_KEY"]),
         },
         "mlflow": {
             "MLFLOW_BACKEND_STORE_URI": database_url("mlflow", "MLFLOW_DATABASE_PASSWORD"),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": values["MLFLOW_SESSION_KEY"],
             "MLFLOW_AUTH_ADMIN_USERNAME": settings["MLFLOW_USER"],
             "MLFLOW_AUTH_ADMIN_PASSWORD": values["MLFLOW_PASSWORD"],
+            "MLFLOW_CRYPTO_KEK_PASSPHRASE": values["MLFLOW_ENCRYPTION_PASSPHRASE"],
+            "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": fernet_key(values["MLFLOW_WEBHOOK_ENCRYPTION_KEY"]),
             "AWS_ACCESS_KEY_ID": "mlflow",
             "AWS_SECRET_ACCESS_KEY": values["MLFLOW_S3_SECRET_KEY"],
             "accounts.ini": accounts_ini(database_url("mlflow_accounts", "MLFLOW_ACCOUNTS_DATABASE_PASSWORD")),
@@ -206,32 +233,55 @@ def accounts_ini(database: str) -> str:
     return "\n".join(["[mlflow]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n"
 
 
+def fernet_key(value: str) -> str:
+    """Return a secret's 32 bytes as a key of Fernet: in base64, like the secret, but padded."""
+    return f"{value}="
+
+
 def write(file: Path, text: str, *, mode: int) -> None:
-    """Write a file atomically; leave one with the same text untouched."""
+    """Write a file atomically; leave one with the same text untouched.
+
+    The text is on the disk before the file has its name: after a power loss a file is whole or missing, never empty.
+    """
     if file.exists() and file.read_text() == text:
         return
     temporary = file.with_name(f".{file.name}")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as opened:
         opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
     temporary.rename(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names of a folder's files are on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
     """Fill the vault and each service's folder.
 
     Raises:
-        SystemExit: A setting is unsafe; nothing was written.
+        SystemExit: A setting is unsafe or an encryption key is lost; nothing was written.
     """
     settings = read_settings(settings_file)
     chosen = {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
-    problems = list(find_problems(chosen))
+    unsafe = list(find_problems(chosen))
+    problems = [*find_reserved_users(settings), *unsafe]
     if problems:
+        advice = (
+            "Leave it empty to have a safe one generated, or choose one of at least 12 characters.\n"
+            f"Only {', '.join(EXTERNAL)} may be shorter: they belong to an external server."
+        )
         sys.exit(
             "Nothing was started, because of a setting in .env:\n"
             + "".join(f"  - {problem}.\n" for problem in problems)
-            + "Leave it empty to have a safe one generated, or choose one of at least 12 characters.\n"
-            + f"Only {', '.join(EXTERNAL)} may be shorter: they belong to an external server."
+            + (advice if unsafe else "")
         )
     os.umask(0)  # the modes below apply as they are
     for service, files in service_files(fill_vault(volume, chosen), settings).items():
@@ -242,6 +292,8 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
             write(folder / name, text, mode=0o444)
         for stale in {file.name for file in folder.iterdir()} - files.keys():
             (folder / stale).unlink()
+        sync_folder(folder)
+    sync_folder(volume)
 
 
 def show_accounts(volume: Path = VOLUME) -> None:
@@ -277,13 +329,13 @@ def show_environment(volume: Path = VOLUME) -> None:
 
 
 def read_vault(volume: Path) -> dict[str, str]:
-    """Read the secrets.
+    """Read the secrets that people use.
 
     Raises:
         SystemExit: The stack has never been started.
     """
     try:
-        return {name: (volume / "vault" / name).read_text() for name in NAMES}
+        return {name: (volume / "vault" / name).read_text() for name in USER_SECRETS}
     except FileNotFoundError:
         sys.exit("There are no secrets yet: start the stack first, with `make up` or `docker compose up -d --wait`.")
 

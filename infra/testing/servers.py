@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from cryptography.fernet import Fernet
 
 from infra.testing.waiting import wait_until
 
@@ -80,7 +81,11 @@ def prefect_server(folder: Path, port: int | None = None, admin: str = "", reade
     }
     command = [str(SCRIPTS / "prefect"), "server", "start"]
     if reader:
-        environment |= {"PREFECT_SERVER_API_AUTH_STRING": admin, "PREFECT_READING_AUTH_STRING": reader}
+        environment |= {
+            "PREFECT_SERVER_API_AUTH_STRING": admin,
+            "PREFECT_READING_AUTH_STRING": reader,
+            "PREFECT_SERVER_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        }
         command = [sys.executable, "-m", "prefect_server.serve"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with server(command, f"{address}/api/ready", folder, environment):

@@ -1,12 +1,16 @@
 """The vault: secrets are created once, unsafe ones refused, and each service gets only its own."""
 
 import configparser
+import os
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy.engine import make_url
 
+from infra.provision.storage import MLFLOW_USER, RESULTS_USER
 from infra.secrets import vault
+from trainyard.contract import Account
 
 SETTINGS = {
     "PREFECT_USER": "admin",
@@ -67,6 +71,85 @@ def test_a_secret_of_env_wins_and_stays(tmp_path: Path) -> None:
     assert vault.fill_vault(tmp_path, {})["MLFLOW_PASSWORD"] == "correct-horse-battery"
 
 
+@pytest.mark.parametrize("name", sorted({*vault.NAMES} - {*vault.ENCRYPTION_KEYS}))
+def test_an_empty_secret_is_a_missing_one(tmp_path: Path, name: str) -> None:
+    vault.fill_vault(tmp_path, {})
+    file = tmp_path / "vault" / name
+    file.chmod(0o600)
+    file.write_text("")
+
+    assert len(vault.fill_vault(tmp_path, {})[name]) == 43
+    assert len(file.read_text()) == 43
+
+
+@pytest.mark.parametrize("name", vault.ENCRYPTION_KEYS)
+def test_an_encryption_key_that_is_empty_is_not_replaced(tmp_path: Path, name: str) -> None:
+    volume = tmp_path / "volume"
+    settings = settings_file(tmp_path)
+    vault.make(volume, settings)
+    file = volume / "vault" / name
+    file.chmod(0o600)
+    file.write_text("")
+
+    with pytest.raises(SystemExit, match=f"vault/{name} is empty, and what was encrypted under it cannot be read"):
+        vault.make(volume, settings)
+
+    assert file.read_text() == ""
+    file.unlink()
+    vault.make(volume, settings)
+    assert len(file.read_text()) == 43, "a missing one is generated: as in an installation of an earlier version"
+
+
+def test_what_was_written_survives_a_power_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[str, int]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(opened: int) -> None:
+        fsync(opened)
+        events.append(("synced", os.fstat(opened).st_ino))
+
+    def record_rename(file: Path, target: Path) -> Path:
+        assert ("synced", file.stat().st_ino) in events, f"{target} may be empty"
+        events.append(("changed", target.parent.stat().st_ino))
+        return rename(file, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    volume = tmp_path / "volume"
+    vault.make(volume, settings_file(tmp_path))
+
+    folders = [folder for folder in volume.iterdir() if folder.is_dir()]
+    assert {"vault", "prefect", "mlflow"} <= {folder.name for folder in folders}
+    for folder in folders:
+        last = [event for event in events if event[1] == folder.stat().st_ino][-1]
+        assert last[0] == "synced", f"files of {folder.name} may be missing"
+    assert events[-1] == ("synced", volume.stat().st_ino)
+
+
+@pytest.mark.parametrize("service", ["prefect", "mlflow"])
+def test_an_encryption_key_has_the_form_that_its_server_takes(tmp_path: Path, service: str) -> None:
+    vault.make(tmp_path, settings_file(tmp_path))
+    (file,) = (tmp_path / service).glob("*SE*_ENCRYPTION_KEY")
+    cipher = Fernet(file.read_text())
+
+    assert cipher.decrypt(cipher.encrypt(b"a value")) == b"a value"
+
+
+@pytest.mark.parametrize(
+    ("setting", "accounts"),
+    [
+        ("MLFLOW_USER", {Account.WORKER, Account.SERVING, Account.DASHBOARD}),
+        ("MINIO_ROOT_USER", {MLFLOW_USER, RESULTS_USER}),
+    ],
+)
+def test_a_services_account_is_no_administrators(tmp_path: Path, setting: str, accounts: set[str]) -> None:
+    assert set(vault.RESERVED_USERS[setting]) == accounts
+    for account in accounts:
+        with pytest.raises(SystemExit, match=f"{setting} is {account}, which is an account of the platform's services"):
+            vault.make(tmp_path / "volume", settings_file(tmp_path, **{setting: account}))
+    assert not (tmp_path / "volume").exists()
+
+
 def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     values = {name: f"<{name}>" for name in vault.NAMES}
     files = {service: "".join(texts.values()) for service, texts in vault.service_files(values, SETTINGS).items()}
@@ -76,6 +159,9 @@ def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     assert "S3_SECRET_KEY" not in files["worker"]
     assert "DATABASE" not in files["worker"]
     assert [name for name, text in files.items() if "CACHE_SIGNING_KEY" in text] == ["worker"]
+    assert [name for name, text in files.items() if "PREFECT_ENCRYPTION" in text] == ["prefect"]
+    assert [name for name, text in files.items() if "MLFLOW_ENCRYPTION" in text] == ["mlflow"]
+    assert [name for name, text in files.items() if "MLFLOW_WEBHOOK" in text] == ["mlflow"]
     assert "MINIO_ROOT" not in files["worker"] + files["mlflow"] + files["prefect"]
     assert [name for name, text in files.items() if "SERVING_READING_KEY" in text] == ["serving", "dashboard"]
     assert "SERVING_API_KEY" not in files["dashboard"]

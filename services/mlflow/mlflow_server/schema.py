@@ -50,7 +50,11 @@ class Database:
         while True:
             try:
                 connection = psycopg2.connect(
-                    host=parts.host, user=parts.username, password=parts.password, dbname=parts.database
+                    host=parts.host,
+                    port=parts.port,
+                    user=parts.username,
+                    password=parts.password,
+                    dbname=parts.database,
                 )
                 break
             except psycopg2.OperationalError as error:  # also: no such role yet, or not yet this password

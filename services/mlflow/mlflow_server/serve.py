@@ -5,6 +5,8 @@ Remove this when MLflow can do without the parent process.
 
 The accounts of services that only read are refused writes.
 
+It does not start without the secrets of its accounts and the installation's keys.
+
 It starts while the databases are being prepared, and opens them once they have the schemas of this image.
 """
 
@@ -17,7 +19,9 @@ import mlflow.server
 import uvicorn.main
 from mlflow.cli import cli
 
+from mlflow_server.encryption import adopt_gateway_secrets, disable_unreadable_webhooks
 from mlflow_server.reading_accounts import refuse_writes
+from mlflow_server.required import require_secrets
 from mlflow_server.schema import accounts_database, tracking_database
 
 
@@ -33,8 +37,12 @@ assert callable(getattr(mlflow.server, PRIVATE_NAME))  # if MLflow moves it, the
 setattr(mlflow.server, PRIVATE_NAME, run_uvicorn)
 mlflow.server.app.before_request(refuse_writes)
 if __name__ == "__main__":
+    require_secrets()
     import mlflow.server.auth  # takes seconds, in which the databases come up; needs the accounts' settings
 
     tracking_database().wait_for_schema()
     accounts_database().wait_for_schema()
+    # Here, not in the migration, while a server of the last version may write.
+    adopt_gateway_secrets(tracking_database())
+    disable_unreadable_webhooks(tracking_database())
     cli(["server", *sys.argv[1:]])

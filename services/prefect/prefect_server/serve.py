@@ -1,6 +1,9 @@
-"""Run `prefect server start`, with a reading account if PREFECT_READING_AUTH_STRING is set.
+"""Run `prefect server start` with a reading account.
 
 On Postgres it starts while the database is being prepared, and opens it once it has the schema of this image.
+
+It does not start without an account and the installation's key: Prefect itself would then be open to everybody, and would
+keep a key of its own beside what it encrypts.
 
 Remove the account when Prefect has some with read permissions.
 """
@@ -15,10 +18,12 @@ from typing import Any
 import prefect.server.api.server as server
 from prefect.cli import app as cli
 
+from prefect_server.encryption import adopt_blocks
 from prefect_server.leases import reconcile_slots
 from prefect_server.leases import router as leases_router
 from prefect_server.reading_account import ReadingAccountMiddleware
-from prefect_server.schema import wait_for_schema
+from prefect_server.required import ENCRYPTION_KEY, LOGINS, require_secrets
+from prefect_server.schema import connect, wait_for_schema
 
 ON_POSTGRES = "PREFECT_SERVER_DATABASE_HOST" in os.environ
 create_prefect_app = server.create_app  # `prefect server start` looks it up under this name
@@ -35,9 +40,8 @@ def create_app(*arguments: Any, **options: Any) -> Any:
     if app in _extended:
         return app
     _extended.add(app)
-    reader, admin = (os.environ.get(f"PREFECT_{name}_AUTH_STRING") for name in ("READING", "SERVER_API"))
-    if reader and admin:
-        app.add_middleware(ReadingAccountMiddleware, reader=reader, admin=admin)
+    reader, admin = (os.environ[name] for name in LOGINS)
+    app.add_middleware(ReadingAccountMiddleware, reader=reader, admin=admin)
     if ON_POSTGRES:
         app.router.lifespan_context = after_schema(app.router.lifespan_context)
     return app
@@ -49,6 +53,8 @@ def after_schema(lifespan: Any) -> Any:
     @asynccontextmanager
     async def waiting(app: Any) -> AsyncIterator[Any]:
         await wait_for_schema()
+        async with connect() as connection:  # here, not in the migration, while a server of the last version may write
+            await adopt_blocks(connection, os.environ[ENCRYPTION_KEY])
         async with lifespan(app) as state:
             reconciling = asyncio.create_task(reconcile_slots())
             yield state
@@ -61,5 +67,6 @@ server.create_app = create_app
 if ON_POSTGRES:
     server.API_ROUTERS += (leases_router,)  # type: ignore[assignment]
 if __name__ == "__main__":
+    require_secrets()
     sys.argv[:1] = ["prefect", "server", "start"]
     cli()

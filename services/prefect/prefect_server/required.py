@@ -1,0 +1,23 @@
+"""The secrets without which Prefect's server does not start."""
+
+import os
+import sys
+
+LOGINS = ("PREFECT_READING_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
+ENCRYPTION_KEY = "PREFECT_SERVER_ENCRYPTION_KEY"
+
+
+def require_secrets() -> None:
+    """Refuse to start without the secrets that protect the server.
+
+    Raises:
+        SystemExit: One is missing or incomplete; the message names it.
+    """
+    missing = [name for name in LOGINS if not all(os.environ.get(name, "").partition(":"))]  # user:password
+    if not os.environ.get(ENCRYPTION_KEY):
+        missing.append(ENCRYPTION_KEY)
+    if missing:
+        sys.exit(
+            f"Prefect does not start without {' and '.join(missing)}, missing or incomplete in the volume secrets: "
+            "`docker compose up -d` completes them."
+        )
