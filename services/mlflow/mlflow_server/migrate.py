@@ -1,19 +1,19 @@
-"""Bring MLflow's two databases to the schemas of this image, and the admin to the password in /run/secrets.
+"""Bring MLflow's two databases to the schemas of this image, and the admin to the name and password in /run/secrets.
 
-An empty database gets the schema that the migrations made when the image was built, in a second instead of ten. MLflow
-takes the admin's password only when it creates the account; a password changed in .env later is set here. Without
+An empty database gets the schema that the migrations made when the image was built, in a second instead of ten. Without
 anything to do this ends after a few queries: importing MLflow, which takes seconds, is left to an upgrade.
 """
 
 import os
 
-from werkzeug.security import check_password_hash, generate_password_hash
-
+from mlflow_server.admin import ensure_admin
+from mlflow_server.required import require_secrets
 from mlflow_server.schema import Database, accounts_database, tracking_database
 
 
 def main() -> None:
     """Bring both databases and the admin's account up to date."""
+    require_secrets()
     tracking, accounts = tracking_database(), accounts_database()
     if prepare_database(tracking):
         from mlflow.db import upgrade
@@ -23,7 +23,8 @@ def main() -> None:
         from mlflow.server.auth.db.cli import upgrade as upgrade_accounts
 
         upgrade_accounts.callback(accounts.url, "head")  # type: ignore[misc]
-    set_password(accounts, os.environ["MLFLOW_AUTH_ADMIN_USERNAME"], os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    with accounts.cursor() as cursor:
+        ensure_admin(cursor, os.environ["MLFLOW_AUTH_ADMIN_USERNAME"], os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"])
 
 
 def prepare_database(database: Database) -> bool:
@@ -42,17 +43,6 @@ def prepare_database(database: Database) -> bool:
     if current != expected:
         print(f"Migrating MLflow's database {database.name} from revision {current} to {expected}.", flush=True)
     return current != expected
-
-
-def set_password(accounts: Database, admin: str, password: str) -> None:
-    """Update the admin's password where it has changed; the server creates a missing account."""
-    with accounts.cursor() as cursor:
-        cursor.execute("SELECT password_hash FROM users WHERE username = %s", [admin])
-        row = cursor.fetchone()
-        if row and not check_password_hash(row[0], password):
-            new_hash = generate_password_hash(password)
-            cursor.execute("UPDATE users SET password_hash = %s WHERE username = %s", [new_hash, admin])
-            print(f"Changed the password of MLflow's account {admin}.", flush=True)
 
 
 if __name__ == "__main__":
