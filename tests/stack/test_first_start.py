@@ -93,6 +93,37 @@ def test_the_two_uis_link_to_each_other(stack: Stack) -> None:
     assert tags["prefect.flow_run_url"] == f"{prefect}/runs/flow-run/{run['id']}"
 
 
+def query(stack: Stack, text: str, database: str = "postgres") -> str:
+    """Return what Postgres answers its superuser, who needs no password through the socket."""
+    return stack.exec("postgres", "psql", "-U", "postgres", "-d", database, "-Atc", text).stdout.strip()
+
+
+def test_no_image_can_change_the_order_of_text_and_damaged_pages_are_noticed(stack: Stack) -> None:
+    locales = query(stack, "SELECT DISTINCT datlocprovider, datlocale FROM pg_database")
+
+    assert locales == "b|C.UTF-8"
+    assert query(stack, "SHOW data_checksums") == "on"
+    assert not stack.shell("docker compose logs --no-log-prefix databases").stdout, "a new volume lacks nothing"
+
+
+def test_who_may_connect_to_postgres_does_not_depend_on_the_volume(stack: Stack) -> None:
+    assert query(stack, "SHOW hba_file") == "/trainyard/pg_hba.conf"
+    assert query(stack, "SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL") == "0"
+    rules = query(stack, "SELECT DISTINCT type, auth_method FROM pg_hba_file_rules ORDER BY 1")
+    assert rules.splitlines() == ["host|scram-sha-256", "local|peer"]
+    refused = stack.exec("postgres", "psql", "-U", "prefect", "-d", "prefect", "-c", "SELECT 1", check=False)
+    assert "Peer authentication failed" in refused.stderr
+
+
+def test_the_keys_of_encrypted_values_are_the_installations(stack: Stack) -> None:
+    """Neither Prefect's, which it would keep beside them, nor MLflow's public one."""
+    assert query(stack, "SELECT count(*) FROM configuration WHERE key = 'ENCRYPTION_KEY'", "prefect") == "0"
+    assert int(query(stack, "SELECT count(*) FROM block_document", "prefect")) > 0
+    with stack.mlflow() as api:
+        address = f"{stack.variables()['MLFLOW_TRACKING_URI']}/ajax-api/3.0/mlflow/gateway/secrets/config"
+        assert api.get(address).raise_for_status().json()["using_default_passphrase"] is False
+
+
 def test_provisioning_prints_the_addresses(stack: Stack) -> None:
     lines = stack.shell("docker compose logs --no-log-prefix --no-color provision").stdout.splitlines()[-5:]
 

@@ -1,6 +1,8 @@
 """The volumes of the last release under this version: nothing is lost, and the stack goes on working."""
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ import httpx
 import pytest
 
 from infra.testing.stack import (
+    CHECKOUT,
     LAST_RELEASE,
     LAST_VERSION,
     PORTS,
@@ -21,14 +24,17 @@ from infra.testing.waiting import wait_until
 from trainyard.contract import Record, ServingPath
 
 MODEL = "rain-tomorrow"
+BLOCK = {"value": "a value of the last release"}
+GATEWAY_SECRET = {"api_key": "a key of the last release"}
 
 
 @dataclass
 class Upgrade:
-    """A stack after the upgrade, and what the last release had recorded before it."""
+    """A stack after the upgrade, what the last release had recorded before it, and what `make up` printed."""
 
     stack: Stack
     before: dict[str, Any]
+    output: str
 
 
 def serving(stack: Stack) -> httpx.Client:
@@ -57,6 +63,38 @@ def recorded_predictions(stack: Stack) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name not in added} for record in records]
 
 
+def write_encrypted_values(stack: Stack) -> None:
+    """Save a block in Prefect and a key of a language model's provider in MLflow."""
+    with stack.prefect() as api:
+        kind = api.get("/block_types/slug/secret").raise_for_status().json()["id"]
+        query = {"block_schemas": {"block_type_id": {"any_": [kind]}}}
+        schema = api.post("/block_schemas/filter", json=query).raise_for_status().json()[0]["id"]
+        block = {"name": "token", "block_type_id": kind, "block_schema_id": schema, "data": BLOCK}
+        api.post("/block_documents/", json=block).raise_for_status()
+    secret = {"secret_name": "provider", "secret_value": GATEWAY_SECRET, "provider": "openai"}
+    with stack.mlflow() as api:
+        address = f"{stack.variables()['MLFLOW_TRACKING_URI']}/api/3.0/mlflow/gateway/secrets/create"
+        api.post(address, json=secret).raise_for_status()
+
+
+def read_encrypted_values(stack: Stack) -> tuple[Any, Any]:
+    """Return both values as the servers decrypt them."""
+    with stack.prefect() as api:
+        path = "/block_types/slug/secret/block_documents/name/token"
+        block = api.get(path, params={"include_secrets": True}).raise_for_status().json()["data"]
+    program = (
+        "import json, os; from mlflow.tracking._tracking_service.utils import _get_store;"
+        "store = _get_store(os.environ['MLFLOW_BACKEND_STORE_URI']); (secret,) = store.list_secret_infos();"
+        "print(json.dumps(store._get_decrypted_secret(secret.secret_id)))"
+    )
+    return block, json.loads(stack.python("mlflow", program).stdout.splitlines()[-1])
+
+
+def query(stack: Stack, text: str) -> str:
+    """Return what Postgres answers its superuser."""
+    return stack.exec("postgres", "psql", "-U", "postgres", "-Atc", text).stdout.strip()
+
+
 def read_installation(stack: Stack) -> dict[str, Any]:
     """Return everything of an installation that must survive."""
     with stack.prefect() as api:
@@ -70,6 +108,7 @@ def read_installation(stack: Stack) -> dict[str, Any]:
         "aliases": {alias["alias"]: alias["version"] for alias in model["aliases"]},
         "accounts": stack.variables(),
         "predictions": recorded_predictions(stack),
+        "encrypted": read_encrypted_values(stack),
     }
 
 
@@ -92,10 +131,12 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         last.wait_for_first_run()
         wait_until(lambda: predict(last), 60, "the champion to be served", every=1)
         wait_until(lambda: recorded_predictions(last), 30, "the recorded prediction", every=0.5)
+        write_encrypted_values(last)
         before = read_installation(last)
+        # As a kill leaves it between the two steps in which the image makes a volume.
+        last.exec("postgres", "sed", "-i", "/^host all all all/d", "/var/lib/postgresql/data/pg_hba.conf")
         last.shell("docker compose down")
-        stack.up()
-        yield Upgrade(stack, before)
+        yield Upgrade(stack, before, stack.shell("make up", timeout=1800).stdout)
     finally:
         if request.session.testsfailed:
             print(stack.logs("60"))
@@ -107,6 +148,20 @@ def test_nothing_is_lost(upgrade: Upgrade) -> None:
 
     assert {**after, "deployments": None} == {**upgrade.before, "deployments": None}
     assert after["deployments"].items() >= upgrade.before["deployments"].items()
+
+
+def test_encrypted_values_are_under_the_installations_keys(upgrade: Upgrade) -> None:
+    assert upgrade.before["encrypted"] == (BLOCK, GATEWAY_SECRET)
+    logs = upgrade.stack.shell("docker compose logs --no-log-prefix --no-color prefect mlflow").stdout
+    assert "under the installation's key, and deleted the database's key." in logs
+    assert "Encrypted 1 secrets of MLflow's gateway under the installation's passphrase." in logs
+
+
+def test_it_says_what_the_volume_lacks(upgrade: Upgrade) -> None:
+    (line,) = [line for line in upgrade.output.splitlines() if "lacks" in line]
+
+    assert "built-in locale" in line
+    assert "checksums" in line
 
 
 def test_the_champion_of_the_last_release_is_served(upgrade: Upgrade) -> None:
@@ -122,3 +177,16 @@ def test_a_new_run_completes(upgrade: Upgrade) -> None:
     assert "Completed" in output.splitlines()[-1]
     assert "on the same holdout" in output, "the champion of the last release is compared"
     assert len(upgrade.stack.flow_runs("weather-pipeline")) == len(upgrade.before["runs"]) + 1
+
+
+def test_a_dump_and_restore_gives_the_volume_what_it_lacks(upgrade: Upgrade) -> None:
+    page = (CHECKOUT / "docs/operations.md").read_text().partition("### A Postgres volume of an earlier version")[2]
+    commands = re.findall("^```shell\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
+    before = read_installation(upgrade.stack)
+    output = upgrade.stack.shell(commands).stdout
+
+    assert read_installation(upgrade.stack) == before
+    assert "lacks" not in output
+    assert query(upgrade.stack, "SELECT DISTINCT datlocprovider FROM pg_database") == "b"
+    assert query(upgrade.stack, "SHOW data_checksums") == "on"
+    assert not list(upgrade.stack.home.glob("*.dump"))
