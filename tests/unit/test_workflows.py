@@ -54,10 +54,16 @@ def test_of_the_proposed_change_only_the_locks_are_taken(tmp_path: Path) -> None
     patch = tmp_path / "locks.patch"
     for name in ("requirements/worker.txt", "requirements/nested/worker.txt", "Makefile", "requirements/run.sh"):
         with patch.open("a") as file:
-            file.write(f"diff --git a/{name} b/{name}\nnew file mode 100644\n--- /dev/null\n+++ b/{name}\n@@ -0,0 +1 @@\n+new\n")
+            file.write(
+                f"diff --git a/{name} b/{name}\nnew file mode 100644\n--- /dev/null\n+++ b/{name}\n@@ -0,0 +1 @@\n+new\n"
+            )
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
-    subprocess.run(["bash", "-c", apply], cwd=tmp_path, env={"RUNNER_TEMP": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True)
+    subprocess.run(
+        ["bash", "-c", apply], cwd=tmp_path, env={"RUNNER_TEMP": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True
+    )
 
-    changed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if ".git" not in path.parts and path.is_file()}
+    changed = {
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if ".git" not in path.parts and path.is_file()
+    }
     assert changed <= {"locks.patch", "requirements/worker.txt", "requirements/nested/worker.txt"}
     assert "requirements/worker.txt" in changed
