@@ -70,6 +70,8 @@ KNOWN_DEFAULTS = (
 )  # fmt: skip
 FILLERS = string.digits + string.punctuation + " "
 
+PUBLIC_ADDRESS = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.IGNORECASE)
+
 
 def is_known_default(value: str) -> bool:
     """Return whether a value consists of known defaults, digits and punctuation."""
@@ -102,6 +104,17 @@ def find_reserved_users(settings: Mapping[str, str]) -> Iterator[str]:
     for name, reserved in RESERVED_USERS.items():
         if settings[name] in reserved:
             yield f"{name} is {settings[name]}, which is an account of the platform's services; choose another name"
+
+
+def find_address_problems(environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each public address that is not one: browsers' origins and hosts are compared with it."""
+    for name, address in environment.items():
+        service, is_address, _ = name.partition("_UI_URL")
+        if is_address and not PUBLIC_ADDRESS.fullmatch(address):
+            yield (
+                f"{service}_PUBLIC_URL, or PUBLIC_HOST, makes the address {address}; it needs the form"
+                f" https://{service.lower()}.example.com, with neither a path nor a slash at its end"
+            )
 
 
 def read_settings(path: Path = SETTINGS) -> dict[str, str]:
@@ -270,6 +283,8 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
         SystemExit: A setting is unsafe or an encryption key is lost; nothing was written.
     """
     settings = read_settings(settings_file)
+    for problem in find_address_problems(os.environ):
+        sys.exit(f"Nothing was started, because of a setting in .env: {problem}.")
     chosen = {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
     unsafe = list(find_problems(chosen))
     problems = [*find_reserved_users(settings), *unsafe]

@@ -112,8 +112,11 @@ def prefect_client(api: str, login: tuple[str, str] | None = None) -> httpx.Clie
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
-    """Run an MLflow server that also serves artifacts; yields its address."""
+def mlflow_server(folder: Path, port: int | None = None, public_address: str = "") -> Iterator[str]:
+    """Run an MLflow server that also serves artifacts; yields its address.
+
+    With a public address it is the stack's server, which takes requests of pages there.
+    """
     port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {
@@ -122,9 +125,11 @@ def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
         "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
         "MLFLOW_SERVE_ARTIFACTS": "true",
+        **({"MLFLOW_UI_URL": public_address} if public_address else {}),
     }
+    of_the_stack = [sys.executable, "-c", "import mlflow_server.serve; mlflow_server.serve.cli()"]
     command = [
-        str(SCRIPTS / "mlflow"),
+        *(of_the_stack if public_address else [str(SCRIPTS / "mlflow")]),
         "server",
         "--host",
         "127.0.0.1",

@@ -167,6 +167,33 @@ def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     assert "SERVING_API_KEY" not in files["dashboard"]
 
 
+@pytest.mark.parametrize(
+    "address", ["http://localhost:5001", "https://mlflow.example.com", "http://10.0.0.5:80", "https://[fd00::1]:8443"]
+)
+def test_a_public_address_is_scheme_host_and_port(address: str) -> None:
+    assert not list(vault.find_address_problems({"MLFLOW_UI_URL": address}))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mlflow.example.com",
+        "https://mlflow.example.com/",
+        "https://ml.example.com/mlflow",
+        "https://a b",
+        "ftp://ml.lan",
+    ],
+)
+def test_another_form_of_a_public_address_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_UI_URL", address)
+    with pytest.raises(SystemExit, match=r"MLFLOW_PUBLIC_URL.* needs the form https://mlflow\.example\.com"):
+        vault.make(tmp_path / "volume", settings_file(tmp_path))
+
+    assert not (tmp_path / "volume").exists()
+
+
 def test_an_unsafe_setting_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
     settings = settings_file(tmp_path, MAIL_PASSWORD="minioadmin")
     with pytest.raises(SystemExit, match="MAIL_PASSWORD has 10 characters"):

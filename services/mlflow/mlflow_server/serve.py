@@ -3,7 +3,7 @@
 That one would import MLflow again: 180 MiB and seconds of each start. Everything that `mlflow server` prepares stays.
 Remove this when MLflow can do without the parent process.
 
-The accounts of services that only read are refused writes.
+The accounts of services that only read are refused writes. The UI works at the address that people reach it by.
 
 It does not start without the secrets of its accounts and the installation's keys.
 
@@ -14,6 +14,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from mlflow_server.public_address import accept_public_address
+
+accept_public_address(os.environ)  # MLflow reads them on import
 
 import mlflow.server
 import uvicorn.main
