@@ -9,7 +9,7 @@ export PROJECT
 project = $(or $(PROJECT),.)
 
 secrets = docker compose run --rm --no-deps --no-TTY --quiet-pull secrets
-provision = docker compose run --rm --no-deps --no-TTY provision python -m infra.provision
+deploy = docker compose run --rm --no-deps --no-TTY deploy python -m infra.provision
 registry = docker compose exec -T worker with-secrets python -m trainyard.registry
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
@@ -40,7 +40,7 @@ deploy: ## register the deployments of prefect.yaml
 
 run: ## run DEPLOYMENT=... [PARAMETERS='{"count": 3}'] and follow it
 	@test -n "$(DEPLOYMENT)" || { echo "Name a deployment: make run DEPLOYMENT=cat-facts" >&2; exit 2; }
-	@$(provision) run "$(DEPLOYMENT)" "$$PARAMETERS"
+	@$(deploy) run "$(DEPLOYMENT)" "$$PARAMETERS"
 
 promote: ## make VERSION=n of MODEL=... the champion; MODEL may be left out where there is one model
 	@test -n "$(VERSION)" || { echo "Name a version: make promote VERSION=3" >&2; exit 2; }

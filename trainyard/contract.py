@@ -379,7 +379,9 @@ class Resource:
     MAIL_RUN_EVENTS: Final = "mail-run-events"
     MAIL_ALERTS: Final = "mail-alerts"
     PROVISIONED: Final = "trainyard_provisioned"
-    """The variable that holds a digest of what was deployed last."""
+    """The variable that holds a digest of what the platform was provisioned with last."""
+    DEPLOYED: Final = "trainyard_deployed"
+    """The variable that holds a digest of the project's deployments; of a further project it ends in the work queue."""
 
 
 class Account:

@@ -16,7 +16,13 @@ import httpx
 from infra.embedded.scores import print_scores
 from infra.embedded.servers import ServerError, Servers
 from infra.provision.api import prefect_api
-from infra.provision.deployments import DeployError, ensure_work_pool, find_first_runs, provision_deployments
+from infra.provision.deployments import (
+    DeployError,
+    ensure_work_pool,
+    find_first_runs,
+    provision_platform,
+    provision_project,
+)
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 from trainyard.contract import RunTag
@@ -45,7 +51,8 @@ def start_worker_and_deploy(servers: Servers) -> Settings:
     with prefect_api(settings) as api:
         ensure_work_pool(api)
     servers.start_worker()  # starts up while the flows are deployed
-    provision_deployments(settings)
+    provision_platform(settings)
+    provision_project(settings)
     return settings
 
 

@@ -1,8 +1,10 @@
 """Provision an installation, register its deployments, or run one of them.
 
-up                                 everything an installation needs; changes nothing that is current
+platform                           accounts, buckets, work pool, automations and the platform's own deployments, with the
+                                   administrators' secrets and without a project's code; changes nothing that is current
+project                            the deployments of prefect.yaml and their first runs; with WORK_QUEUE those of a further
+                                   project, on that queue
 deploy                             the deployments of prefect.yaml
-project                            the deployments of a further project, on the work queue WORK_QUEUE, and their first runs
 run DEPLOYMENT [PARAMETERS]        start a run, print its log, exit by its outcome; PARAMETERS are a JSON object
 """
 
@@ -17,20 +19,14 @@ from urllib3.exceptions import HTTPError as StorageUnreachable
 
 from infra.provision.accounts import provision_accounts
 from infra.provision.api import prefect_api
-from infra.provision.deployments import DeployError, provision_deployments, provision_project, start_first_runs
+from infra.provision.deployments import DeployError, provision_platform, provision_project, start_first_runs
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 from infra.provision.storage import provision_storage
 
 
-def up(settings: Settings) -> None:
-    """Provision everything and print the addresses."""
-    if settings.minio_address:
-        provision_storage(settings)
-    if settings.mlflow_tracking_username:
-        provision_accounts(settings)
-    provision_deployments(settings)
-    start_first_runs(settings)
+def print_addresses(settings: Settings) -> None:
+    """Print where the services are."""
     dashboard = f"  Dashboard  {settings.dashboard_ui_url}\n" if settings.dashboard_ui_url else ""
     serving = f"  Serving    {settings.serving_ui_url}/docs\n" if settings.serving_ui_url else ""
     print(
@@ -61,9 +57,8 @@ def main() -> None:
     """Run the command; exit with one message on an error that a user can correct."""
     parser = argparse.ArgumentParser(prog="provision", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up")
-    commands.add_parser("deploy")
-    commands.add_parser("project")
+    for command in ("platform", "project", "deploy"):
+        commands.add_parser(command)
     run = commands.add_parser("run")
     run.add_argument("deployment")
     run.add_argument("parameters", nargs="?", default="{}", type=parse_parameters)
@@ -76,14 +71,20 @@ def main() -> None:
         sys.exit("".join(f"{name}: {text.removeprefix('Value error, ')}.\n" for name, text in found.items()).strip())
     try:
         match arguments.command:
-            case "up":
-                up(settings)
-            case "deploy":
-                provision_deployments(settings)
-                print("The deployments of prefect.yaml are registered. Start one with: make run DEPLOYMENT=...")
+            case "platform":
+                if settings.minio_address:
+                    provision_storage(settings)
+                if settings.mlflow_tracking_username:
+                    provision_accounts(settings)
+                provision_platform(settings)
             case "project":
                 provision_project(settings)
                 start_first_runs(settings)
+                if settings.work_queue is None:
+                    print_addresses(settings)
+            case "deploy":
+                provision_project(settings)
+                print("The deployments of prefect.yaml are registered. Start one with: make run DEPLOYMENT=...")
             case "run":
                 with prefect_api(settings) as api:
                     run_id = start_run(api, arguments.deployment, arguments.parameters, settings.prefect_ui_url)

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,17 @@ class DeployError(Exception):
     """The deployments could not be registered; the message says why and what to do."""
 
 
-def provision_deployments(settings: Settings) -> None:
-    """Create or update work pool, automations, results block and deployments; do nothing where they are current.
+def provision_platform(settings: Settings) -> None:
+    """Create or update work pool, automations, results block and the platform's deployments; do nothing if they are current.
+
+    No code of a project is executed.
 
     Raises:
-        DeployError: prefect.yaml or a flow is wrong.
         httpx.HTTPError: Prefect refused a request or did not answer.
     """
     with prefect_api(settings) as api:
-        fingerprint = compute_fingerprint(settings)
-        if recorded_fingerprint(api) == fingerprint and is_complete(api, settings):
+        fingerprint = compute_platform_fingerprint(settings)
+        if recorded_fingerprint(api, Resource.PROVISIONED) == fingerprint and is_platform_complete(api, settings):
             return
         ensure_work_pool(api)
         for automation in lost_run_automations():
@@ -55,45 +56,71 @@ def provision_deployments(settings: Settings) -> None:
         if settings.minio_address:
             save_results_block(settings)
         ensure_mail_queue(api)
-        for file in (PLATFORM_FILE, PROJECT_FILE):
-            deploy(file)
+        deploy(PLATFORM_FILE)
         save_mail_automations(api, settings)
-        record_fingerprint(api, fingerprint)
+        record_fingerprint(api, Resource.PROVISIONED, fingerprint)
 
 
 def provision_project(settings: Settings) -> None:
-    """Create or update the deployments of a further project, on a work queue of their own; do nothing if they are current.
+    """Create or update a project's deployments; do nothing if they are current.
+
+    A further project's are put on the work queue of the settings. The modules of the flows are executed.
 
     Raises:
-        DeployError: prefect.yaml or a flow is wrong, or another project has a deployment of the same name.
+        DeployError: prefect.yaml or a flow is wrong, another project has a deployment of the same name, or there is no
+            work pool.
         httpx.HTTPError: Prefect refused a request or did not answer.
     """
     queue = settings.work_queue
+    variable = f"{Resource.DEPLOYED}_{queue}" if queue else Resource.DEPLOYED
     with prefect_api(settings) as api:
-        variable, fingerprint = f"{Resource.PROVISIONED}_{queue}", compute_fingerprint(settings)
+        fingerprint = compute_project_fingerprint(settings)
         names = {entry["name"] for entry in read_entries(PROJECT_FILE)}
         existing = find_deployments(api, *names) if names else []
-        for deployment in existing:
-            if deployment["work_queue_name"] != queue:
-                raise DeployError(
-                    f"The deployment {deployment['full_name']} exists already, on the work queue"
-                    f" {deployment['work_queue_name']}: choose another name in {PROJECT_FILE}, or delete that one."
-                )
+        if queue:
+            refuse_others_deployments(existing, queue)
         if recorded_fingerprint(api, variable) == fingerprint and {each["name"] for each in existing} == names:
             return
+        if api.get(WORK_POOL).status_code == httpx.codes.NOT_FOUND:
+            raise DeployError(f"There is no work pool {Resource.WORK_POOL}: `make up` creates it.")
         deploy(PROJECT_FILE, queue)
-        record_fingerprint(api, fingerprint, variable)
+        record_fingerprint(api, variable, fingerprint)
 
 
-def compute_fingerprint(settings: Settings) -> str:
-    """Return a digest of everything that decides what the deployments, blocks and automations look like."""
+def refuse_others_deployments(existing: Iterable[dict[str, Any]], queue: str) -> None:
+    """Refuse to replace deployments that are on another work queue than a further project's.
+
+    Raises:
+        DeployError: One is; the message names it.
+    """
+    for deployment in existing:
+        if deployment["work_queue_name"] != queue:
+            raise DeployError(
+                f"The deployment {deployment['full_name']} exists already, on the work queue"
+                f" {deployment['work_queue_name']}: choose another name in {PROJECT_FILE}, or delete that one."
+            )
+
+
+def compute_platform_fingerprint(settings: Settings) -> str:
+    """Return a digest of everything that decides what pool, block, automations and the platform's deployments look like."""
+    mail = [automation("", settings.mail_events) for automation in (mail_run_events, mail_alerts)]
+    key = settings.prefect_s3_secret_key.get_secret_value()
+    decisive = f"{settings.minio_address} {settings.schedules_active} {lost_run_automations()} {mail} {key}"
+    return compute_fingerprint(decisive, job_variables_files())
+
+
+def compute_project_fingerprint(settings: Settings) -> str:
+    """Return a digest of everything that decides what a project's deployments look like."""
+    decisive = f"{settings.work_queue} {settings.schedules_active}"
+    return compute_fingerprint(decisive, [PROJECT_FILE, *sorted(Path("flows").rglob("*.py"))])
+
+
+def compute_fingerprint(decisive: str, decisive_files: Iterable[Path]) -> str:
+    """Return a digest of some text, of some files, of the library and of Prefect's version."""
     digest = hashlib.sha256(importlib.metadata.version("prefect").encode())
-    digest.update(f"{settings.work_queue} {settings.minio_address} {settings.schedules_active}".encode())
-    digest.update(f"{lost_run_automations()}".encode())
-    digest.update(f"{[automation('', settings.mail_events) for automation in (mail_run_events, mail_alerts)]}".encode())
-    digest.update(settings.prefect_s3_secret_key.get_secret_value().encode())
+    digest.update(decisive.encode())
     library = [file for suffix in ("py", "yaml") for file in LIBRARY.rglob(f"*.{suffix}")]
-    for file in [PROJECT_FILE, *sorted(Path("flows").rglob("*.py")), *sorted(library), *job_variables_files()]:
+    for file in [*decisive_files, *sorted(library)]:
         digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -104,14 +131,14 @@ def job_variables_files() -> list[Path]:
     return [Path(folder, "job.py") for folder in (worker.submodule_search_locations or [])] if worker else []
 
 
-def recorded_fingerprint(api: httpx.Client, variable: str = Resource.PROVISIONED) -> str | None:
-    """Return the fingerprint of what was deployed last, or None."""
+def recorded_fingerprint(api: httpx.Client, variable: str) -> str | None:
+    """Return the fingerprint in a variable of Prefect, or None."""
     answer = api.get(f"/variables/name/{variable}")
     return None if answer.status_code == httpx.codes.NOT_FOUND else answer.raise_for_status().json()["value"]
 
 
 @retry_transient
-def record_fingerprint(api: httpx.Client, fingerprint: str, variable: str = Resource.PROVISIONED) -> None:
+def record_fingerprint(api: httpx.Client, variable: str, fingerprint: str) -> None:
     """Store the fingerprint in a variable of Prefect."""
     body = {"name": variable, "value": fingerprint, "tags": [RunTag.PLATFORM]}
     answer = api.patch(f"/variables/name/{variable}", json=body)
@@ -120,9 +147,9 @@ def record_fingerprint(api: httpx.Client, fingerprint: str, variable: str = Reso
     answer.raise_for_status()
 
 
-def is_complete(api: httpx.Client, settings: Settings) -> bool:
-    """Return whether everything that was created still exists."""
-    names = set(deployment_names())
+def is_platform_complete(api: httpx.Client, settings: Settings) -> bool:
+    """Return whether everything that was created for the platform still exists."""
+    names = {entry["name"] for entry in read_entries(PLATFORM_FILE)}
     existing = {deployment["name"] for deployment in find_deployments(api, *names)}
     paths = [WORK_POOL, f"{QUEUES}/{Resource.MAIL_QUEUE}"]
     if settings.minio_address:
@@ -135,15 +162,6 @@ def is_complete(api: httpx.Client, settings: Settings) -> bool:
         and all(find_automations(api, name) for name in automations)
         and all(api.get(path).is_success for path in paths)
     )
-
-
-def deployment_names() -> list[str]:
-    """Return the names of the platform's deployments and the project's.
-
-    Raises:
-        DeployError: A file cannot be read, or an entry of it has no name.
-    """
-    return [entry["name"] for file in (PLATFORM_FILE, PROJECT_FILE) for entry in read_entries(file)]
 
 
 def read_entries(file: Path) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ class Settings(BaseSettings):
     first_run: str = ""
     """A tag of deployments, or one FLOW/DEPLOYMENT, to run once in an installation's life; empty for none."""
 
-    work_queue: str = Field(default="default", pattern="^[a-z0-9_-]+$")
-    """The work queue of a further project's deployments."""
+    work_queue: str | None = Field(default=None, pattern="^[a-z0-9_-]+$")
+    """The work queue of a further project's deployments; None for the first project, whose deployments name their queues."""
 
     @field_validator("mail_events", mode="before")
     @classmethod

@@ -24,7 +24,7 @@ PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_
 LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
 # A server closes an idle connection after some seconds, perhaps just as the next request is sent.
 NO_IDLE_CONNECTIONS = httpx.Limits(max_keepalive_connections=0)
-ONE_SHOTS = {"secrets", "databases", "prefect-migrate", "mlflow-migrate", "provision"}
+ONE_SHOTS = {"secrets", "databases", "prefect-migrate", "mlflow-migrate", "provision", "deploy"}
 
 PSS = """
 import os, re, sys
@@ -230,5 +230,5 @@ class Stack:
         self.shell(f"{images} | xargs --no-run-if-empty docker image rm", check=False)
 
     def remove(self) -> None:
-        """Remove the containers, networks and volumes."""
+        """Remove the containers, networks and volumes, and the images that were built for them."""
         self.shell("docker compose down --volumes --remove-orphans --timeout 5", check=False)

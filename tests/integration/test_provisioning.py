@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.embedded.scores import print_scores
-from infra.provision.api import http_client
+from infra.provision.api import find_deployments, http_client
 from infra.provision.deployments import job_variables_files
 from infra.testing.servers import prefect_client, prefect_server
 from infra.testing.waiting import wait_until
@@ -119,6 +119,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(scope="module")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder without a project: the platform is provisioned from there, as in its container."""
+    return tmp_path_factory.mktemp("nowhere")
+
+
 def provision(
     project: Path, prefect: str, mlflow: str, *arguments: str, **settings: str
 ) -> subprocess.CompletedProcess[str]:
@@ -155,18 +161,19 @@ class Provisioned:
 
     api: httpx.Client
     server: str
-    ended: subprocess.CompletedProcess[str]
+    ended: list[subprocess.CompletedProcess[str]]
     prefect_failures: Counter[str]
     mlflow_failures: Counter[str]
 
 
 @pytest.fixture(scope="module")
-def provisioned(project: Path, api: httpx.Client, accounts: Accounts) -> Provisioned:
-    """Run `up` while each of its requests fails before it succeeds."""
+def provisioned(nowhere: Path, project: Path, api: httpx.Client, accounts: Accounts) -> Provisioned:
+    """Provision platform and project while each of their requests fails before it succeeds."""
     server = str(api.base_url).removesuffix("/api/")
     with FlakyProxy(server) as prefect, FlakyProxy(accounts.url) as mlflow:
-        ended = provision(project, prefect.url, mlflow.url, "up")
-    return Provisioned(api, server, ended, prefect.failures, mlflow.failures)
+        platform = provision(nowhere, prefect.url, mlflow.url, "platform")
+        deployed = provision(project, prefect.url, mlflow.url, "project")
+    return Provisioned(api, server, [platform, deployed], prefect.failures, mlflow.failures)
 
 
 def test_provisioning_creates_everything_once_although_every_request_fails_twice(
@@ -175,7 +182,8 @@ def test_provisioning_creates_everything_once_although_every_request_fails_twice
     deployments = provisioned.api.post("/deployments/filter", json={}).raise_for_status().json()
     automations = provisioned.api.post("/automations/filter", json={}).raise_for_status().json()
 
-    assert provisioned.ended.returncode == 0, provisioned.ended.stdout + provisioned.ended.stderr
+    for ended in provisioned.ended:
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     assert provisioned.prefect_failures["refused"] > 20
     assert provisioned.prefect_failures["dropped"] > 10
     assert provisioned.mlflow_failures["dropped"] > 3
@@ -195,14 +203,18 @@ def test_provisioning_creates_everything_once_although_every_request_fails_twice
     assert accounts.created == {Account.WORKER: 1, Account.SERVING: 1, Account.DASHBOARD: 1}
 
 
-def test_provisioning_again_changes_nothing(project: Path, provisioned: Provisioned, accounts: Accounts) -> None:
+def test_provisioning_again_changes_nothing(
+    nowhere: Path, project: Path, provisioned: Provisioned, accounts: Accounts
+) -> None:
     api = provisioned.api
     before = api.post("/deployments/filter", json={}).raise_for_status().json()
 
-    ended = provision(project, provisioned.server, accounts.url, "up")
+    platform = provision(nowhere, provisioned.server, accounts.url, "platform")
+    deployed = provision(project, provisioned.server, accounts.url, "project")
 
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "Deployed" not in ended.stdout
+    for ended in (platform, deployed):
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "Deployed" not in ended.stdout
     assert api.post("/deployments/filter", json={}).raise_for_status().json() == before
     assert len(runs_of(api, "greet")) == 1
 
@@ -234,9 +246,30 @@ def test_a_second_project_has_a_work_queue_of_its_own(
     assert (part["work_pool_name"], part["work_queue_name"]) == (Resource.WORK_POOL, "second")
     assert queue == part["work_queue_id"]
     assert [each for each in after if each["name"] != "part"] == before
-    again = provision(project, provisioned.server, accounts.url, "up")
+    again = provision(project, provisioned.server, accounts.url, "project")
     assert "Deployed" not in again.stdout, "the first project's deployments are current as before"
     api.delete(f"/deployments/{part['id']}").raise_for_status()
+
+
+def test_what_is_missing_of_the_platform_is_made_again_without_the_project(
+    nowhere: Path, provisioned: Provisioned, accounts: Accounts
+) -> None:
+    api = provisioned.api
+    (reconcile,) = find_deployments(api, Resource.RECONCILE)
+    api.delete(f"/deployments/{reconcile['id']}").raise_for_status()
+
+    ended = provision(nowhere, provisioned.server, accounts.url, "platform")
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(find_deployments(api, Resource.RECONCILE, "greet")) == 2
+
+
+def test_a_project_is_not_deployed_before_the_platform(project: Path, tmp_path: Path, accounts: Accounts) -> None:
+    with prefect_server(tmp_path) as address:
+        refused = provision(project, address.removesuffix("/api"), accounts.url, "deploy")
+
+    assert refused.returncode == 1
+    assert refused.stderr.strip() == "There is no work pool training: `make up` creates it."
 
 
 def test_a_second_project_cannot_replace_the_first_one_s_deployment(
@@ -307,7 +340,7 @@ def test_the_setting_names_the_first_run(
     for run in runs_of(api, "greet"):
         api.delete(f"/flow_runs/{run['id']}").raise_for_status()
 
-    ended = provision(project, provisioned.server, accounts.url, "up", FIRST_RUN=first_run)
+    ended = provision(project, provisioned.server, accounts.url, "project", FIRST_RUN=first_run)
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(runs_of(api, "greet")) == runs

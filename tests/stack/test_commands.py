@@ -97,6 +97,20 @@ def test_a_flow_that_cannot_be_imported_says_why(stack: Stack) -> None:
     assert "correct prefect.yaml or the flow" in refused.stderr
 
 
+def test_a_flow_s_module_sees_no_administrator_s_secret(stack: Stack) -> None:
+    project = stack.home / "prefect.yaml"
+    before = project.read_text()
+    (stack.home / "flows/curious.py").write_text("import os\nraise RuntimeError(' '.join(['sees', *os.environ]))\n")
+    project.write_text(before + entry("curious").replace("greet.py", "curious.py"))
+    refused = stack.shell("make deploy", check=False)
+    project.write_text(before)
+    seen = set(refused.stderr.partition("sees ")[2].split())
+    worker = stack.python("worker", "import os; print(*os.listdir('/run/secrets'))").stdout.split()
+
+    assert "PREFECT_API_AUTH_STRING" in seen, refused.stderr
+    assert {name for name in seen if re.search("PASSWORD|AUTH|KEY|SECRET|MINIO", name)} <= {*worker, "GPG_KEY"}
+
+
 def test_an_entry_whose_file_is_missing_is_named(stack: Stack) -> None:
     project = stack.home / "prefect.yaml"
     before = project.read_text()

@@ -125,7 +125,7 @@ def test_the_keys_of_encrypted_values_are_the_installations(stack: Stack) -> Non
 
 
 def test_provisioning_prints_the_addresses(stack: Stack) -> None:
-    lines = stack.shell("docker compose logs --no-log-prefix --no-color provision").stdout.splitlines()[-5:]
+    lines = stack.shell("docker compose logs --no-log-prefix --no-color deploy").stdout.splitlines()[-5:]
 
     assert f"http://localhost:{stack.ports['PREFECT_PORT']}" in lines[1]
     assert f"http://localhost:{stack.ports['MLFLOW_PORT']}" in lines[2]

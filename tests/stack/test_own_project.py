@@ -111,6 +111,7 @@ def test_worker_and_serving_have_the_project_s_package(own: Stack, forecast: dic
     program = "import holidays, pandas; print(holidays.__name__)"
 
     assert own.python("worker", program).stdout.strip() == "holidays"
+    assert own.provisioner("import importlib.util as u; print(u.find_spec('holidays'))").strip() == "None"
     assert forecast["details"] == {"country": "NO"}
 
 

@@ -8,7 +8,17 @@ import pytest
 
 from infra.testing.stack import ONE_SHOTS, Stack
 
-OWN_IMAGES = {"prefect", "prefect-migrate", "mlflow", "mlflow-migrate", "provision", "worker", "serving", "dashboard"}
+OWN_IMAGES = {
+    "prefect",
+    "prefect-migrate",
+    "mlflow",
+    "mlflow-migrate",
+    "provision",
+    "deploy",
+    "worker",
+    "serving",
+    "dashboard",
+}
 
 
 def secrets_of(stack: Stack) -> dict[str, str]:
@@ -101,6 +111,13 @@ def test_the_workers_account_is_no_admin(stack: Stack) -> None:
     )
 
     assert stack.python("worker", program).stdout.strip() == "403"
+
+
+def test_the_administrators_secrets_are_mounted_without_a_project_s_code(stack: Stack) -> None:
+    mounts = stack.containers()["provision"]["Mounts"]
+
+    assert [mount["Destination"] for mount in mounts] == ["/run/secrets"]
+    assert stack.provisioner("import os; print(*os.listdir('/trainyard'))").split() == ["infra"]
 
 
 def test_no_secret_appears_where_it_can_be_read(stack: Stack) -> None:

@@ -30,7 +30,7 @@ def test_events_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, text: s
 
 def test_an_unknown_event_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAIL_EVENTS", "Completed,Finished")
-    monkeypatch.setattr(sys, "argv", ["provision", "up"])
+    monkeypatch.setattr(sys, "argv", ["provision", "platform"])
     with pytest.raises(SystemExit) as refused:
         main()
 
