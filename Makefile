@@ -26,7 +26,7 @@ up: ## start the stack and wait until it is ready
 	@infra/up
 
 down: ## stop the stack; its data stays
-	@docker compose down
+	@infra/checks/require-own-project && docker compose down
 
 info: ## addresses, accounts, passwords, and what the warm process costs
 	@$(secrets) info
@@ -36,7 +36,7 @@ env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use
 	@$(secrets) env
 
 deploy: ## register the deployments of prefect.yaml
-	@$(provision) deploy
+	@infra/checks/require-own-project && $(deploy) deploy
 
 run: ## run DEPLOYMENT=... [PARAMETERS='{"count": 3}'] and follow it
 	@test -n "$(DEPLOYMENT)" || { echo "Name a deployment: make run DEPLOYMENT=cat-facts" >&2; exit 2; }
@@ -87,6 +87,4 @@ lock: ## compile the packages of your project, or without one Trainyard's own, i
 	@infra/dev/venv build && PATH=$$PWD/.venv/bin:$$PATH infra/dev/$(if $(PROJECT),lock-project "$(PROJECT)",lock) $(if $(UPGRADE),--upgrade)
 
 clean: ## remove the stack WITH ITS DATA, its images, .venv and the demo's data
-	@read -rp "This removes every run, model and artifact. Type yes: " answer && test "$$answer" = yes
-	@docker compose down --volumes --rmi local --remove-orphans 2>/dev/null || true
-	@rm -rf .venv .demo
+	@infra/clean

@@ -232,3 +232,5 @@ class Stack:
     def remove(self) -> None:
         """Remove the containers, networks and volumes, and the images that were built for them."""
         self.shell("docker compose down --volumes --remove-orphans --timeout 5", check=False)
+        label = f"label=com.docker.compose.project={self.project}"
+        self.shell(f"docker image prune --all --force --filter {label}", check=False)
