@@ -157,6 +157,7 @@ def test_containers_are_confined(stack: Stack) -> None:
         assert "no-new-privileges:true" in host["SecurityOpt"], service
         assert host["Memory"] > 0, service
         assert host["PidsLimit"] > 0, service
+        assert host["OomScoreAdj"] == (0 if service == "postgres" else 200), service
         assert host["LogConfig"]["Config"]["max-size"] == "10m", service
         assert host["ReadonlyRootfs"] == (service != "secrets"), service
         assert host["RestartPolicy"]["Name"] == ("no" if service in ONE_SHOTS else "unless-stopped"), service
