@@ -15,12 +15,14 @@ class Loader(yaml.SafeLoader):
     """YAML with the tag by which a compose file replaces what another one has."""
 
 
-Loader.add_constructor(
-    "!override",
-    lambda loader, node: (
-        loader.construct_mapping(node) if isinstance(node, yaml.MappingNode) else loader.construct_sequence(node)
-    ),
-)
+def without_tag(loader: yaml.SafeLoader, node: yaml.MappingNode | yaml.SequenceNode) -> Any:
+    """Return the list or mapping as it is without the tag."""
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True)
+
+
+Loader.add_constructor("!override", without_tag)
 
 
 def services(file: Path) -> dict[str, dict[str, Any]]:
