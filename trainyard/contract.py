@@ -380,6 +380,8 @@ class Resource:
     MAIL_ALERTS: Final = "mail-alerts"
     PROVISIONED: Final = "trainyard_provisioned"
     """The variable that holds a digest of what the platform was provisioned with last."""
+    POOL_TEMPLATE: Final = "trainyard_pool_template"
+    """The variable that holds a digest of what the work pool's job template was made of."""
     DEPLOYED: Final = "trainyard_deployed"
     """The variable that holds a digest of the project's deployments; of a further project it ends in the work queue."""
 

@@ -24,6 +24,8 @@ from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 from infra.provision.storage import provision_storage
 
+WORK_POOL_SECONDS = 120.0  # `platform` runs beside `project`
+
 
 def print_addresses(settings: Settings) -> None:
     """Print where the services are."""
@@ -78,7 +80,7 @@ def main() -> None:
                     provision_accounts(settings)
                 provision_platform(settings)
             case "project":
-                provision_project(settings)
+                provision_project(settings, WORK_POOL_SECONDS)
                 start_first_runs(settings)
                 if settings.work_queue is None:
                     print_addresses(settings)

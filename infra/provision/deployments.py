@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import io
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +33,7 @@ PLATFORM_FILE, PROJECT_FILE = LIBRARY / "flows" / "prefect.yaml", Path("prefect.
 WORK_POOL, QUEUES = f"/work_pools/{Resource.WORK_POOL}", f"/work_pools/{Resource.WORK_POOL}/queues"
 # Mail has a queue of its own, so that mails that wait for a slow server leave the worker's slots to runs.
 MAX_CONCURRENT_MAILS = 2
+POLL_SECONDS = 0.2
 
 
 class DeployError(Exception):
@@ -51,6 +53,7 @@ def provision_platform(settings: Settings) -> None:
         if recorded_fingerprint(api, Resource.PROVISIONED) == fingerprint and is_platform_complete(api, settings):
             return
         ensure_work_pool(api)
+        record_fingerprint(api, Resource.POOL_TEMPLATE, compute_template_fingerprint())
         for automation in lost_run_automations():
             save_automation(api, automation)
         if settings.minio_address:
@@ -61,10 +64,14 @@ def provision_platform(settings: Settings) -> None:
         record_fingerprint(api, Resource.PROVISIONED, fingerprint)
 
 
-def provision_project(settings: Settings) -> None:
+def provision_project(settings: Settings, wait_seconds: float = 0) -> None:
     """Create or update a project's deployments; do nothing if they are current.
 
     A further project's are put on the work queue of the settings. The modules of the flows are executed.
+
+    Args:
+        settings: Of the installation.
+        wait_seconds: How long to wait for the work pool, which may be in the making.
 
     Raises:
         DeployError: prefect.yaml or a flow is wrong, another project has a deployment of the same name, or there is no
@@ -81,10 +88,23 @@ def provision_project(settings: Settings) -> None:
             refuse_others_deployments(existing, queue)
         if recorded_fingerprint(api, variable) == fingerprint and {each["name"] for each in existing} == names:
             return
-        if api.get(WORK_POOL).status_code == httpx.codes.NOT_FOUND:
-            raise DeployError(f"There is no work pool {Resource.WORK_POOL}: `make up` creates it.")
+        wait_for_work_pool(api, wait_seconds)
         deploy(PROJECT_FILE, queue)
         record_fingerprint(api, variable, fingerprint)
+
+
+def wait_for_work_pool(api: httpx.Client, seconds: float) -> None:
+    """Return once the work pool is there, with the job template of this version.
+
+    Raises:
+        DeployError: It is not there in time.
+        httpx.HTTPError: Prefect refused a request or did not answer.
+    """
+    deadline, fingerprint = time.monotonic() + seconds, compute_template_fingerprint()
+    while recorded_fingerprint(api, Resource.POOL_TEMPLATE) != fingerprint or not api.get(WORK_POOL).is_success:
+        if time.monotonic() >= deadline:
+            raise DeployError(f"There is no work pool {Resource.WORK_POOL} of this version: `make up` creates it.")
+        time.sleep(POLL_SECONDS)
 
 
 def refuse_others_deployments(existing: Iterable[dict[str, Any]], queue: str) -> None:
@@ -107,6 +127,11 @@ def compute_platform_fingerprint(settings: Settings) -> str:
     key = settings.prefect_s3_secret_key.get_secret_value()
     decisive = f"{settings.minio_address} {settings.schedules_active} {lost_run_automations()} {mail} {key}"
     return compute_fingerprint(decisive, job_variables_files())
+
+
+def compute_template_fingerprint() -> str:
+    """Return a digest of what the work pool's job template is made of."""
+    return compute_fingerprint("", job_variables_files())
 
 
 def compute_project_fingerprint(settings: Settings) -> str:

@@ -269,7 +269,7 @@ def test_a_project_is_not_deployed_before_the_platform(project: Path, tmp_path: 
         refused = provision(project, address.removesuffix("/api"), accounts.url, "deploy")
 
     assert refused.returncode == 1
-    assert refused.stderr.strip() == "There is no work pool training: `make up` creates it."
+    assert refused.stderr.strip() == "There is no work pool training of this version: `make up` creates it."
 
 
 def test_a_second_project_cannot_replace_the_first_one_s_deployment(
