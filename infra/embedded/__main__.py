@@ -20,8 +20,8 @@ from infra.provision.deployments import (
     DeployError,
     ensure_work_pool,
     find_first_runs,
+    provision_deployments,
     provision_platform,
-    provision_project,
 )
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
@@ -51,8 +51,8 @@ def start_worker_and_deploy(servers: Servers) -> Settings:
     with prefect_api(settings) as api:
         ensure_work_pool(api)
     servers.start_worker()  # starts up while the flows are deployed
+    provision_deployments(settings)
     provision_platform(settings)
-    provision_project(settings)
     return settings
 
 

@@ -1,10 +1,10 @@
 """Provision an installation, register its deployments, or run one of them.
 
-platform                           accounts, buckets, work pool, automations and the platform's own deployments, with the
-                                   administrators' secrets and without a project's code; changes nothing that is current
-project                            the deployments of prefect.yaml and their first runs; with WORK_QUEUE those of a further
-                                   project, on that queue
-deploy                             the deployments of prefect.yaml
+platform                           accounts, buckets, work pool, block and automations, with the administrators' secrets and
+                                   without any flow's code; changes nothing that is current
+project                            the deployments of the platform and of prefect.yaml, and the first runs; with WORK_QUEUE
+                                   only those of a further project, on that queue
+deploy                             the deployments alone
 run DEPLOYMENT [PARAMETERS]        start a run, print its log, exit by its outcome; PARAMETERS are a JSON object
 """
 
@@ -19,12 +19,12 @@ from urllib3.exceptions import HTTPError as StorageUnreachable
 
 from infra.provision.accounts import provision_accounts
 from infra.provision.api import prefect_api
-from infra.provision.deployments import DeployError, provision_platform, provision_project, start_first_runs
+from infra.provision.deployments import DeployError, provision_deployments, provision_platform, start_first_runs
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
 from infra.provision.storage import provision_storage
 
-WORK_POOL_SECONDS = 120.0  # `platform` runs beside `project`
+MAX_WAIT_SECONDS = 120.0  # `platform` and `project` run side by side and wait for parts of each other's
 
 
 def print_addresses(settings: Settings) -> None:
@@ -78,14 +78,14 @@ def main() -> None:
                     provision_storage(settings)
                 if settings.mlflow_tracking_username:
                     provision_accounts(settings)
-                provision_platform(settings)
+                provision_platform(settings, MAX_WAIT_SECONDS)
             case "project":
-                provision_project(settings, WORK_POOL_SECONDS)
+                provision_deployments(settings, MAX_WAIT_SECONDS)
                 start_first_runs(settings)
                 if settings.work_queue is None:
                     print_addresses(settings)
             case "deploy":
-                provision_project(settings)
+                provision_deployments(settings)
                 print("The deployments of prefect.yaml are registered. Start one with: make run DEPLOYMENT=...")
             case "run":
                 with prefect_api(settings) as api:

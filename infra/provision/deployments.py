@@ -40,12 +40,17 @@ class DeployError(Exception):
     """The deployments could not be registered; the message says why and what to do."""
 
 
-def provision_platform(settings: Settings) -> None:
-    """Create or update work pool, automations, results block and the platform's deployments; do nothing if they are current.
+def provision_platform(settings: Settings, wait_seconds: float = 0) -> None:
+    """Create or update work pool, queues, results block and automations; do nothing if they are current.
 
-    No code of a project is executed.
+    No flow is imported.
+
+    Args:
+        settings: Of the installation.
+        wait_seconds: How long to wait for the deployment that sends mail, which may be in the making.
 
     Raises:
+        DeployError: There is no such deployment.
         httpx.HTTPError: Prefect refused a request or did not answer.
     """
     with prefect_api(settings) as api:
@@ -53,21 +58,18 @@ def provision_platform(settings: Settings) -> None:
         if recorded_fingerprint(api, Resource.PROVISIONED) == fingerprint and is_platform_complete(api, settings):
             return
         ensure_work_pool(api)
-        record_fingerprint(api, Resource.POOL_TEMPLATE, compute_template_fingerprint())
         for automation in lost_run_automations():
             save_automation(api, automation)
         if settings.minio_address:
             save_results_block(settings)
-        ensure_mail_queue(api)
-        deploy(PLATFORM_FILE)
-        save_mail_automations(api, settings)
+        save_mail_automations(api, settings, wait_seconds)
         record_fingerprint(api, Resource.PROVISIONED, fingerprint)
 
 
-def provision_project(settings: Settings, wait_seconds: float = 0) -> None:
-    """Create or update a project's deployments; do nothing if they are current.
+def provision_deployments(settings: Settings, wait_seconds: float = 0) -> None:
+    """Create or update the deployments of platform and project; do nothing if they are current.
 
-    A further project's are put on the work queue of the settings. The modules of the flows are executed.
+    Of a further project only its own, which are put on the work queue of the settings. The flows' modules are executed.
 
     Args:
         settings: Of the installation.
@@ -79,17 +81,19 @@ def provision_project(settings: Settings, wait_seconds: float = 0) -> None:
         httpx.HTTPError: Prefect refused a request or did not answer.
     """
     queue = settings.work_queue
+    files = [PROJECT_FILE] if queue else [PLATFORM_FILE, PROJECT_FILE]
     variable = f"{Resource.DEPLOYED}_{queue}" if queue else Resource.DEPLOYED
     with prefect_api(settings) as api:
-        fingerprint = compute_project_fingerprint(settings)
-        names = {entry["name"] for entry in read_entries(PROJECT_FILE)}
+        fingerprint = compute_deployments_fingerprint(settings)
+        names = {entry["name"] for file in files for entry in read_entries(file)}
         existing = find_deployments(api, *names) if names else []
         if queue:
             refuse_others_deployments(existing, queue)
         if recorded_fingerprint(api, variable) == fingerprint and {each["name"] for each in existing} == names:
             return
         wait_for_work_pool(api, wait_seconds)
-        deploy(PROJECT_FILE, queue)
+        for file in files:
+            deploy(file, queue)
         record_fingerprint(api, variable, fingerprint)
 
 
@@ -122,10 +126,10 @@ def refuse_others_deployments(existing: Iterable[dict[str, Any]], queue: str) ->
 
 
 def compute_platform_fingerprint(settings: Settings) -> str:
-    """Return a digest of everything that decides what pool, block, automations and the platform's deployments look like."""
+    """Return a digest of everything that decides what work pool, block and automations look like."""
     mail = [automation("", settings.mail_events) for automation in (mail_run_events, mail_alerts)]
     key = settings.prefect_s3_secret_key.get_secret_value()
-    decisive = f"{settings.minio_address} {settings.schedules_active} {lost_run_automations()} {mail} {key}"
+    decisive = f"{settings.minio_address} {lost_run_automations()} {mail} {key}"
     return compute_fingerprint(decisive, job_variables_files())
 
 
@@ -134,8 +138,8 @@ def compute_template_fingerprint() -> str:
     return compute_fingerprint("", job_variables_files())
 
 
-def compute_project_fingerprint(settings: Settings) -> str:
-    """Return a digest of everything that decides what a project's deployments look like."""
+def compute_deployments_fingerprint(settings: Settings) -> str:
+    """Return a digest of everything that decides what the deployments look like."""
     decisive = f"{settings.work_queue} {settings.schedules_active}"
     return compute_fingerprint(decisive, [PROJECT_FILE, *sorted(Path("flows").rglob("*.py"))])
 
@@ -174,19 +178,13 @@ def record_fingerprint(api: httpx.Client, variable: str, fingerprint: str) -> No
 
 def is_platform_complete(api: httpx.Client, settings: Settings) -> bool:
     """Return whether everything that was created for the platform still exists."""
-    names = {entry["name"] for entry in read_entries(PLATFORM_FILE)}
-    existing = {deployment["name"] for deployment in find_deployments(api, *names)}
     paths = [WORK_POOL, f"{QUEUES}/{Resource.MAIL_QUEUE}"]
     if settings.minio_address:
         block = f"{Resource.RESULTS_BLOCK_TYPE}/block_documents/name/{Resource.RESULTS_BLOCK}"
         paths.append(f"/block_types/slug/{block}")
     lost_runs = [automation["name"] for automation in lost_run_automations()]
     automations = (*lost_runs, Resource.MAIL_RUN_EVENTS, Resource.MAIL_ALERTS)
-    return (
-        names == existing
-        and all(find_automations(api, name) for name in automations)
-        and all(api.get(path).is_success for path in paths)
-    )
+    return all(find_automations(api, name) for name in automations) and all(api.get(path).is_success for path in paths)
 
 
 def read_entries(file: Path) -> list[dict[str, Any]]:
@@ -212,9 +210,10 @@ def read_entries(file: Path) -> list[dict[str, Any]]:
 
 @retry_transient
 def ensure_work_pool(api: httpx.Client) -> None:
-    """Create the work pool, or reset its job template to the worker type's default.
+    """Create the work pool and the queue of mails, or reset the job template to the worker type's default.
 
-    The limits of an existing pool stay as they are, and so does its pause.
+    The limits of an existing pool or queue stay as they are, and so does a pause. Deployments wait for the digest that is
+    recorded last.
     """
     from prefect.workers.base import BaseWorker
 
@@ -231,6 +230,8 @@ def ensure_work_pool(api: httpx.Client) -> None:
     else:
         answer.raise_for_status()
         api.patch(WORK_POOL, json=pool).raise_for_status()
+    ensure_mail_queue(api)
+    record_fingerprint(api, Resource.POOL_TEMPLATE, compute_template_fingerprint())
 
 
 @retry_transient
@@ -247,11 +248,20 @@ def ensure_mail_queue(api: httpx.Client) -> None:
     answer.raise_for_status()
 
 
-def save_mail_automations(api: httpx.Client, settings: Settings) -> None:
-    """Create or update the automations that send mail about runs."""
-    (send_mail,) = find_deployments(api, Resource.SEND_MAIL)
+def save_mail_automations(api: httpx.Client, settings: Settings, wait_seconds: float) -> None:
+    """Create or update the automations that send mail about runs, once there is a deployment that does.
+
+    Raises:
+        DeployError: There is none in time.
+        httpx.HTTPError: Prefect refused a request or did not answer.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while not (found := find_deployments(api, Resource.SEND_MAIL)):
+        if time.monotonic() >= deadline:
+            raise DeployError(f"There is no deployment {Resource.SEND_MAIL}: see `docker compose logs deploy`.")
+        time.sleep(POLL_SECONDS)
     for automation in (mail_run_events, mail_alerts):
-        save_automation(api, automation(send_mail["id"], settings.mail_events))
+        save_automation(api, automation(found[0]["id"], settings.mail_events))
 
 
 def save_results_block(settings: Settings) -> None:
