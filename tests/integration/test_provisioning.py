@@ -7,6 +7,7 @@ import sys
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlflow import MlflowClient
 
 from infra.embedded.scores import print_scores
 from infra.provision.api import find_deployments, http_client
+from infra.provision.automations import find_automations
 from infra.provision.deployments import job_variables_files
 from infra.testing.servers import prefect_client, prefect_server
 from infra.testing.waiting import wait_until
@@ -170,10 +172,12 @@ class Provisioned:
 def provisioned(nowhere: Path, project: Path, api: httpx.Client, accounts: Accounts) -> Provisioned:
     """Provision platform and project while each of their requests fails before it succeeds."""
     server = str(api.base_url).removesuffix("/api/")
-    with FlakyProxy(server) as prefect, FlakyProxy(accounts.url) as mlflow:
-        platform = provision(nowhere, prefect.url, mlflow.url, "platform")
-        deployed = provision(project, prefect.url, mlflow.url, "project")
-    return Provisioned(api, server, [platform, deployed], prefect.failures, mlflow.failures)
+    # Side by side, as their containers are: each waits for a part of the other's.
+    with FlakyProxy(server) as prefect, FlakyProxy(accounts.url) as mlflow, ThreadPoolExecutor() as threads:
+        platform = threads.submit(provision, nowhere, prefect.url, mlflow.url, "platform")
+        deployed = threads.submit(provision, project, prefect.url, mlflow.url, "project")
+        ended = [platform.result(), deployed.result()]
+    return Provisioned(api, server, ended, prefect.failures, mlflow.failures)
 
 
 def test_provisioning_creates_everything_once_although_every_request_fails_twice(
@@ -251,17 +255,21 @@ def test_a_second_project_has_a_work_queue_of_its_own(
     api.delete(f"/deployments/{part['id']}").raise_for_status()
 
 
-def test_what_is_missing_of_the_platform_is_made_again_without_the_project(
-    nowhere: Path, provisioned: Provisioned, accounts: Accounts
+def test_what_is_missing_is_made_again_by_the_half_that_made_it(
+    nowhere: Path, project: Path, provisioned: Provisioned, accounts: Accounts
 ) -> None:
     api = provisioned.api
     (reconcile,) = find_deployments(api, Resource.RECONCILE)
+    (alerts,) = find_automations(api, Resource.MAIL_ALERTS)
     api.delete(f"/deployments/{reconcile['id']}").raise_for_status()
+    api.delete(f"/automations/{alerts['id']}").raise_for_status()
 
-    ended = provision(nowhere, provisioned.server, accounts.url, "platform")
+    for folder, half in ((nowhere, "platform"), (project, "deploy")):
+        ended = provision(folder, provisioned.server, accounts.url, half)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
 
-    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(find_deployments(api, Resource.RECONCILE, "greet")) == 2
+    assert len(find_automations(api, Resource.MAIL_ALERTS)) == 1
 
 
 def test_a_project_is_not_deployed_before_the_platform(project: Path, tmp_path: Path, accounts: Accounts) -> None:
