@@ -182,9 +182,14 @@ def is_platform_complete(api: httpx.Client, settings: Settings) -> bool:
     if settings.minio_address:
         block = f"{Resource.RESULTS_BLOCK_TYPE}/block_documents/name/{Resource.RESULTS_BLOCK}"
         paths.append(f"/block_types/slug/{block}")
-    lost_runs = [automation["name"] for automation in lost_run_automations()]
-    automations = (*lost_runs, Resource.MAIL_RUN_EVENTS, Resource.MAIL_ALERTS)
-    return all(find_automations(api, name) for name in automations) and all(api.get(path).is_success for path in paths)
+    send_mail = {deployment["id"] for deployment in find_deployments(api, Resource.SEND_MAIL)}
+    mailing = [find_automations(api, name) for name in (Resource.MAIL_RUN_EVENTS, Resource.MAIL_ALERTS)]
+    return (
+        all(find_automations(api, automation["name"]) for automation in lost_run_automations())
+        # A deployment that was deleted and registered again has another id.
+        and all(found and found[0]["actions"][0]["deployment_id"] in send_mail for found in mailing)
+        and all(api.get(path).is_success for path in paths)
+    )
 
 
 def read_entries(file: Path) -> list[dict[str, Any]]:

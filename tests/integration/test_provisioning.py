@@ -259,17 +259,17 @@ def test_what_is_missing_is_made_again_by_the_half_that_made_it(
     nowhere: Path, project: Path, provisioned: Provisioned, accounts: Accounts
 ) -> None:
     api = provisioned.api
-    (reconcile,) = find_deployments(api, Resource.RECONCILE)
-    (alerts,) = find_automations(api, Resource.MAIL_ALERTS)
-    api.delete(f"/deployments/{reconcile['id']}").raise_for_status()
-    api.delete(f"/automations/{alerts['id']}").raise_for_status()
+    (send_mail,) = find_deployments(api, Resource.SEND_MAIL)
+    api.delete(f"/deployments/{send_mail['id']}").raise_for_status()
 
-    for folder, half in ((nowhere, "platform"), (project, "deploy")):
+    for folder, half in ((project, "deploy"), (nowhere, "platform")):
         ended = provision(folder, provisioned.server, accounts.url, half)
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
-    assert len(find_deployments(api, Resource.RECONCILE, "greet")) == 2
-    assert len(find_automations(api, Resource.MAIL_ALERTS)) == 1
+    (again,) = find_deployments(api, Resource.SEND_MAIL)
+    (alerts,) = find_automations(api, Resource.MAIL_ALERTS)
+    assert again["id"] != send_mail["id"]
+    assert alerts["actions"][0]["deployment_id"] == again["id"]
 
 
 def test_a_project_is_not_deployed_before_the_platform(project: Path, tmp_path: Path, accounts: Accounts) -> None:
