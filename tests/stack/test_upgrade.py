@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import pytest
 
 from infra.testing.stack import (
@@ -21,9 +20,8 @@ from infra.testing.stack import (
     has_last_release,
 )
 from infra.testing.waiting import wait_until
-from trainyard.contract import Record, ServingPath
+from tests.support.installation import predict, read_installation, recorded_predictions
 
-MODEL = "rain-tomorrow"
 BLOCK = {"value": "a value of the last release"}
 GATEWAY_SECRET = {"api_key": "a key of the last release"}
 
@@ -35,32 +33,6 @@ class Upgrade:
     stack: Stack
     before: dict[str, Any]
     output: str
-
-
-def serving(stack: Stack) -> httpx.Client:
-    """Return a client of serving with the key of `make env`."""
-    variables = stack.variables()
-    headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
-    return httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30)
-
-
-def predict(stack: Stack) -> dict[str, Any] | None:
-    """Return the champion's answer for its own example, or None while none is served."""
-    with serving(stack) as client:
-        champion = client.get(ServingPath.MODELS).raise_for_status().json()["models"].get(MODEL)
-        if champion is None:
-            return None
-        answer = client.post(ServingPath.of_model(MODEL, "predict"), json=champion["example"])
-        prediction: dict[str, Any] = answer.raise_for_status().json()
-        return prediction
-
-
-def recorded_predictions(stack: Stack) -> list[dict[str, Any]]:
-    with serving(stack) as client:
-        answer = client.get(ServingPath.of_model(MODEL, "predictions")).raise_for_status()
-    records: list[dict[str, Any]] = answer.json()["predictions"]
-    added = {"shadow", Record.PREDICTION_ID, Record.CLASSES, Record.LABELS}  # since 0.3.0
-    return [{name: value for name, value in record.items() if name not in added} for record in records]
 
 
 def write_encrypted_values(stack: Stack) -> None:
@@ -95,21 +67,9 @@ def query(stack: Stack, text: str) -> str:
     return stack.exec("postgres", "psql", "-U", "postgres", "-Atc", text).stdout.strip()
 
 
-def read_installation(stack: Stack) -> dict[str, Any]:
-    """Return everything of an installation that must survive."""
-    with stack.prefect() as api:
-        deployments = api.post("/deployments/filter", json={}).raise_for_status().json()
-    with stack.mlflow() as api:
-        model = api.get("/registered-models/get", params={"name": MODEL}).raise_for_status().json()["registered_model"]
-    return {
-        "runs": {run["id"]: run["state"]["type"] for run in stack.flow_runs("weather-pipeline")},
-        "deployments": {deployment["name"]: deployment["id"] for deployment in deployments},
-        "versions": {version["version"]: version["run_id"] for version in stack.model_versions()},
-        "aliases": {alias["alias"]: alias["version"] for alias in model["aliases"]},
-        "accounts": stack.variables(),
-        "predictions": recorded_predictions(stack),
-        "encrypted": read_encrypted_values(stack),
-    }
+def read_everything(stack: Stack) -> dict[str, Any]:
+    """Return everything of an installation that must survive, with the encrypted values."""
+    return {**read_installation(stack), "encrypted": read_encrypted_values(stack)}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +92,7 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         wait_until(lambda: predict(last), 60, "the champion to be served", every=1)
         wait_until(lambda: recorded_predictions(last), 30, "the recorded prediction", every=0.5)
         write_encrypted_values(last)
-        before = read_installation(last)
+        before = read_everything(last)
         # As a kill leaves it between the two steps in which the image makes a volume.
         last.exec("postgres", "sed", "-i", "/^host all all all/d", "/var/lib/postgresql/data/pg_hba.conf")
         last.shell("docker compose down")
@@ -144,7 +104,7 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 
 def test_nothing_is_lost(upgrade: Upgrade) -> None:
-    after = read_installation(upgrade.stack)
+    after = read_everything(upgrade.stack)
 
     assert {**after, "deployments": None} == {**upgrade.before, "deployments": None}
     assert after["deployments"].items() >= upgrade.before["deployments"].items()
@@ -182,10 +142,10 @@ def test_a_new_run_completes(upgrade: Upgrade) -> None:
 def test_a_dump_and_restore_gives_the_volume_what_it_lacks(upgrade: Upgrade) -> None:
     page = (CHECKOUT / "docs/operations.md").read_text().partition("### A Postgres volume of an earlier version")[2]
     commands = re.findall("^```shell\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
-    before = read_installation(upgrade.stack)
+    before = read_everything(upgrade.stack)
     output = upgrade.stack.shell(commands).stdout
 
-    assert read_installation(upgrade.stack) == before
+    assert read_everything(upgrade.stack) == before
     assert "lacks" not in output
     assert query(upgrade.stack, "SELECT DISTINCT datlocprovider FROM pg_database") == "b"
     assert query(upgrade.stack, "SHOW data_checksums") == "on"
