@@ -14,7 +14,7 @@ registry = docker compose exec -T worker with-secrets python -m trainyard.regist
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help new up down info env deploy run promote reproduce rollback logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up down info env deploy run promote reproduce rollback backup backups restore logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,15 @@ reproduce: ## train VERSION=n of MODEL=... again from its data, and say whether 
 rollback: ## make the previous champion of MODEL=... the champion again
 	@$(registry) rollback "$(MODEL)"
 
+backup: ## back up the running stack into the repository of .env, or TO=folder or s3://bucket/path
+	@infra/back-up "$(TO)"
+
+backups: ## list the backups of the repository, or of FROM=folder or s3://bucket/path
+	@infra/back-up --list "$(FROM)"
+
+restore: ## REPLACE ALL DATA by the newest backup, or BACKUP=id, of the repository or of FROM=...
+	@infra/restore "$(FROM)" "$(BACKUP)"
+
 logs: ## follow the services' logs
 	@docker compose logs --follow --tail 100
 
@@ -72,7 +81,7 @@ test-unit test-integration test-stack: test-%:
 	@infra/dev/venv test && .venv/bin/python -m pytest tests/$*
 
 bench: ## all benchmarks, several hours on a quiet machine; writes bench/results and docs/benchmarks.md
-	@infra/dev/venv test && for name in start demo project serving overload bombs dashboard peers gate monitor; do .venv/bin/python -m bench.$$name; done
+	@infra/dev/venv test && for name in start backup demo project serving overload bombs dashboard peers gate monitor; do .venv/bin/python -m bench.$$name; done
 	@.venv/bin/python -m tests.support.parity
 	@.venv/bin/python -m bench.page
 

@@ -1,4 +1,6 @@
-"""The object store: a bucket each for MLflow's artifacts and Prefect's results, each with a user of its own."""
+"""The object store: a bucket each for MLflow's artifacts and Prefect's results, each with a user of its own, and a user of
+backups, who reads both.
+"""
 
 from urllib.parse import urlsplit
 
@@ -10,7 +12,7 @@ from minio.minioadmin import MinioAdmin
 from infra.provision.settings import Settings
 from trainyard.contract import Bucket
 
-MLFLOW_USER, RESULTS_USER = "mlflow", "prefect"
+MLFLOW_USER, RESULTS_USER, BACKUP_USER = "mlflow", "prefect", "backup"
 
 
 def provision_storage(settings: Settings) -> None:
@@ -35,6 +37,9 @@ def provision_storage(settings: Settings) -> None:
         policy = f"only-{bucket}"
         accounts.policy_add(policy, policy=bucket_policy(bucket))
         accounts.policy_set(policy, user=user)
+    accounts.user_add(BACKUP_USER, settings.backup_s3_reading_key.get_secret_value())
+    accounts.policy_add("read-for-backups", policy=reading_policy(Bucket.MLFLOW, Bucket.RESULTS))
+    accounts.policy_set("read-for-backups", user=BACKUP_USER)
 
 
 def ensure_bucket(store: Minio, bucket: str) -> None:
@@ -69,3 +74,10 @@ def bucket_policy(bucket: str) -> dict[str, object]:
         },
     ]
     return {"Version": "2012-10-17", "Statement": statements}
+
+
+def reading_policy(*buckets: str) -> dict[str, object]:
+    """Return a policy that allows listing and reading the objects of some buckets, and nothing else."""
+    resources = [f"arn:aws:s3:::{bucket}{suffix}" for bucket in buckets for suffix in ("", "/*")]
+    actions = ["s3:GetBucketLocation", "s3:ListBucket", "s3:GetObject"]
+    return {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": resources}]}

@@ -9,6 +9,7 @@ Runs in a container of its own, the only one that sees the whole volume. Each se
 Standard library only: it runs on the plain Python image.
 """
 
+import json
 import os
 import re
 import secrets
@@ -32,6 +33,7 @@ USER_SECRETS = (
     "DASHBOARD_PASSWORD",
     "MINIO_ROOT_PASSWORD",
     "POSTGRES_PASSWORD",
+    "BACKUP_PASSWORD",
 )
 SERVICE_SECRETS = (
     "PREFECT_DATABASE_PASSWORD",
@@ -48,18 +50,20 @@ SERVICE_SECRETS = (
     "MLFLOW_S3_SECRET_KEY",
     "PREFECT_S3_SECRET_KEY",
     "CACHE_SIGNING_KEY",
+    "BACKUP_DATABASE_PASSWORD",
+    "BACKUP_S3_READING_KEY",
 )
 # Keys of values in the databases, which no other key can read.
 ENCRYPTION_KEYS = ("PREFECT_ENCRYPTION_KEY", "MLFLOW_ENCRYPTION_PASSPHRASE", "MLFLOW_WEBHOOK_ENCRYPTION_KEY")
 NAMES = USER_SECRETS + SERVICE_SECRETS + ENCRYPTION_KEYS
 
 # Passwords of external servers: they cannot be generated here, nor held to the rules.
-EXTERNAL = ("SMTP_PASSWORD",)
+EXTERNAL = ("SMTP_PASSWORD", "BACKUP_S3_SECRET_KEY")
 
 # Accounts of services. One that an administrator signs in with would make the service an administrator too.
 RESERVED_USERS = {
     "MLFLOW_USER": ("worker", "serving", "dashboard"),
-    "MINIO_ROOT_USER": ("mlflow", "prefect"),
+    "MINIO_ROOT_USER": ("mlflow", "prefect", "backup"),
 }
 
 # Defaults of products and tutorials, without the digits and punctuation that people append.
@@ -167,6 +171,9 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
     prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
     prefect_reading_login = f"dashboard:{values['PREFECT_READING_PASSWORD']}"
 
+    # What each service may have of EXTERNAL.
+    smtp, backup_target = ({name: settings[name]} if name in settings else {} for name in EXTERNAL)
+
     def database_url(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
         return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
 
@@ -177,6 +184,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "mlflow": values["MLFLOW_DATABASE_PASSWORD"],
             "mlflow_accounts": values["MLFLOW_ACCOUNTS_DATABASE_PASSWORD"],
             "serving": values["SERVING_DATABASE_PASSWORD"],
+            "backup": values["BACKUP_DATABASE_PASSWORD"],
         },
         "minio": {"access_key": settings["MINIO_ROOT_USER"], "secret_key": values["MINIO_ROOT_PASSWORD"]},
         "prefect": {
@@ -203,7 +211,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
             "CACHE_SIGNING_KEY": values["CACHE_SIGNING_KEY"],
-            **{name: settings[name] for name in EXTERNAL if name in settings},
+            **smtp,
         },
         "provision": {
             "PREFECT_API_AUTH_STRING": prefect_login,
@@ -216,6 +224,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MINIO_ROOT_PASSWORD": values["MINIO_ROOT_PASSWORD"],
             "MLFLOW_S3_SECRET_KEY": values["MLFLOW_S3_SECRET_KEY"],
             "PREFECT_S3_SECRET_KEY": values["PREFECT_S3_SECRET_KEY"],
+            "BACKUP_S3_READING_KEY": values["BACKUP_S3_READING_KEY"],
         },
         "serving": {
             "MLFLOW_TRACKING_USERNAME": "serving",
@@ -233,6 +242,23 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "SERVING_READING_KEY": values["SERVING_READING_KEY"],
         },
         "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
+        "backup": {
+            "BACKUP_PASSWORD": values["BACKUP_PASSWORD"],
+            "POSTGRES_USER": "backup",
+            "POSTGRES_PASSWORD": values["BACKUP_DATABASE_PASSWORD"],
+            "MINIO_USER": "backup",
+            "MINIO_PASSWORD": values["BACKUP_S3_READING_KEY"],
+            "vault.json": json.dumps({name: value for name, value in values.items() if name != "BACKUP_PASSWORD"}),
+            **backup_target,
+        },
+        "restore": {
+            "BACKUP_PASSWORD": values["BACKUP_PASSWORD"],
+            "POSTGRES_USER": "postgres",
+            "POSTGRES_PASSWORD": values["POSTGRES_PASSWORD"],
+            "MINIO_USER": settings["MINIO_ROOT_USER"],
+            "MINIO_PASSWORD": values["MINIO_ROOT_PASSWORD"],
+            **backup_target,
+        },
     }
 
 
@@ -311,6 +337,28 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
     sync_folder(volume)
 
 
+def adopt(volume: Path = VOLUME) -> None:
+    """Replace the vault's secrets by those of a backup, a JSON object on standard input.
+
+    The password of the backups stays: it is that of this installation's repository. The other folders follow at the
+    next start, where what .env sets wins again.
+
+    Raises:
+        SystemExit: Standard input has no secrets; nothing was written.
+    """
+    try:
+        restored = {str(name): str(value) for name, value in json.load(sys.stdin).items()}
+    except (ValueError, AttributeError):
+        sys.exit("The backup's secrets did not arrive: run the restore again.")
+    vault = volume / "vault"
+    restored["BACKUP_PASSWORD"] = (vault / "BACKUP_PASSWORD").read_text()
+    for name, value in restored.items():
+        write(vault / name, value, mode=0o400)
+    for stale in {file.name for file in vault.iterdir()} - restored.keys():
+        (vault / stale).unlink()
+    sync_folder(vault)
+
+
 def show_accounts(volume: Path = VOLUME) -> None:
     """Print the addresses and accounts of the installation."""
     settings, values = {**os.environ, **read_settings()}, read_vault(volume)
@@ -325,6 +373,7 @@ def show_accounts(volume: Path = VOLUME) -> None:
     for service, address, user, password in rows:
         print(f"{service:9}  {address:28}  {user:12}  {password}")
     print(f"\nPrefect asks for user:password in one field, such as {settings['PREFECT_USER']}:<password>")
+    print(f"Backups are encrypted with {values['BACKUP_PASSWORD']}: keep it elsewhere too, or nobody can restore them.")
 
 
 def show_environment(volume: Path = VOLUME) -> None:
@@ -355,7 +404,7 @@ def read_vault(volume: Path) -> dict[str, str]:
         sys.exit("There are no secrets yet: start the stack first, with `make up` or `docker compose up -d --wait`.")
 
 
-COMMANDS = {"make": make, "info": show_accounts, "env": show_environment}
+COMMANDS = {"make": make, "adopt": adopt, "info": show_accounts, "env": show_environment}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1] if len(sys.argv) > 1 else "make"]()

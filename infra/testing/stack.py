@@ -19,7 +19,7 @@ from infra.testing.servers import free_port
 from infra.testing.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
-RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "upstream"}
+RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "backup", "upstream"}
 PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
 LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
 # A server closes an idle connection after some seconds, perhaps just as the next request is sent.
@@ -95,6 +95,7 @@ class Stack:
                     "MAIL_",
                     "SERVING_",
                     "DASHBOARD_",
+                    "BACKUP_",
                     "SMTP_",
                     "MAKE",
                     "MFLAGS",

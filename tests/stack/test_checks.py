@@ -55,7 +55,7 @@ def test_a_second_checkout_has_images_of_its_own(stack: Stack, clone: Stack) -> 
     assert {image.removeprefix("trainyard-") for image in by_default if image.startswith("trainyard-")} == {
         image.removeprefix(f"{stack.project}-") for image in own
     }
-    assert len(own) == 6
+    assert len(own) == 7
 
 
 READ = "import pathlib; pathlib.Path('/mounted/weather/pipeline.py').read_bytes()"

@@ -18,6 +18,7 @@ OWN_IMAGES = {
     "worker",
     "serving",
     "dashboard",
+    "backup",
 }
 
 

@@ -1,6 +1,7 @@
 """The vault: secrets are created once, unsafe ones refused, and each service gets only its own."""
 
 import configparser
+import io
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy.engine import make_url
 
-from infra.provision.storage import MLFLOW_USER, RESULTS_USER
+from infra.provision.storage import BACKUP_USER, MLFLOW_USER, RESULTS_USER
 from infra.secrets import vault
 from trainyard.contract import Account
 
@@ -139,7 +140,7 @@ def test_an_encryption_key_has_the_form_that_its_server_takes(tmp_path: Path, se
     ("setting", "accounts"),
     [
         ("MLFLOW_USER", {Account.WORKER, Account.SERVING, Account.DASHBOARD}),
-        ("MINIO_ROOT_USER", {MLFLOW_USER, RESULTS_USER}),
+        ("MINIO_ROOT_USER", {MLFLOW_USER, RESULTS_USER, BACKUP_USER}),
     ],
 )
 def test_a_services_account_is_no_administrators(tmp_path: Path, setting: str, accounts: set[str]) -> None:
@@ -154,6 +155,12 @@ def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     values = {name: f"<{name}>" for name in vault.NAMES}
     files = {service: "".join(texts.values()) for service, texts in vault.service_files(values, SETTINGS).items()}
 
+    # A backup holds every secret but its own password.
+    assert all(f"<{name}>" in files["backup"] for name in vault.NAMES)
+    assert "BACKUP_PASSWORD" not in vault.service_files(values, SETTINGS)["backup"]["vault.json"]
+    del files["backup"]
+    assert [name for name, text in files.items() if "BACKUP_PASSWORD" in text] == ["restore"]
+    assert "<POSTGRES_PASSWORD>" in files.pop("restore")
     assert "<POSTGRES_PASSWORD>" in files.pop("postgres")
     assert not any("<POSTGRES_PASSWORD>" in text for text in files.values())
     assert "S3_SECRET_KEY" not in files["worker"]
@@ -194,6 +201,41 @@ def test_another_form_of_a_public_address_is_refused_before_anything_starts(
     assert not (tmp_path / "volume").exists()
 
 
+def test_the_secrets_of_a_backup_replace_the_vaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_the_backup, present = tmp_path / "source", tmp_path / "target"
+    vault.make(of_the_backup, settings_file(tmp_path))
+    vault.make(present, settings_file(tmp_path))
+    own_password = (present / "vault/BACKUP_PASSWORD").read_text()
+    (present / "vault/SECRET_OF_A_LATER_VERSION").write_text("unknown to the backup")
+
+    monkeypatch.setattr("sys.stdin", io.StringIO((of_the_backup / "backup/vault.json").read_text()))
+    vault.adopt(present)
+    vault.make(present, settings_file(tmp_path, MAIL_PASSWORD="correct-horse-battery"))
+
+    restored = vault.read_vault(of_the_backup) | {
+        "BACKUP_PASSWORD": own_password,
+        "MAIL_PASSWORD": "correct-horse-battery",
+    }
+    assert vault.read_vault(present) == restored
+    assert not (present / "vault/SECRET_OF_A_LATER_VERSION").exists()
+    kept = (of_the_backup / "vault/PREFECT_DATABASE_PASSWORD").read_text()
+    assert (present / "postgres/prefect").read_text() == kept
+
+
+@pytest.mark.parametrize("arrived", ["", "[]", '{"MAIL_PASS'])
+def test_secrets_that_did_not_arrive_leave_the_vault_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrived: str
+) -> None:
+    vault.make(tmp_path, settings_file(tmp_path))
+    before = vault.read_vault(tmp_path)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(arrived))
+    with pytest.raises(SystemExit, match="run the restore again"):
+        vault.adopt(tmp_path)
+
+    assert vault.read_vault(tmp_path) == before
+
+
 def test_an_unsafe_setting_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
     settings = settings_file(tmp_path, MAIL_PASSWORD="minioadmin")
     with pytest.raises(SystemExit, match="MAIL_PASSWORD has 10 characters"):
@@ -220,6 +262,12 @@ def test_the_password_of_an_external_server_is_passed_on_unchanged(tmp_path: Pat
     assert (tmp_path / "worker" / "SMTP_PASSWORD").read_text() == password
     assert not (tmp_path / "vault" / "SMTP_PASSWORD").exists()
     assert [file.parent.name for file in tmp_path.glob("*/SMTP_PASSWORD")] == ["worker"]
+
+
+def test_the_key_of_the_backups_s3_reaches_the_containers_that_use_it_alone(tmp_path: Path) -> None:
+    vault.make(tmp_path, settings_file(tmp_path, BACKUP_S3_SECRET_KEY="abc"))
+
+    assert sorted(file.parent.name for file in tmp_path.glob("*/BACKUP_S3_SECRET_KEY")) == ["backup", "restore"]
 
 
 def test_the_password_of_an_external_server_is_deleted_once_env_no_longer_sets_it(tmp_path: Path) -> None:

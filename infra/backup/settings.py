@@ -1,0 +1,89 @@
+"""Settings of backup and restore; nothing else in this package reads the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+FOLDER = "/backups"
+MAX_KEEP = 10_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The installation, its accounts for backups, and the repository. Passwords are not part of its repr."""
+
+    project: str
+    """The installation's Compose project, which marks its backups in a repository that several share."""
+    repository: str
+    """In restic's form."""
+    every_hours: int
+    keep: Mapping[str, int]
+    """How many of the newest, daily, weekly and monthly backups are kept."""
+    environment: Mapping[str, str]
+    """The variables of restic, with its password."""
+    postgres_user: str
+    minio_user: str
+    secrets: Mapping[str, str]
+    """The passwords of Postgres and the object store, by what they open."""
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings.
+
+        Raises:
+            ValueError: A setting has no meaning.
+        """
+        repository = restic_address(variables.get("BACKUP_S3", ""), variables.get("BACKUP_S3_ENDPOINT", ""))
+        restic = {
+            "RESTIC_REPOSITORY": repository,
+            "RESTIC_PASSWORD": variables["BACKUP_PASSWORD"],
+            "AWS_ACCESS_KEY_ID": variables.get("BACKUP_S3_ACCESS_KEY", ""),
+            "AWS_SECRET_ACCESS_KEY": variables.get("BACKUP_S3_SECRET_KEY", ""),
+        }
+        return cls(
+            project=variables["BACKUP_PROJECT"],
+            repository=repository,
+            every_hours=whole_number("BACKUP_EVERY_HOURS", variables),
+            keep={
+                "last": 3,
+                **{
+                    unit: whole_number(f"BACKUP_KEEP_{unit.upper()}", variables)
+                    for unit in ("daily", "weekly", "monthly")
+                },
+            },
+            environment={**variables, **{name: value for name, value in restic.items() if value}},
+            postgres_user=variables["POSTGRES_USER"],
+            minio_user=variables["MINIO_USER"],
+            secrets={"postgres": variables["POSTGRES_PASSWORD"], "minio": variables["MINIO_PASSWORD"]},
+        )
+
+    def __repr__(self) -> str:
+        """Return the repository alone: the other fields hold passwords."""
+        return f"Settings(repository={self.repository!r})"
+
+
+def restic_address(s3: str, endpoint: str) -> str:
+    """Return a repository's address in restic's form: the folder, or s3://BUCKET/PATH at an endpoint.
+
+    Raises:
+        ValueError: The address is not of that form.
+    """
+    if not s3:
+        return FOLDER
+    bucket_and_path = s3.removeprefix("s3://").strip("/")
+    if not s3.startswith("s3://") or not bucket_and_path:
+        raise ValueError(f"{s3!r} is not of the form s3://bucket/path")
+    return f"s3:{(endpoint or 'https://s3.amazonaws.com').rstrip('/')}/{bucket_and_path}"
+
+
+def whole_number(name: str, variables: Mapping[str, str]) -> int:
+    """Return a setting that counts something.
+
+    Raises:
+        ValueError: It is no whole number from 0 to MAX_KEEP.
+    """
+    text = variables[name]
+    if not text.isascii() or not text.isdigit() or int(text) > MAX_KEEP:
+        raise ValueError(f"{name} is {text!r} and must be a whole number from 0 to {MAX_KEEP}")
+    return int(text)
