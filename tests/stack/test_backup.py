@@ -1,0 +1,370 @@
+"""A backup while a run goes on, and a restore into a new installation: the same data, byte for byte."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.testing.stack import Stack, copy_checkout
+from infra.testing.waiting import wait_until
+from tests.support.installation import predict, read_installation, recorded_predictions
+
+DIARY = """
+import mlflow
+from prefect import flow
+
+
+@flow(timeout_seconds=300)
+def diary():
+    mlflow.set_experiment("diary")
+    page = 0
+    with mlflow.start_run() as run:
+        while "done" not in mlflow.get_run(run.info.run_id).data.tags:
+            page += 1
+            mlflow.log_text(str(page), f"pages/{page}.txt")
+            mlflow.log_metric("page", page)
+"""
+ENTRY = "\n  - name: diary\n    entrypoint: flows/diary.py:diary\n    work_pool: *training\n"
+HASHES = """
+import hashlib, json
+from minio import Minio
+from infra.provision.settings import Settings
+settings = Settings()
+store = Minio(endpoint="minio:9000", access_key=settings.minio_root_user,
+              secret_key=settings.minio_root_password.get_secret_value(), secure=False)
+found = {}
+for bucket in ("mlflow", "prefect-results"):
+    for entry in store.list_objects(bucket_name=bucket, recursive=True):
+        response = store.get_object(bucket_name=bucket, object_name=entry.object_name)
+        about = hashlib.sha256(response.data).hexdigest() + " " + response.headers["Content-Type"]
+        found[f"{bucket}/{entry.object_name}"] = about
+print(json.dumps(found))
+"""
+LARGE_OBJECT = """
+import io, random
+from minio import Minio
+from infra.provision.settings import Settings
+settings = Settings()
+store = Minio(endpoint="minio:9000", access_key=settings.minio_root_user,
+              secret_key=settings.minio_root_password.get_secret_value(), secure=False)
+data = random.Random(1).randbytes({megabytes} * 1_000_000)
+store.put_object(bucket_name="mlflow", object_name={name!r}, data=io.BytesIO(data), length=len(data), part_size=8 << 20)
+"""
+REMOVE_LARGE_OBJECT = (
+    LARGE_OBJECT.partition("data = ")[0] + 'store.remove_object(bucket_name="mlflow", object_name="large-object")'
+)
+SAVE_BLOCK = 'from prefect.blocks.system import Secret; Secret(value="open sesame").save("kept", overwrite=True)'
+READ_BLOCK = 'from prefect.blocks.system import Secret; print(Secret.load("kept").get())'
+COLLEAGUE = ("colleague", "an account of a person")
+
+
+def hashes(stack: Stack) -> dict[str, str]:
+    """Return hash and type of every object."""
+    found: dict[str, str] = json.loads(stack.provisioner(HASHES).splitlines()[-1])
+    return found
+
+
+def colleagues_status(stack: Stack) -> int:
+    """Return what MLflow answers to the account of a person."""
+    with stack.mlflow() as api:
+        return api.get("/experiments/search", params={"max_results": 1}, auth=COLLEAGUE).status_code
+
+
+def pages(stack: Stack) -> tuple[str, int] | None:
+    """Return the run that writes a diary and its number of pages, or None before the first one."""
+    with stack.mlflow() as api:
+        found = api.get("/experiments/get-by-name", params={"experiment_name": "diary"})
+        if found.status_code == 404:
+            return None
+        ids = [found.raise_for_status().json()["experiment"]["experiment_id"]]
+        runs = api.post("/runs/search", json={"experiment_ids": ids}).raise_for_status().json().get("runs", [])
+    written = [(run["info"]["run_id"], metric) for run in runs for metric in run["data"].get("metrics", [])]
+    return next(((run, int(metric["value"])) for run, metric in written if metric["key"] == "page"), None)
+
+
+def passwords(variables: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if not value.startswith("http")}
+
+
+@dataclass
+class Backup:
+    """A backup that was made while a run wrote its diary."""
+
+    source: Stack
+    folder: Path
+    password: str
+    output: str
+    before: dict[str, Any]
+    objects: dict[str, str]
+    prediction: dict[str, Any]
+
+    def restore(
+        self, target: Stack, folder: Path | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `make restore` in another installation."""
+        return target.shell(f"BACKUP_PASSWORD={self.password} make restore FROM={folder or self.folder}", check)
+
+
+def backup_container(stack: Stack, folder: Path, command: str, *options: str) -> None:
+    """Run a command in a container of `backup` with a repository in a folder."""
+    owner = f"{os.getuid()}:{os.getgid()}"
+    run = f"BACKUP_FOLDER={folder} BACKUP_USER={owner} docker compose run --rm --no-deps -T"
+    stack.shell(" ".join([run, *options, "backup", command]))
+
+
+@pytest.fixture(scope="module")
+def backup(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backup]:
+    """Make a backup of the shared stack, with something of every kind in it."""
+    stack.wait_for_first_run()
+    prediction = wait_until(lambda: predict(stack), 60, "the champion to be served", every=1)
+    wait_until(lambda: recorded_predictions(stack), 30, "the recorded prediction", every=0.5)
+    stack.python("worker", SAVE_BLOCK)
+    with stack.mlflow() as api:
+        user, password = COLLEAGUE
+        api.post("/users/create", json={"username": user, "password": password}).raise_for_status()
+    stack.provisioner(LARGE_OBJECT.format(megabytes=20, name="large-object"))
+    (stack.home / "flows/diary.py").write_text(DIARY)
+    with (stack.home / "prefect.yaml").open("a") as project:
+        project.write(ENTRY)
+    stack.shell("make deploy")
+    folder = tmp_path_factory.mktemp("backups") / "repository"
+    objects, before = hashes(stack), read_installation(stack)
+
+    command = ["make", "run", "DEPLOYMENT=diary"]
+    with subprocess.Popen(command, cwd=stack.home, env=stack.environment, stdout=subprocess.PIPE) as run:
+        begun, _ = wait_until(lambda: pages(stack), 60, "the diary's first page")
+        output = stack.shell(f"make backup TO={folder}").stdout
+        diary, written = wait_until(lambda: pages(stack), 10, "the diary")
+        with stack.mlflow() as api:
+            api.post("/runs/set-tag", json={"run_id": diary, "key": "done", "value": "yes"}).raise_for_status()
+        run.communicate()
+    assert begun == diary
+    assert written > 1
+    assert run.returncode == 0
+    password = stack.exec("backup", "printenv", "BACKUP_PASSWORD").stdout.strip()
+    yield Backup(stack, folder, password, output, before, objects, prediction)
+    stack.provisioner(REMOVE_LARGE_OBJECT)  # MLflow does not know it
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory, backup: Backup) -> Iterator[Stack]:
+    """A new installation, which has never been started."""
+    home = tmp_path_factory.mktemp("checkout")
+    copy_checkout(home)
+    stack = Stack(home)
+    try:
+        yield stack
+    finally:
+        stack.remove()
+
+
+def damage(repository: Path) -> None:
+    """Change bytes in the middle of every file with data."""
+    for pack in (repository / "data").rglob("*"):
+        if pack.is_file():
+            content = bytearray(pack.read_bytes())
+            middle = len(content) // 2
+            content[middle : middle + 4] = bytes(byte ^ 0xFF for byte in content[middle : middle + 4])
+            pack.chmod(0o600)
+            pack.write_bytes(content)
+
+
+def assert_untouched(target: Stack) -> None:
+    """Assert that a refusal started nothing and wrote no data: Compose itself makes the volumes."""
+    volumes = " ".join(f"--volume {target.project}_{name}:/data/{name}:ro" for name in ("postgres", "minio"))
+    files = target.shell(f"docker run --rm {volumes} python:3.13-slim-trixie find /data -type f").stdout
+
+    assert not target.shell("docker compose ps --all --quiet").stdout
+    assert not files
+
+
+class TestRefusals:
+    def test_a_damaged_backup(self, backup: Backup, target: Stack, tmp_path: Path) -> None:
+        shutil.copytree(backup.folder, tmp_path / "damaged")
+        damage(tmp_path / "damaged")
+
+        refused = backup.restore(target, tmp_path / "damaged", check=False)
+
+        assert refused.returncode != 0
+        assert "damaged" in refused.stderr
+        assert_untouched(target)
+
+    def test_a_repository_with_another_password(self, backup: Backup, target: Stack) -> None:
+        refused = target.shell(f"BACKUP_PASSWORD=of-another-repository make restore FROM={backup.folder}", check=False)
+
+        assert refused.returncode != 0
+        assert "has another password" in refused.stderr
+        assert_untouched(target)
+
+    def test_a_folder_without_a_repository(self, backup: Backup, target: Stack, tmp_path: Path) -> None:
+        refused = backup.restore(target, tmp_path, check=False)
+
+        assert refused.returncode != 0
+        assert "there is no repository of backups" in refused.stderr
+        assert_untouched(target)
+
+    def test_a_repository_of_something_else(self, backup: Backup, target: Stack, tmp_path: Path) -> None:
+        restic = "export RESTIC_PASSWORD=$BACKUP_PASSWORD; restic -r /backups init && restic -r /backups backup /etc/hostname"
+        backup_container(backup.source, tmp_path, f"bash -c '{restic}'")
+
+        refused = backup.restore(target, tmp_path, check=False)
+
+        assert refused.returncode != 0
+        assert "holds no backup of Trainyard" in refused.stderr
+        assert_untouched(target)
+
+    def test_a_backup_of_a_newer_version(self, backup: Backup, target: Stack, tmp_path: Path) -> None:
+        newer, folder = tmp_path / "pyproject.toml", tmp_path / "repository"
+        newer.write_text('[project]\nversion = "99.0.0"\n')
+        folder.mkdir()
+        mount = f"--volume {newer}:/opt/trainyard/pyproject.toml:ro"
+        backup_container(backup.source, folder, "python -m infra.backup now", mount)
+
+        refused = backup.restore(target, folder, check=False)
+
+        assert refused.returncode != 0
+        assert "the backup is of trainyard 99.0.0" in refused.stderr
+        assert_untouched(target)
+
+
+@pytest.fixture(scope="module")
+def restored(backup: Backup, target: Stack) -> Stack:
+    """The new installation after a restore that was killed and run again."""
+    command = f"BACKUP_PASSWORD={backup.password} make restore FROM={backup.folder}"
+    label = f"label=com.docker.compose.project={target.project}"
+    find = f"docker ps --quiet --filter {label} --filter label=com.docker.compose.service=restore"
+
+    def is_loading() -> str | None:
+        container = target.shell(find).stdout.strip()
+        log = target.shell(f"docker logs {container} 2>&1", check=False).stdout if container else ""
+        return container if "Loaded the database prefect" in log else None
+
+    with subprocess.Popen(
+        ["bash", "-c", command], cwd=target.home, env=target.environment, stderr=subprocess.PIPE
+    ) as first:
+        container = wait_until(is_loading, 120, "the first databases to be loaded", every=0.05)
+        target.shell(f"docker kill {container}")
+        _, errors = first.communicate()
+    assert first.returncode != 0
+    assert b"run it again" in errors
+    target.shell("docker compose up -d --wait minio")
+    target.provisioner(
+        LARGE_OBJECT.format(megabytes=1, name="of-the-present").replace(
+            "data = ", 'store.bucket_exists(bucket_name="mlflow") or store.make_bucket(bucket_name="mlflow"); data = '
+        )
+    )
+    backup.restore(target)
+    return target
+
+
+def test_the_backup_says_what_it_did(backup: Backup) -> None:
+    assert re.search(
+        r"^Backed up [\d,.]+ MB in \d+ s as \w{8}; [\d,.]+ MB of it were new\.$", backup.output, re.MULTILINE
+    )
+
+
+def test_the_restored_installation_has_what_was_backed_up(backup: Backup, restored: Stack) -> None:
+    after = read_installation(restored)
+
+    assert after["runs"].items() >= backup.before["runs"].items()
+    assert after["deployments"].items() >= backup.before["deployments"].items()
+    assert after["versions"] == backup.before["versions"]
+    assert after["aliases"] == backup.before["aliases"]
+    assert all(record in after["predictions"] for record in backup.before["predictions"])
+    assert passwords(after["accounts"]) == passwords(backup.before["accounts"])
+
+
+def test_objects_are_the_same_byte_for_byte_and_later_ones_are_gone(backup: Backup, restored: Stack) -> None:
+    found = hashes(restored)
+
+    assert {name: found.get(name) for name in backup.objects} == backup.objects
+    assert "mlflow/large-object" in found
+    assert "mlflow/of-the-present" not in found
+
+
+def test_every_object_that_the_running_flow_had_recorded_is_there(restored: Stack) -> None:
+    _, last_page = wait_until(lambda: pages(restored), 10, "the diary")
+    names = hashes(restored)
+
+    assert last_page >= 1
+    assert all(any(name.endswith(f"/pages/{page}.txt") for name in names) for page in range(1, last_page + 1))
+
+
+def test_secrets_in_blocks_can_be_read(restored: Stack) -> None:
+    assert restored.python("worker", READ_BLOCK).stdout.strip() == "open sesame"
+
+
+def test_accounts_of_people_sign_in(backup: Backup, restored: Stack) -> None:
+    assert colleagues_status(backup.source) == 200
+    assert colleagues_status(restored) == 200
+
+
+def test_the_champion_answers_the_same(backup: Backup, restored: Stack) -> None:
+    answer = wait_until(lambda: predict(restored), 60, "the champion to be served", every=1)
+
+    assert answer["version"] == backup.prediction["version"]
+    assert answer["predictions"] == backup.prediction["predictions"]
+
+
+def test_a_run_completes_in_the_restored_installation(restored: Stack) -> None:
+    output = restored.shell("make run DEPLOYMENT=weather-pipeline").stdout
+
+    assert "Completed" in output.splitlines()[-1]
+
+
+def test_the_schedule_backs_up_into_the_volume_where_few_backups_are_kept(backup: Backup) -> None:
+    stack = backup.source
+
+    def listed() -> list[str]:
+        return [line for line in stack.shell("make backups", check=False).stdout.splitlines() if "UTC" in line]
+
+    name = f"{stack.project}-schedule"
+    stack.shell(f"docker compose run --rm --no-deps -d --name {name} backup schedule 1")
+    try:
+        stack.shell(f"docker exec {name} touch /tmp/start")
+        is_done = f"docker exec {name} test /tmp/newest -nt /tmp/start"
+        wait_until(lambda: stack.shell(is_done, check=False).returncode == 0, 120, "a backup by schedule", every=1)
+        (first,) = listed()
+        stack.shell(f"docker exec {name} is-fresh")
+        stack.shell(f"docker exec {name} touch -d '50 hours ago' /tmp/newest")
+        assert stack.shell(f"docker exec {name} is-fresh", check=False).returncode == 1
+    finally:
+        stack.shell(f"docker rm --force {name}")
+    for _ in range(4):
+        stack.shell("make backup")
+    kept = listed()
+
+    assert len(kept) == 4, "the last three, and the oldest, which becomes the first one of its day, week and month"
+    assert kept[0] == first
+
+
+def test_the_accounts_of_backups_can_change_nothing(stack: Stack) -> None:
+    delete = (
+        "PGPASSWORD=$POSTGRES_PASSWORD psql --host postgres --username backup prefect --command 'DELETE FROM flow_run'"
+    )
+    put = (
+        "import io, os; from infra.backup.objects import connect;"
+        "connect(os.environ['MINIO_USER'], os.environ['MINIO_PASSWORD']).put_object('mlflow', 'mine', io.BytesIO(), 0)"
+    )
+
+    assert "permission denied for table flow_run" in stack.exec("backup", "bash", "-c", delete, check=False).stderr
+    assert "AccessDenied" in stack.python("backup", put, check=False).stderr
+
+
+def test_backups_go_to_s3(backup: Backup) -> None:
+    stack = backup.source
+    key = stack.shell("docker compose exec -T minio cat /run/secrets/secret_key").stdout
+    account = f"BACKUP_S3_ENDPOINT=http://minio:9000 BACKUP_S3_ACCESS_KEY=trainyard BACKUP_S3_SECRET_KEY={key}"
+    stack.shell(f"{account} make backup TO=s3://copies/of/this")
+    listed = stack.shell(f"{account} make backups FROM=s3://copies/of/this").stdout
+    check = f"{account} BACKUP_S3=s3://copies/of/this docker compose run --rm --no-deps -T restore check"
+
+    assert stack.project in listed
+    assert "all of it readable" in stack.shell(check).stdout
