@@ -75,7 +75,7 @@ def test_files_that_containers_cannot_read_are_named_with_the_command_that_mends
         "--cap-drop",
         "ALL",
         "--user",
-        "10001",
+        "10001:10001",
         "--volume",
         f"{hardened.home}/flows:/mounted:ro",
     ]
