@@ -258,9 +258,30 @@ def project(results: dict[str, Any]) -> str:
         *([f"`{name}`, s", f"{seconds:.1f}"] for name, seconds in results["steps_seconds"].items()),
         ["from `make new` to its champion, s", f"{results['new_to_champion_seconds']:.1f}"],
         ["build of the worker with one more package, s", f"{results['build_with_one_more_package_seconds']:.1f}"],
-        ["trigger to Running, s (median / p95)", f"{running['median']:.2f} / {running['p95']:.2f}"],
+        ["trigger to Running, s (median / p95)", format_pair(running)],
     ]
     return table(["a project of its own", "value"], rows)
+
+
+def backup(results: dict[str, Any]) -> str:
+    """Return the table of backups and restores."""
+    added, median = results["megabytes_of_each_round"], results["backup_seconds"]["median"]
+    running = results["run_to_running_seconds"]
+    rows = [
+        [f"backup with {added:.0f} MB of new random objects, s", f"{median:.1f} ({added / median:.0f} MB/s)"],
+        ["backup of which nothing is new, s", f"{results['unchanged_backup_seconds']:.1f}"],
+        ["check that all of a backup is readable, s", f"{results['check_seconds']:.1f}"],
+        ["restore, objects present, s", f"{results['restore_of_present_objects_seconds']:.1f}"],
+        ["restore, objects missing, s", f"{results['restore_of_missing_objects_seconds']:.1f}"],
+        ["trigger to Running alone, s (median / p95)", format_pair(running["alone"])],
+        ["trigger to Running beside a backup, s (median / p95)", format_pair(running["beside_a_backup"])],
+    ]
+    return table(["backup and restore", "value"], rows)
+
+
+def format_pair(measured: dict[str, Any]) -> str:
+    """Return median and 95th percentile."""
+    return f"{measured['median']:.2f} / {measured['p95']:.2f}"
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
@@ -268,6 +289,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("demo", "`make demo`, without the installation", demo),
     ("latency", "Latency: from the trigger to Running and to Completed", latency),
     ("project", "A project beside the checkout, with a package of its own; the platform's images are built", project),
+    ("backup", "Backup and restore, also while runs start", backup),
     ("throughput", "Throughput: many trivial runs triggered at once, until the last has ended (medians)", throughput),
     ("idle", "Idle: memory in MiB according to `docker stats`, and CPU seconds per minute", idle),
     (
