@@ -34,6 +34,9 @@ WORK_POOL, QUEUES = f"/work_pools/{Resource.WORK_POOL}", f"/work_pools/{Resource
 # Mail has a queue of its own, so that mails that wait for a slow server leave the worker's slots to runs.
 MAX_CONCURRENT_MAILS = 2
 POLL_SECONDS = 0.2
+MISSING_PACKAGE = (
+    "A package that the image lacks goes into your project's pyproject.toml; then `make lock` and `make up`."
+)
 
 
 class DeployError(Exception):
@@ -336,7 +339,10 @@ def find_import_error(error: BaseException | None) -> str:
 
     while error and not isinstance(error, ScriptError):
         error = error.__cause__ or error.__context__
-    return str(error) if error else ""
+    if error is None:
+        return ""
+    advice = f". {MISSING_PACKAGE}" if isinstance(error.user_exc, ModuleNotFoundError) else ""
+    return f"{error}{advice}"
 
 
 def find_first_runs(api: httpx.Client, first_run: str) -> list[dict[str, Any]]:

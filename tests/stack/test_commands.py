@@ -94,6 +94,7 @@ def test_a_flow_that_cannot_be_imported_says_why(stack: Stack) -> None:
 
     assert refused.returncode != 0
     assert "nonexistent_module" in refused.stderr
+    assert "goes into your project's pyproject.toml; then `make lock` and `make up`." in refused.stderr
     assert "correct prefect.yaml or the flow" in refused.stderr
 
 
