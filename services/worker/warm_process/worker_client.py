@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect.client.schemas.responses import SetStateStatus
+
 from warm_process.selection import RunSelector
 
 if TYPE_CHECKING:
@@ -80,10 +82,11 @@ class WorkerClient:
         result: OrchestrationResult[Any] = await self._client.set_flow_run_state(flow_run_id, state, force=force)
         # Named Submitting, it is the state of a run that was claimed before.
         if state.is_pending() and state.name == "Pending" and result.state:
-            if result.state.is_pending():
-                self._on_claim(UUID(str(flow_run_id)), result.state.id)
-            else:
+            if not result.state.is_pending():
                 self._on_refusal()
+            elif result.status != SetStateStatus.ABORT:  # else it is the claim of another worker
+                # Also where it is REJECT: the server has accepted it before, and its answer was lost.
+                self._on_claim(UUID(str(flow_run_id)), result.state.id)
         return result
 
     async def read_deployment(self, deployment_id: UUID) -> Any:
