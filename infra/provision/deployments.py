@@ -339,7 +339,7 @@ def find_import_error(error: BaseException | None) -> str:
 
     while error and not isinstance(error, ScriptError):
         error = error.__cause__ or error.__context__
-    if error is None:
+    if not isinstance(error, ScriptError):
         return ""
     advice = f". {MISSING_PACKAGE}" if isinstance(error.user_exc, ModuleNotFoundError) else ""
     return f"{error}{advice}"
