@@ -125,7 +125,7 @@ def evaluation_tables(problem: Problem, parts: Parts, evaluation: Evaluation, re
     sampled: Any = predict(refitted, features, parts.classes)
     if parts.classes is not None and len(parts.classes) == 2:
         observed = (observed == parts.classes[1]).astype(int)
-        shown = {**evaluation.positive_probabilities}
+        shown = dict(evaluation.positive_probabilities)
         sampled = positive_probability(sampled)
     elif parts.classes is not None:
         shown = {name: true_class_probability(observed, each) for name, each in shown.items()}

@@ -171,8 +171,8 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
     prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
     prefect_reading_login = f"dashboard:{values['PREFECT_READING_PASSWORD']}"
 
-    # What each service may have of EXTERNAL.
-    smtp, backup_target = ({name: settings[name]} if name in settings else {} for name in EXTERNAL)
+    def external(name: str) -> dict[str, str]:
+        return {name: settings[name]} if name in settings else {}
 
     def database_url(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
         return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
@@ -211,7 +211,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
             "CACHE_SIGNING_KEY": values["CACHE_SIGNING_KEY"],
-            **smtp,
+            **external("SMTP_PASSWORD"),
         },
         "provision": {
             "PREFECT_API_AUTH_STRING": prefect_login,
@@ -249,7 +249,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MINIO_USER": "backup",
             "MINIO_PASSWORD": values["BACKUP_S3_READING_KEY"],
             "vault.json": json.dumps({name: value for name, value in values.items() if name != "BACKUP_PASSWORD"}),
-            **backup_target,
+            **external("BACKUP_S3_SECRET_KEY"),
         },
         "restore": {
             "BACKUP_PASSWORD": values["BACKUP_PASSWORD"],
@@ -257,7 +257,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "POSTGRES_PASSWORD": values["POSTGRES_PASSWORD"],
             "MINIO_USER": settings["MINIO_ROOT_USER"],
             "MINIO_PASSWORD": values["MINIO_ROOT_PASSWORD"],
-            **backup_target,
+            **external("BACKUP_S3_SECRET_KEY"),
         },
     }
 

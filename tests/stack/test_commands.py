@@ -84,46 +84,46 @@ def test_a_run_that_cannot_start_says_why(stack: Stack, arguments: str, message:
     assert "Traceback" not in refused.stdout + refused.stderr
 
 
-def test_a_flow_that_cannot_be_imported_says_why(stack: Stack) -> None:
+def refused_deployment(stack: Stack, name: str) -> str:
+    """Add an entry for flows/NAME.py to prefect.yaml for one `make deploy`, which is refused; return what it says."""
     project = stack.home / "prefect.yaml"
     before = project.read_text()
-    (stack.home / "flows/broken.py").write_text("import nonexistent_module\n")
-    project.write_text(before + entry("broken").replace("greet.py", "broken.py"))
+    project.write_text(before + entry(name).replace("greet.py", f"{name}.py"))
     refused = stack.shell("make deploy", check=False)
     project.write_text(before)
 
     assert refused.returncode != 0
-    assert "nonexistent_module" in refused.stderr
-    assert "goes into your project's pyproject.toml; then `make lock` and `make up`." in refused.stderr
-    assert "correct prefect.yaml or the flow" in refused.stderr
+    return refused.stderr
+
+
+def test_a_flow_that_cannot_be_imported_says_why(stack: Stack) -> None:
+    (stack.home / "flows/broken.py").write_text("import nonexistent_module\n")
+
+    reason = refused_deployment(stack, "broken")
+
+    assert "nonexistent_module" in reason
+    assert "goes into your project's pyproject.toml; then `make lock` and `make up`." in reason
+    assert "correct prefect.yaml or the flow" in reason
 
 
 def test_a_flow_s_module_sees_no_administrator_s_secret(stack: Stack) -> None:
-    project = stack.home / "prefect.yaml"
-    before = project.read_text()
     (stack.home / "flows/curious.py").write_text("import os\nraise RuntimeError(' '.join(['sees', *os.environ]))\n")
-    project.write_text(before + entry("curious").replace("greet.py", "curious.py"))
-    refused = stack.shell("make deploy", check=False)
-    project.write_text(before)
-    seen = set(refused.stderr.partition("sees ")[2].split())
+
+    reason = refused_deployment(stack, "curious")
+    seen = set(reason.partition("sees ")[2].split())
     worker = stack.python("worker", "import os; print(*os.listdir('/run/secrets'))").stdout.split()
 
-    assert "PREFECT_API_AUTH_STRING" in seen, refused.stderr
+    assert "PREFECT_API_AUTH_STRING" in seen, reason
     assert {name for name in seen if re.search("PASSWORD|AUTH|KEY|SECRET|MINIO", name)} <= {*worker, "GPG_KEY"}
 
 
 def test_an_entry_whose_file_is_missing_is_named(stack: Stack) -> None:
-    project = stack.home / "prefect.yaml"
-    before = project.read_text()
-    project.write_text(before + entry("nowhere").replace("greet.py", "nowhere.py"))
-    refused = stack.shell("make deploy", check=False)
-    project.write_text(before)
+    reason = refused_deployment(stack, "nowhere")
 
-    assert refused.returncode != 0
     assert (
         "The deployment nowhere of prefect.yaml names the file flows/nowhere.py, which does not exist:"
         " correct its entrypoint, or remove the entry."
-    ) in refused.stderr.splitlines()
+    ) in reason.splitlines()
 
 
 def test_info_shows_addresses_accounts_and_passwords(stack: Stack) -> None:
