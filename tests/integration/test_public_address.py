@@ -65,6 +65,7 @@ def test_the_ui_works_at_the_public_address(behind_proxy: httpx.Client) -> None:
         dialog.get_by_role("button", name="Create", exact=True).click()
 
         expect(page.get_by_text("made-in-the-browser").first).to_be_visible(timeout=30_000)
+        page.unroute_all(behavior="ignoreErrors")  # requests that the page has under way die with it
 
 
 @pytest.mark.parametrize(
