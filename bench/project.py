@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from bench.report import save, summary
-from bench.stack import run_once
+from bench.stack import run_once, wait_until_idle
 from infra.provision.follow import find_deployment
 from infra.testing.stack import CHECKOUT, Stack, copy_checkout
 
@@ -61,7 +61,10 @@ def main() -> None:
             build = timed(stack, "docker compose build worker")
             with stack.prefect() as api:
                 deployment = find_deployment(api, "churn-pipeline")["id"]
-                starts = [run_once(api, deployment)[0] for _ in range(RUNS)]
+                starts = []
+                for _ in range(RUNS):
+                    wait_until_idle(api)  # the mail of the run before
+                    starts.append(run_once(api, deployment)[0])
         finally:
             stack.remove()
             stack.remove_images()
