@@ -132,16 +132,18 @@ def overload(results: dict[str, Any]) -> str:
                 f"{found['unloaded']['served_milliseconds']['p99']:.1f}",
                 f"{busy['offered_per_second']:.0f}",
                 f"{busy['accepted_per_second']:.0f}",
-                f"{busy['served_milliseconds']['p50']:.1f}",
+                f"{busy['sustained_milliseconds']['p50']:.1f}",
+                f"{busy['sustained_milliseconds']['p99']:.1f}",
+                f"{found['p99_ratio']:.1f}",
                 f"{busy['served_milliseconds']['p99']:.1f}",
-                f"{busy['accepted_milliseconds']['p99']:.1f}",
                 f"{memory['first']:.0f} / {memory['max']:.0f} / {memory['last']:.0f}",
             ]
         )
     head = ["model", "sustainable/s", "unloaded p99, ms", "offered/s", "accepted/s", "accepted median, ms", "p99, ms"]
     return (
-        table([*head, "with the generator's lag", "memory, MiB: first / max / last"], rows)
-        + "\nFrom the write of a request to the arrival of its answer; the generator shares the machine's cores with the service.\n"
+        table([*head, "times unloaded", "p99 with the first second", "memory, MiB: first / max / last"], rows)
+        + "\nFrom the write of a request to the arrival of its answer; the generator shares the machine's cores with the service. "
+        "At the onset a queue of requests is admitted, as a burst would be, and takes the service as long as it is.\n"
     )
 
 

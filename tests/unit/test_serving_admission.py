@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def test_in_overload_only_requests_that_are_computed_next_are_admitted() -> None
         found.in_flight = in_flight
         verdicts.append(found.admits(0.1))
 
-    assert verdicts == [False, False, True, True]
+    assert verdicts == [False, False, False, True]
 
 
 def test_overload_ends_when_no_request_had_to_be_refused_for_a_while() -> None:
@@ -249,6 +250,94 @@ def test_a_refused_caller_that_asks_before_it_sends_its_body_is_answered_at_once
     assert answer.startswith(b"HTTP/1.1 503 ")
 
 
+def request_of(body: bytes, head: bytes = b"", path: bytes = b"/m") -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n%b" % (path, head, len(body), body)
+
+
+@contextmanager
+def refused_caller(app: App | None = None) -> Iterator[tuple[Limiters, Limiter, Callable[[bytes, int], list[bytes]]]]:
+    """A connection to a server whose model is overloaded: a function that sends data and returns the answers' statuses."""
+    limiters, app = Limiters(1, 10.0), app or App()
+    found = limiters.find("m", b"/m")
+    found.in_flight = 1
+    with serve(app, limiters) as address, socket.create_connection(("127.0.0.1", port_of(address))) as caller:
+        caller.settimeout(20)
+
+        def ask(data: bytes, answers: int) -> list[bytes]:
+            caller.sendall(data)
+            received = b""
+            while answers and (received.count(b"HTTP/1.1 ") < answers or not received.endswith((b"}", b"ok"))):
+                received += caller.recv(65536)
+            return [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]]
+
+        yield limiters, found, ask
+
+
+def test_requests_with_a_refused_head_are_refused_unparsed_and_answered_once_there_is_room() -> None:
+    with refused_caller() as (limiters, found, ask):
+        first, heads = ask(request_of(b"123"), 1), list(limiters.of_heads)
+        limiters.of_paths.clear()  # by which a request that is parsed would be refused
+        second = ask(request_of(b"456"), 1)
+        found.in_flight, found._overloaded_until = 0, 0.0
+        third = ask(request_of(b"789"), 1)
+
+    assert heads == [request_of(b"123")[:-3]]
+    assert (first, second, third) == ([b"503"], [b"503"], [b"200"])
+    assert found.refused == 2
+
+
+def test_several_requests_in_one_packet_are_refused_each() -> None:
+    with refused_caller() as (limiters, found, ask):
+        before = ask(request_of(b"123") * 2, 2)
+        known = dict(limiters.of_heads)
+        ask(request_of(b"123"), 1)
+        after = ask(request_of(b"123") * 3, 3)
+
+    assert before == [b"503"] * 2
+    assert known == {}
+    assert after == [b"503"] * 3
+    assert found.refused == 6
+
+
+def test_a_refusal_does_not_overtake_the_answer_before_it() -> None:
+    app = App()
+    with refused_caller(app) as (_, found, ask), ThreadPoolExecutor(1) as callers:
+        ask(request_of(b"123"), 1)
+        slow = callers.submit(ask, request_of(b"", path=b"/slow"), 2)
+        assert app.started.wait(20)
+        threading.Timer(0.5, app.released.set).start()
+        ask(request_of(b"123"), 0)
+        statuses = slow.result(20)
+
+    assert statuses == [b"200", b"200"]
+    assert found.refused == 1
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        request_of(b"3\r\n123\r\n0\r\n\r\n").replace(b"Content-Length: 13", b"Transfer-Encoding: chunked"),
+        request_of(b"123", b"X-Long: %b\r\n" % (b"x" * 4096)),
+        request_of(b"123", path=b"/other"),
+    ],
+    ids=["chunked", "long", "of no model"],
+)
+def test_other_heads_are_not_remembered(request_bytes: bytes) -> None:
+    with refused_caller() as (limiters, _, ask):
+        ask(request_bytes, 1)
+
+    assert limiters.of_heads == {}
+
+
+def test_heads_are_forgotten_before_they_are_too_many() -> None:
+    limiters = Limiters(1, 10.0)
+    found = limiters.find("m", b"/m")
+    for number in range(2 * limiters.MAX_HEADS + 1):
+        limiters.remember_head(b"%d" % number, found, 0)
+
+    assert len(limiters.of_heads) == 1
+
+
 def test_an_idle_connection_is_closed_after_a_refusal_too() -> None:
     limiters, app = Limiters(1, 10.0), App()
     limiters.find("m", b"/m").in_flight = 1
@@ -261,6 +350,25 @@ def test_an_idle_connection_is_closed_after_a_refusal_too() -> None:
         answer = receive_all(caller)
 
     assert answer.startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_request_that_arrives_slowly_after_a_refusal_is_answered() -> None:
+    limiters, app = Limiters(1, 10.0), App()
+    limiters.find("m", b"/m").in_flight = 1
+    with (
+        serve(app, limiters, timeout_keep_alive=1) as address,
+        socket.create_connection(("127.0.0.1", port_of(address))) as caller,
+    ):
+        caller.settimeout(20)
+        caller.sendall(b"POST /m HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        refusal = caller.recv(65536)
+        caller.sendall(b"POST /other HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123")
+        time.sleep(2)
+        caller.sendall(b"456789")
+        answer = caller.recv(65536)
+
+    assert refusal.startswith(b"HTTP/1.1 503 ")
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_requests_in_flight_are_counted_until_they_are_answered_or_their_callers_leave() -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from serving.problems import RequestError
 
 OVERLOAD_SECONDS = 1.0
-MAX_WAITING_IN_OVERLOAD = 2
-"""Requests that may wait in overload where none is being predicted in a thread."""
+MAX_WAITING_IN_OVERLOAD = 1
+"""Requests that may be in flight in overload where none is predicted in a thread: the next one."""
 MAX_BATCH_IN_OVERLOAD = 8
 """And for a call in a thread that predicts them together: a batch of this size takes about as long as one request."""
 MAX_WAIT_IN_OVERLOAD = 0.25
@@ -64,11 +64,14 @@ class Limiters:
     """The limiters of all models, and by the paths of requests, to find one before a request is parsed."""
 
     MAX_PATHS = 10_000
+    MAX_HEADS, MAX_HEAD_BYTES = 1_000, 4_096
 
     def __init__(self, max_queue: int, max_wait_seconds: float) -> None:
         self._max_queue, self._max_wait_seconds = max_queue, max_wait_seconds
         self.of_models: dict[str, Limiter] = {}
         self.of_paths: dict[bytes, Limiter] = {}
+        self.of_heads: dict[bytes, tuple[Limiter, int]] = {}
+        """By the head of a refused request, and with the length of its body: the next one need not be parsed."""
 
     def find(self, model: str, path: bytes | None = None) -> Limiter:
         """Return the limiter of a registered model, and remember that requests for a path are for it."""
@@ -78,6 +81,14 @@ class Limiters:
         if path is not None and path not in self.of_paths and len(self.of_paths) < self.MAX_PATHS:
             self.of_paths[path] = limiter
         return limiter
+
+    def remember_head(self, head: bytes, limiter: Limiter, length: int) -> None:
+        """Remember that requests with a head are for a limiter, and have a body of some length."""
+        if len(head) > self.MAX_HEAD_BYTES:
+            return
+        if len(self.of_heads) >= self.MAX_HEADS:
+            self.of_heads.clear()
+        self.of_heads[head] = limiter, length
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """The HTTP protocol of the service: uvicorn's, which refuses requests for an overloaded model before it handles them.
 
 At many times the sustainable rate, parsing and routing alone would take all of the processor: a refusal here takes a
-small part of that.
+small part of that. Clients send the same head again and again, so that most refusals need no parsing at all.
 """
 
+import asyncio
 from typing import Any, cast
 
 import orjson
@@ -14,6 +15,7 @@ from serving.problems import CODES, RETRY_AFTER_SECONDS
 from serving.service import HAS_LEFT
 
 MAX_BUFFERED_BYTES = 65536
+END_OF_HEAD = b"\r\n\r\n"
 
 _BODY = orjson.dumps(
     # With the keys of all protocols: here it is not known which one the caller speaks.
@@ -69,15 +71,44 @@ class ServingProtocol(HttpToolsProtocol):
         """The limiter of the request that is read, if it has one."""
         self._entered: Limiter | None = None
         """The limiter of the request that is in flight."""
+        self._reading: bytes | None = None
+        """The data that the request which is read began with, until the request is complete."""
+        self._data = b""
+        self._refused_at: float | None = None
+        """When the last request was refused, if nothing has arrived since then."""
+        self._idle_check: asyncio.TimerHandle | None = None
+        """Closes a connection that is idle after a refusal, as uvicorn's timer would, which costs more to restart."""
 
     def connection_made(self, transport: Any) -> None:
         """Begin a connection."""
+        self._connection = transport
         super().connection_made(JoiningTransport(transport))  # type: ignore[arg-type] # the part that uvicorn uses
+
+    def data_received(self, data: bytes) -> None:
+        """Read requests; refuse one at once whose head is known."""
+        if self._reading is None and not self._is_answering():
+            end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+            known = self.limiters.of_heads.get(data[:end])
+            if known is not None and len(data) == end + known[1] and not known[0].admits(now()):
+                self._unset_keepalive_if_required()
+                if not self._connection.is_closing():
+                    self._refuse()
+                return
+        self._data = data
+        super().data_received(data)
+        self._data = b""
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def on_message_begin(self) -> None:
+        """Begin to read a request."""
+        self._reading, self._refused_at = self._data, None
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Refuse a request, or begin to handle it."""
-        is_pipelined = self.cycle is not None and not self.cycle.response_complete
-        limiter = None if is_pipelined else self.limiters.of_paths.get(self.url.partition(b"?")[0])
+        limiter = None if self._is_answering() else self.limiters.of_paths.get(self.url.partition(b"?")[0])
         self._refuses = limiter is not None and not limiter.admits(now())
         if self._refuses:
             if self.expect_100_continue:  # the caller would wait before it sends the body
@@ -95,23 +126,43 @@ class ServingProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Count a request that has arrived completely, or send its refusal."""
+        began_with, self._reading = self._reading, None
         if self._refuses:
-            if self.transport.is_closing():
+            if self._connection.is_closing():
                 return
             self._refuse()
             if not self.parser.should_keep_alive():
                 self.transport.close()
+            elif began_with is self._data:
+                self._remember_head(began_with)
             return
         if self._limiter is not None and not self.cycle.response_complete:
             self._entered, self._limiter = self._limiter, None
             self._entered.in_flight += 1
         super().on_message_complete()
 
+    def _remember_head(self, data: bytes) -> None:
+        """Remember the head of a refused request that is all of some data."""
+        head, found, body = data.partition(END_OF_HEAD)
+        lengths = [value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")]
+        limiter = self.limiters.of_paths.get(self.url.partition(b"?")[0])
+        if found and limiter is not None and head.startswith(b"POST ") and lengths == [str(len(body)).encode()]:
+            self.limiters.remember_head(head + found, limiter, len(body))
+
     def _refuse(self) -> None:
-        self.transport.write(REFUSAL)
-        self.transport.flush()  # type: ignore[attr-defined]
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._connection.write(REFUSAL)
+        self._refused_at = now()
+        if self._idle_check is None:
+            self._idle_check = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        self._idle_check = None
+        if self._refused_at is None or self._connection.is_closing():
+            return
+        if (left := self._refused_at + self.timeout_keep_alive - now()) > 0:
+            self._idle_check = self.loop.call_later(left, self._close_if_idle)
+        else:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         """End a request."""
@@ -121,6 +172,8 @@ class ServingProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the connection, and its request."""
+        if self._idle_check is not None:
+            self._idle_check.cancel()
         self._leave()
         super().connection_lost(exc)
 
