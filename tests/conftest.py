@@ -1,18 +1,39 @@
 """What all tests share: nothing that they start reports to anybody outside, and each run says where its time went."""
 
 import os
+import shutil
 import signal
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 
+import certifi
 import pytest
 
+
+def one_certificate() -> str:
+    """Return the first of the certificate authorities: a client of Prefect reads all of them, which takes 50 ms."""
+    end = "-----END CERTIFICATE-----"
+    first, _, _ = certifi.contents()[certifi.contents().index("-----BEGIN") :].partition(end)
+    (CERTIFICATES / "one.pem").write_text(f"{first}{end}\n")
+    return str(CERTIFICATES / "one.pem")
+
+
+# As in the worker's image; all servers of the tests speak HTTP.
+CERTIFICATES = Path(tempfile.mkdtemp("trainyard-tests"))
+os.environ["PREFECT_API_SSL_CERT_FILE"] = one_certificate()
 os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.pop("PROJECT", None)  # the tests are about the examples, and make their own projects
 # A shell that runs the tests in the background has Ctrl-C ignored, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOWEST_MODULES = 10
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the tests share on disk."""
+    shutil.rmtree(CERTIFICATES, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
