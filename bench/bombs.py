@@ -103,9 +103,18 @@ class Watch:
 
     def look(self) -> None:
         """Take the peaks so far; a process that ended in between is missed, and its memory limit holds anyway."""
-        children = sum(self._read(child, "VmHWM") for child in self._process.children())
+        children = sum(
+            self._read(child, "VmHWM") for child in self._process.children() if self._is_other_program(child)
+        )
         self.decoder_peak = max(self.decoder_peak, children)
         self.peak = max(self.peak, self._read(self._process, "VmHWM"))
+
+    def _is_other_program(self, child: psutil.Process) -> bool:
+        """Return whether a child has begun to execute its program: before that it has its parent's memory."""
+        try:
+            return bool(child.cmdline() != self._process.cmdline())
+        except psutil.Error:
+            return False
 
     def _sum(self, field: str) -> int:
         return sum(self._read(each, field) for each in (self._process, *self._process.children()))
