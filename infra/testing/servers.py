@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(
-    command: list[str], health_url: str, folder: Path, environment: dict[str, str], seconds: float = 120
+    command: list[str], health_url: str, folder: Path, environment: dict[str, str], seconds: float = 300
 ) -> Iterator[None]:
     """Run a command until the block ends; it has answered at `health_url` when the block begins."""
     folder.mkdir(parents=True, exist_ok=True)

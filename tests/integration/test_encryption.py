@@ -170,7 +170,7 @@ def test_a_webhook_whose_secret_cannot_be_read_is_disabled_and_holds_up_no_other
 def test_a_program_without_secrets_says_so_and_ends(tmp_path: Path, module: str, secret: str) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path), secret: ""}
     environment["MLFLOW_AUTH_CONFIG_PATH"] = str(tmp_path / "accounts.ini")
-    ended = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True, timeout=300)
 
     assert ended.returncode == 1
     assert " does not start without " in ended.stderr.splitlines()[-1]

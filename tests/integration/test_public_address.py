@@ -7,7 +7,7 @@ import pytest
 from mlflow_server.public_address import accept_public_address
 from playwright.sync_api import Route, expect
 
-from infra.testing.browser import chromium
+from infra.testing.browser import PATIENCE, chromium
 from infra.testing.servers import mlflow_server
 
 HOST = "mlflow.example.com"
@@ -57,6 +57,7 @@ def test_the_ui_works_at_the_public_address(behind_proxy: httpx.Client) -> None:
         route.fulfill(response=route.fetch(url=upstream, headers={**route.request.all_headers(), "host": HOST}))
 
     with chromium() as browser, browser.new_page() as page:
+        page.set_default_timeout(PATIENCE)
         page.route(f"https://{HOST}/**", pass_on)
         page.goto(f"https://{HOST}/#/experiments")
         page.get_by_role("button", name="Create", exact=True).first.click()
@@ -64,7 +65,7 @@ def test_the_ui_works_at_the_public_address(behind_proxy: httpx.Client) -> None:
         dialog.get_by_role("textbox").first.fill("made-in-the-browser")
         dialog.get_by_role("button", name="Create", exact=True).click()
 
-        expect(page.get_by_text("made-in-the-browser").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("made-in-the-browser").first).to_be_visible()
         page.unroute_all(behavior="ignoreErrors")  # requests that the page has under way die with it
 
 

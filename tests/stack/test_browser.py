@@ -2,12 +2,14 @@
 
 from playwright.sync_api import Browser, HttpCredentials, expect
 
+from infra.testing.browser import PATIENCE
 from infra.testing.stack import Stack
 
 
 def test_prefects_ui_shows_the_first_run(stack: Stack, browser: Browser) -> None:
     run, variables = stack.wait_for_first_run(), stack.variables()
     with browser.new_page() as page:
+        page.set_default_timeout(PATIENCE)
         page.goto(variables["PREFECT_API_URL"].removesuffix("/api"))
         password = page.locator("input[type=password]")
         password.fill("admin:wrong-password")
@@ -15,10 +17,10 @@ def test_prefects_ui_shows_the_first_run(stack: Stack, browser: Browser) -> None
         expect(password).to_be_visible()
         password.fill(variables["PREFECT_API_AUTH_STRING"])
         password.press("Enter")
-        expect(page.get_by_role("link", name="Deployments").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("link", name="Deployments").first).to_be_visible()
         page.goto(f"{variables['PREFECT_API_URL'].removesuffix('/api')}/runs/flow-run/{run['id']}")
-        expect(page.get_by_text(run["name"]).first).to_be_visible(timeout=30_000)
-        expect(page.get_by_text("Completed").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text(run["name"]).first).to_be_visible()
+        expect(page.get_by_text("Completed").first).to_be_visible()
 
 
 def test_mlflows_ui_shows_the_champion(stack: Stack, browser: Browser) -> None:
@@ -33,6 +35,7 @@ def test_mlflows_ui_shows_the_champion(stack: Stack, browser: Browser) -> None:
         "origin": address,
     }
     with browser.new_context(http_credentials=login) as context, context.new_page() as page:
+        page.set_default_timeout(PATIENCE)
         page.goto(f"{address}/#/models/rain-tomorrow")
-        expect(page.get_by_role("heading", name="rain-tomorrow")).to_be_visible(timeout=30_000)
-        expect(page.get_by_text("champion").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("heading", name="rain-tomorrow")).to_be_visible()
+        expect(page.get_by_text("champion").first).to_be_visible()
