@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +47,8 @@ SO_TIMESTAMPNS = 35
 """Of Linux; Python has no name for it."""
 MAX_CONNECTIONS, MAX_ANSWER_SECONDS = 1000, 5.0
 STEP_SECONDS, UNLOADED_SECONDS, OVERLOAD_SECONDS, ONSET_SECONDS = 3.0, 15.0, 20.0, 1.0
-CONNECT_SECONDS = 1.0
-"""Time for the service to accept the connections before requests are sent."""
+SAMPLE_SECONDS = 0.5
+GREETING = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 FACTOR, STEP, FIRST_RATE, MAX_STEPS = 10, 1.2, 100.0, 30
 MAX_REFUSED, MAX_SUSTAINABLE_P99 = 0.001, 50.0
 """Shares of requests, and milliseconds."""
@@ -171,6 +171,15 @@ class Pool:
                 self._idle = deque(idle for idle in self._idle if idle is not connection)
                 connection.socket.close()
 
+    def greet(self) -> None:
+        """Have the service answer over each connection: only then has it accepted all of them."""
+        for _ in range(len(self._idle)):
+            self.send(GREETING, due=0.0)
+        deadline = time.perf_counter() + MAX_ANSWER_SECONDS
+        while self.busy:
+            assert time.perf_counter() < deadline, "the service does not accept the connections"
+            deque(self.receive(0.05), maxlen=0)
+
     def close(self) -> None:
         """Close all."""
         for connection in self._open.values():
@@ -181,7 +190,7 @@ def offer(port: int, message: bytes, rate: float, seconds: float) -> Offer:
     """Send requests at random moments at a mean rate; runs in a process of its own."""
     connections = int(min(MAX_CONNECTIONS, rate))
     result, pool, chance = Offer(rate, seconds), Pool(port, connections), random.Random(0)
-    time.sleep(CONNECT_SECONDS)
+    pool.greet()
     start = time.perf_counter()
     due, end = start, start + seconds
     while due < end or (pool.busy and time.perf_counter() < end + MAX_ANSWER_SECONDS):
@@ -191,8 +200,8 @@ def offer(port: int, message: bytes, rate: float, seconds: float) -> Offer:
             else:
                 result.unsent += 1
             due += chance.expovariate(rate)
-        wait = max(0.0, min(due - time.perf_counter(), 0.05))
-        for connection, status in pool.receive(wait):
+        pause = max(0.0, min(due - time.perf_counter(), 0.05))
+        for connection, status in pool.receive(pause):
             result.statuses[status] = result.statuses.get(status, 0) + 1
             if status == 200:
                 result.accepted.append((time.perf_counter() - connection.due) * 1000)
@@ -219,10 +228,9 @@ def offer_and_watch(
     process: psutil.Process, executor: Executor, port: int, message: bytes, rate: float
 ) -> tuple[Offer, list[float]]:
     """Offer requests; return what became of them and the server's memory in MiB, each half second."""
-    future, samples = executor.submit(offer, port, message, rate, OVERLOAD_SECONDS), []
-    while not future.done():
+    future, samples = executor.submit(offer, port, message, rate, OVERLOAD_SECONDS), list[float]()
+    while not wait([future], SAMPLE_SECONDS).done:
         samples.append(process.memory_info().rss / 2**20)
-        time.sleep(0.5)
     return future.result(), samples
 
 

@@ -11,18 +11,12 @@ from pathlib import Path
 import certifi
 import pytest
 
-
-def one_certificate() -> str:
-    """Return the first of the certificate authorities: a client of Prefect reads all of them, which takes 50 ms."""
-    end = "-----END CERTIFICATE-----"
-    first, _, _ = certifi.contents()[certifi.contents().index("-----BEGIN") :].partition(end)
-    (CERTIFICATES / "one.pem").write_text(f"{first}{end}\n")
-    return str(CERTIFICATES / "one.pem")
-
-
-# As in the worker's image; all servers of the tests speak HTTP.
+# A client of Prefect reads all certificate authorities, which takes 50 ms. All servers of the tests speak HTTP, so that one will
+# do, as in the worker's image.
 CERTIFICATES = Path(tempfile.mkdtemp("trainyard-tests"))
-os.environ["PREFECT_API_SSL_CERT_FILE"] = one_certificate()
+END = "-----END CERTIFICATE-----\n"
+(CERTIFICATES / "one.pem").write_text(certifi.contents().partition(END)[0] + END)
+os.environ["PREFECT_API_SSL_CERT_FILE"] = str(CERTIFICATES / "one.pem")
 os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.pop("PROJECT", None)  # the tests are about the examples, and make their own projects
 # A shell that runs the tests in the background has Ctrl-C ignored, and so would every process that the tests start.

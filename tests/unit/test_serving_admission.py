@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -254,63 +253,73 @@ def request_of(body: bytes, head: bytes = b"", path: bytes = b"/m") -> bytes:
     return b"POST %b HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n%b" % (path, head, len(body), body)
 
 
+class RefusedCaller:
+    """A connection to a server whose model is overloaded."""
+
+    def __init__(self, address: str, limiters: Limiters, limiter: Limiter) -> None:
+        self.address, self.limiters, self.limiter = address, limiters, limiter
+        self.socket = socket.create_connection(("127.0.0.1", port_of(address)), timeout=20)
+
+    def ask(self, data: bytes, answers: int = 1) -> list[bytes]:
+        """Send data; return the statuses of the next answers."""
+        self.socket.sendall(data)
+        received = b""
+        while received.count(b"HTTP/1.1 ") < answers or not received.endswith((b"}", b"ok")):
+            received += self.socket.recv(65536)
+        return [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]]
+
+
 @contextmanager
-def refused_caller(app: App | None = None) -> Iterator[tuple[Limiters, Limiter, Callable[[bytes, int], list[bytes]]]]:
-    """A connection to a server whose model is overloaded: a function that sends data and returns the answers' statuses."""
-    limiters, app = Limiters(1, 10.0), app or App()
+def refused_caller(app: App | None = None, **options: Any) -> Iterator[RefusedCaller]:
+    """A caller of requests for /m, which are refused."""
+    limiters = Limiters(1, 10.0)
     found = limiters.find("m", b"/m")
     found.in_flight = 1
-    with serve(app, limiters) as address, socket.create_connection(("127.0.0.1", port_of(address))) as caller:
-        caller.settimeout(20)
-
-        def ask(data: bytes, answers: int) -> list[bytes]:
-            caller.sendall(data)
-            received = b""
-            while answers and (received.count(b"HTTP/1.1 ") < answers or not received.endswith((b"}", b"ok"))):
-                received += caller.recv(65536)
-            return [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]]
-
-        yield limiters, found, ask
+    with serve(app or App(), limiters, **options) as address:
+        caller = RefusedCaller(address, limiters, found)
+        with caller.socket:
+            yield caller
 
 
 def test_requests_with_a_refused_head_are_refused_unparsed_and_answered_once_there_is_room() -> None:
-    with refused_caller() as (limiters, found, ask):
-        first, heads = ask(request_of(b"123"), 1), list(limiters.of_heads)
-        limiters.of_paths.clear()  # by which a request that is parsed would be refused
-        second = ask(request_of(b"456"), 1)
-        found.in_flight, found._overloaded_until = 0, 0.0
-        third = ask(request_of(b"789"), 1)
+    with refused_caller() as caller:
+        first, heads = caller.ask(request_of(b"123")), list(caller.limiters.of_heads)
+        caller.limiters.of_paths.clear()  # by which a request that is parsed would be refused
+        second = caller.ask(request_of(b"456"))
+        caller.limiter.in_flight, caller.limiter._overloaded_until = 0, 0.0
+        third = caller.ask(request_of(b"789"))
 
     assert heads == [request_of(b"123")[:-3]]
     assert (first, second, third) == ([b"503"], [b"503"], [b"200"])
-    assert found.refused == 2
+    assert caller.limiter.refused == 2
 
 
 def test_several_requests_in_one_packet_are_refused_each() -> None:
-    with refused_caller() as (limiters, found, ask):
-        before = ask(request_of(b"123") * 2, 2)
-        known = dict(limiters.of_heads)
-        ask(request_of(b"123"), 1)
-        after = ask(request_of(b"123") * 3, 3)
+    with refused_caller() as caller:
+        before = caller.ask(request_of(b"123") * 2, 2)
+        known = dict(caller.limiters.of_heads)
+        caller.ask(request_of(b"123"))
+        after = caller.ask(request_of(b"123") * 3, 3)
 
     assert before == [b"503"] * 2
     assert known == {}
     assert after == [b"503"] * 3
-    assert found.refused == 6
+    assert caller.limiter.refused == 6
 
 
 def test_a_refusal_does_not_overtake_the_answer_before_it() -> None:
     app = App()
-    with refused_caller(app) as (_, found, ask), ThreadPoolExecutor(1) as callers:
-        ask(request_of(b"123"), 1)
-        slow = callers.submit(ask, request_of(b"", path=b"/slow"), 2)
+    with refused_caller(app) as caller:
+        caller.ask(request_of(b"123"))
+        caller.socket.sendall(request_of(b"", path=b"/slow"))
         assert app.started.wait(20)
-        threading.Timer(0.5, app.released.set).start()
-        ask(request_of(b"123"), 0)
-        statuses = slow.result(20)
+        caller.socket.sendall(request_of(b"123"))
+        httpx.get(f"{caller.address}/other")  # answered after that was read
+        app.released.set()
+        statuses = caller.ask(b"", 2)
 
     assert statuses == [b"200", b"200"]
-    assert found.refused == 1
+    assert caller.limiter.refused == 1
 
 
 @pytest.mark.parametrize(
@@ -323,10 +332,10 @@ def test_a_refusal_does_not_overtake_the_answer_before_it() -> None:
     ids=["chunked", "long", "of no model"],
 )
 def test_other_heads_are_not_remembered(request_bytes: bytes) -> None:
-    with refused_caller() as (limiters, _, ask):
-        ask(request_bytes, 1)
+    with refused_caller() as caller:
+        caller.ask(request_bytes)
 
-    assert limiters.of_heads == {}
+    assert caller.limiters.of_heads == {}
 
 
 def test_heads_are_forgotten_before_they_are_too_many() -> None:
@@ -339,36 +348,24 @@ def test_heads_are_forgotten_before_they_are_too_many() -> None:
 
 
 def test_an_idle_connection_is_closed_after_a_refusal_too() -> None:
-    limiters, app = Limiters(1, 10.0), App()
-    limiters.find("m", b"/m").in_flight = 1
-    with (
-        serve(app, limiters, timeout_keep_alive=1) as address,
-        socket.create_connection(("127.0.0.1", port_of(address))) as caller,
-    ):
-        caller.settimeout(20)
-        caller.sendall(b"POST /m HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        answer = receive_all(caller)
+    with refused_caller(timeout_keep_alive=1) as caller:
+        statuses = caller.ask(request_of(b""))
+        rest = receive_all(caller.socket)
 
-    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert (statuses, rest) == ([b"503"], b"")
 
 
 def test_a_request_that_arrives_slowly_after_a_refusal_is_answered() -> None:
-    limiters, app = Limiters(1, 10.0), App()
-    limiters.find("m", b"/m").in_flight = 1
-    with (
-        serve(app, limiters, timeout_keep_alive=1) as address,
-        socket.create_connection(("127.0.0.1", port_of(address))) as caller,
-    ):
-        caller.settimeout(20)
-        caller.sendall(b"POST /m HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        refusal = caller.recv(65536)
-        caller.sendall(b"POST /other HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123")
-        time.sleep(2)
-        caller.sendall(b"456789")
-        answer = caller.recv(65536)
+    with refused_caller(timeout_keep_alive=1) as caller:
+        caller.ask(request_of(b""))
+        caller.socket.sendall(request_of(b"123456789", path=b"/other")[:-6])
+        later = RefusedCaller(caller.address, caller.limiters, caller.limiter)
+        with later.socket:
+            later.ask(request_of(b""))
+            receive_all(later.socket)  # closed as idle, and so would the first one have been
+        statuses = caller.ask(b"456789")
 
-    assert refusal.startswith(b"HTTP/1.1 503 ")
-    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert statuses == [b"200"]
 
 
 def test_requests_in_flight_are_counted_until_they_are_answered_or_their_callers_leave() -> None:

@@ -65,15 +65,16 @@ class ServingProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        self._refuses = False
-        """Whether the request that is read is refused."""
+        self._refused_by: Limiter | None = None
+        """The limiter that refuses the request that is read."""
         self._limiter: Limiter | None = None
         """The limiter of the request that is read, if it has one."""
         self._entered: Limiter | None = None
         """The limiter of the request that is in flight."""
-        self._reading: bytes | None = None
-        """The data that the request which is read began with, until the request is complete."""
-        self._data = b""
+        self._is_reading = False
+        """Whether a request has begun and is not complete."""
+        self._data, self._has_begun = b"", False
+        """What is parsed, and whether a request has begun in it."""
         self._refused_at: float | None = None
         """When the last request was refused, if nothing has arrived since then."""
         self._idle_check: asyncio.TimerHandle | None = None
@@ -86,7 +87,7 @@ class ServingProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read requests; refuse one at once whose head is known."""
-        if self._reading is None and not self._is_answering():
+        if not self._is_reading and not self._is_answering():
             end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
             known = self.limiters.of_heads.get(data[:end])
             if known is not None and len(data) == end + known[1] and not known[0].admits(now()):
@@ -94,7 +95,7 @@ class ServingProtocol(HttpToolsProtocol):
                 if not self._connection.is_closing():
                     self._refuse()
                 return
-        self._data = data
+        self._data, self._has_begun = data, False
         super().data_received(data)
         self._data = b""
 
@@ -103,14 +104,14 @@ class ServingProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to read a request."""
-        self._reading, self._refused_at = self._data, None
+        self._is_reading, self._has_begun, self._refused_at = True, True, None
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Refuse a request, or begin to handle it."""
         limiter = None if self._is_answering() else self.limiters.of_paths.get(self.url.partition(b"?")[0])
-        self._refuses = limiter is not None and not limiter.admits(now())
-        if self._refuses:
+        self._refused_by = limiter if limiter is not None and not limiter.admits(now()) else None
+        if self._refused_by is not None:
             if self.expect_100_continue:  # the caller would wait before it sends the body
                 self._refuse()
                 self.transport.close()
@@ -121,32 +122,31 @@ class ServingProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
-        if not self._refuses:
+        if self._refused_by is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Count a request that has arrived completely, or send its refusal."""
-        began_with, self._reading = self._reading, None
-        if self._refuses:
+        self._is_reading = False
+        if self._refused_by is not None:
             if self._connection.is_closing():
                 return
             self._refuse()
             if not self.parser.should_keep_alive():
                 self.transport.close()
-            elif began_with is self._data:
-                self._remember_head(began_with)
+            elif self._has_begun:
+                self._remember_head(self._refused_by)
             return
         if self._limiter is not None and not self.cycle.response_complete:
             self._entered, self._limiter = self._limiter, None
             self._entered.in_flight += 1
         super().on_message_complete()
 
-    def _remember_head(self, data: bytes) -> None:
-        """Remember the head of a refused request that is all of some data."""
-        head, found, body = data.partition(END_OF_HEAD)
+    def _remember_head(self, limiter: Limiter) -> None:
+        """Remember the head of the refused request if it is all of the data."""
+        head, found, body = self._data.partition(END_OF_HEAD)
         lengths = [value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")]
-        limiter = self.limiters.of_paths.get(self.url.partition(b"?")[0])
-        if found and limiter is not None and head.startswith(b"POST ") and lengths == [str(len(body)).encode()]:
+        if found and head.startswith(b"POST ") and lengths == [str(len(body)).encode()]:
             self.limiters.remember_head(head + found, limiter, len(body))
 
     def _refuse(self) -> None:
