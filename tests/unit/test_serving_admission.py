@@ -265,7 +265,9 @@ class RefusedCaller:
         self.socket.sendall(data)
         received = b""
         while received.count(b"HTTP/1.1 ") < answers or not received.endswith((b"}", b"ok")):
-            received += self.socket.recv(65536)
+            part = self.socket.recv(65536)
+            assert part, f"closed after {received!r}"
+            received += part
         return [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]]
 
 
