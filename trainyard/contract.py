@@ -384,6 +384,8 @@ class Resource:
     """The variable that holds a digest of what the work pool's job template was made of."""
     DEPLOYED: Final = "trainyard_deployed"
     """The variable that holds a digest of the project's deployments; of a further project it ends in the work queue."""
+    DIAGNOSIS: Final = "trainyard_diagnosis"
+    """The variable that holds what `make doctor` found last (`trainyard.diagnosis.Report`)."""
 
 
 class Account:

@@ -1,9 +1,9 @@
 """A second account for Prefect's API, which may only read runs, deployments and work pools.
 
 Prefect has a single account with all permissions. The middleware accepts a second credential for the requests of
-`READ_REQUESTS`, forwards those as the first account, and answers all others with 403. Blocks, variables and logs are not
-among them, since they may hold secrets, and the answers lack the fields of `WITHHELD` for the same reason. Requests with
-any other credential pass unchanged.
+`READ_REQUESTS`, forwards those as the first account, and answers all others with 403. Blocks, logs, and variables but for
+the one with the findings of `make doctor` are not among them, since they may hold secrets, and the answers lack the
+fields of `WITHHELD` for the same reason. Requests with any other credential pass unchanged.
 """
 
 import hmac
@@ -16,11 +16,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trainyard.contract import LOCKS_PATH
+from trainyard.contract import LOCKS_PATH, Resource
 
 RESOURCES = "flows|flow_runs|task_runs|deployments|work_pools|work_queues"
 READ_REQUESTS = {
-    "GET": re.compile(rf"/api/(health|ready|version|{LOCKS_PATH[1:]})"),
+    "GET": re.compile(rf"/api/(health|ready|version|{LOCKS_PATH[1:]}|variables/name/{Resource.DIAGNOSIS})"),
     "POST": re.compile(
         rf"/api/(({RESOURCES})/(filter|count|paginate|history)|work_pools/[^/]+/(queues|workers)/filter)"
     ),
