@@ -404,7 +404,26 @@ def read_vault(volume: Path) -> dict[str, str]:
         sys.exit("There are no secrets yet: start the stack first, with `make up` or `docker compose up -d --wait`.")
 
 
-COMMANDS = {"make": make, "adopt": adopt, "info": show_accounts, "env": show_environment}
+def check(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
+    """Print a sentence for each thing that is wrong with settings and secrets; write nothing."""
+    settings = read_settings(settings_file)
+    chosen = {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
+    for problem in (*find_address_problems(os.environ), *find_reserved_users(settings), *find_problems(chosen)):
+        print(f"A setting in .env is refused at the next start: {problem}.")
+    files = {name: volume / "vault" / name for name in NAMES}
+    values = {name: file.read_text() if file.exists() else "" for name, file in files.items()}
+    if missing := [name for name, value in values.items() if not value]:
+        print(f"The volume secrets lacks {', '.join(missing)}, or has an empty file.")
+        return
+    values = {name: chosen.get(name) or value for name, value in values.items()}
+    for service, expected in service_files(values, settings).items():
+        present = {file.name: file.read_text() for file in (volume / service).glob("*")}
+        if present != expected:
+            names = sorted({name for name, _ in present.items() ^ expected.items()})
+            print(f"The secrets of {service} are not what the vault and .env say: {', '.join(names)}.")
+
+
+COMMANDS = {"make": make, "adopt": adopt, "check": check, "info": show_accounts, "env": show_environment}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1] if len(sys.argv) > 1 else "make"]()

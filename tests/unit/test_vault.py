@@ -296,3 +296,28 @@ def test_a_password_that_could_not_be_passed_on_is_refused(tmp_path: Path, passw
     assert problem in str(refused.value)
     assert "hunter" not in str(refused.value)
     assert not (tmp_path / "volume").exists()
+
+
+def test_a_check_of_secrets_says_what_is_wrong_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_UI_URL", "http://localhost:4200")
+    volume = tmp_path / "secrets"
+    vault.make(volume, settings_file(tmp_path))
+
+    def check(**given: str) -> list[str]:
+        before = {file: file.read_bytes() for file in volume.rglob("*") if file.is_file()}
+        vault.check(volume, settings_file(tmp_path, **given))
+        assert {file: file.read_bytes() for file in volume.rglob("*") if file.is_file()} == before
+        return capsys.readouterr().out.splitlines()
+
+    assert check() == []
+    assert check(SMTP_PASSWORD="x")[0] == "The secrets of worker are not what the vault and .env say: SMTP_PASSWORD."
+    (refused, *_) = check(MAIL_PASSWORD="short")
+    assert refused.startswith("A setting in .env is refused at the next start: MAIL_PASSWORD has 5 characters")
+    (volume / "worker/CACHE_SIGNING_KEY").chmod(0o600)
+    (volume / "worker/CACHE_SIGNING_KEY").write_text("")
+    assert check() == ["The secrets of worker are not what the vault and .env say: CACHE_SIGNING_KEY."]
+    (volume / "vault/MAIL_PASSWORD").chmod(0o600)
+    (volume / "vault/MAIL_PASSWORD").write_text("")
+    assert check() == ["The volume secrets lacks MAIL_PASSWORD, or has an empty file."]
