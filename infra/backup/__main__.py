@@ -3,6 +3,7 @@
 now              back up, remove what is not to be kept, and check the repository
 due              print the seconds until the next backup
 list             the backups of the repository
+status           as JSON, the newest backup's age and whether it can be read, for `make doctor`
 stream           write a backup to standard output, for restic
 check [ID]       say what a backup holds, and read all of it; touches nothing
 restore [ID]     load a backup into databases and buckets, and print its secrets as JSON for the vault
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from infra.backup.settings import Settings
 from infra.backup.versions import client_version, own_versions, refuse_newer
 
 VAULT = Path("/run/secrets/vault.json")
+NEWEST = Path("/tmp/newest")  # noqa: S108 - `schedule` touches it when it starts, and after each backup
+MAX_READ_SECONDS = 20.0
 STREAM = [sys.executable, "-m", "infra.backup", "stream"]
 
 
@@ -61,6 +64,33 @@ def print_list(_: Settings, repository: Repository, __: str) -> None:
     """Print the backups, the oldest first."""
     for snapshot in repository.snapshots():
         print(f"{snapshot.id}  {snapshot.time:%Y-%m-%d %H:%M} UTC  {snapshot.project}")
+
+
+def print_status(settings: Settings, repository: Repository, _: str) -> None:
+    """Print when the newest backup of this installation was made, and what is wrong with it.
+
+    All of it is read that can be in MAX_READ_SECONDS: the repository's checks read the rest in the course of a month.
+    """
+    snapshots = repository.snapshots() if repository.exists() else []
+    own = [snapshot for snapshot in snapshots if snapshot.project == settings.project]
+    problem = ""
+    try:
+        deadline = time.monotonic() + MAX_READ_SECONDS
+        if own:
+            with repository.read(own[-1]) as source:
+                members = read_members(source)
+                read_manifest(members)
+                for _member in takewhile(lambda _: time.monotonic() < deadline, members):
+                    pass
+    except BackupError as error:
+        problem = str(error)
+    status = {
+        "every_hours": settings.every_hours,
+        "started": NEWEST.stat().st_mtime,
+        "newest": own[-1].time.isoformat() if own else None,
+        "problem": problem,
+    }
+    print(json.dumps(status))
 
 
 def stream(settings: Settings, _: Repository, __: str) -> None:
@@ -171,6 +201,7 @@ COMMANDS: dict[str, Callable[[Settings, Repository, str], None]] = {
     "now": back_up,
     "due": print_due,
     "list": print_list,
+    "status": print_status,
     "stream": stream,
     "check": check,
     "restore": restore,

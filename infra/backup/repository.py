@@ -52,6 +52,10 @@ class Repository:
             self._restic("cat", "config")
         self._restic("unlock")  # of those who left more than half an hour ago without a word
 
+    def exists(self) -> bool:
+        """Return whether there is a repository, readable or not."""
+        return self._restic("cat", "config", "--no-lock", check=False).returncode != Exit.NO_REPOSITORY
+
     def snapshots(self) -> list[Snapshot]:
         """Return the backups, the oldest first."""
         found = json.loads(self._restic("snapshots", "--no-lock", "--tag", TAG, "--json").stdout or "[]")
