@@ -14,7 +14,7 @@ registry = docker compose exec -T worker with-secrets python -m trainyard.regist
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help new up down info env deploy run promote reproduce rollback backup backups restore logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up down info doctor env deploy run promote reproduce rollback backup backups restore logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ down: ## stop the stack; its data stays
 info: ## addresses, accounts, passwords, and what the warm process costs
 	@$(secrets) info
 	@docker compose exec -T worker python -m warm_process summary 2>/dev/null || echo "The worker is not running."
+
+doctor: ## what is wrong, and the command that mends it; changes nothing
+	@infra/diagnose
 
 env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use the stack
 	@$(secrets) env

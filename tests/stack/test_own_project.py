@@ -107,6 +107,13 @@ def test_no_example_is_deployed_or_registered(own: Stack) -> None:
     assert [model["name"] for model in models] == [MODEL]
 
 
+def test_nothing_is_wrong_with_a_new_installation(own: Stack) -> None:
+    examined = own.shell("make doctor", check=False)
+
+    assert examined.stdout == "Nothing is wrong.\n"
+    assert examined.returncode == 0
+
+
 def test_worker_and_serving_have_the_project_s_package(own: Stack, forecast: dict[str, Any]) -> None:
     program = "import holidays, pandas; print(holidays.__name__)"
 
