@@ -23,7 +23,8 @@ from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from infra.testing.servers import dashboard_server, prefect_server, serving_server
+from infra.diagnosis.__main__ import keep
+from infra.testing.servers import dashboard_server, prefect_client, prefect_server, serving_server
 from infra.testing.waiting import wait_until
 from tests.support import model_records
 from tests.support.gate import Gate
@@ -39,6 +40,7 @@ from trainyard.contract import (
     Tag,
     Verdict,
 )
+from trainyard.diagnosis import Finding
 from trainyard.drift import Shift
 from trainyard.gate import Decision
 from trainyard.tracking import Registered
@@ -157,6 +159,25 @@ def prefect_with_reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     folder = tmp_path_factory.mktemp("prefect")
     with prefect_server(folder, admin=ADMIN_LOGIN, reader=READER_LOGIN) as api:
         yield api
+
+
+def test_what_is_wrong_is_shown_as_make_doctor_says_it(
+    mlflow_address: str, prefect_with_reader: str, dashboards: Dashboards
+) -> None:
+    with ExitStack() as stack:
+        settings = {"PREFECT_API_AUTH_STRING": READER_LOGIN}
+        address = dashboards.start(stack, mlflow_address, prefect_with_reader, **settings)
+        client = stack.enter_context(browser(address))
+        client.post("/login", data=LOGIN)
+        admin = stack.enter_context(prefect_client(prefect_with_reader, ("admin", ADMIN_LOGIN.partition(":")[2])))
+
+        before = wait_for_text(client, "/", "There is no work pool training, so no run can start. → make up")
+        keep([Finding("mail is <not> running.", "docker compose up -d mail")], admin)
+        wait_for_text(client, "/", "mail is <not> running. → docker compose up -d mail")
+        keep([], admin)
+        wait_for_text(client, "/", "databases, mail, deployments and backups: nothing is wrong.")
+
+        assert "it has not been run yet" in before
 
 
 def test_a_refused_account_is_named(mlflow_address: str, prefect_with_reader: str, dashboards: Dashboards) -> None:

@@ -30,6 +30,7 @@ def make_panels(view: View, ui: UIAddresses) -> dict[str, Any]:
         ),
         "monitoring": monitoring_panels(view, ui, now),
         "platform": platform_panels(view, ui, now),
+        "diagnosis": diagnosis_panel(view),
     }
 
 
@@ -109,6 +110,16 @@ def monitoring_panels(view: View, ui: UIAddresses, now: float) -> dict[str, Any]
         "drift": checks.drift_rows(data["drift"]),
         "predictions": checks.predictions_by_subject(data["forecasts"], now),
         "outcomes": outcomes.summarize_outcomes(data["runs"], data["outcomes"]),
+    }
+
+
+def diagnosis_panel(view: View) -> dict[str, Any]:
+    """Return what is wrong: servers that do not answer, what Prefect tells, and what `make doctor` found last."""
+    silent = sorted({each.error for each in view.snapshots.values() if each.error})
+    data = view.value("diagnosis") or {"findings": [], "report": None}
+    return {
+        "findings": [*([error, "docker compose ps --all; make doctor"] for error in silent), *data["findings"]],
+        "report": data["report"],
     }
 
 

@@ -1,4 +1,4 @@
-"""Queries to Prefect: runs with their components and tasks, schedules, failures, and work pools."""
+"""Queries to Prefect: runs with their components and tasks, schedules, failures, work pools, and what is wrong."""
 
 import asyncio
 import math
@@ -9,6 +9,7 @@ from typing import Any
 
 from dashboard.rest import RestClient
 from trainyard.contract import Resource, State
+from trainyard.diagnosis import examine_prefect
 
 TOP_LEVEL = {"parent_task_run_id": {"is_null_": True}}
 STARTED_TYPES = ["RUNNING", "PENDING", "CANCELLING", "PAUSED", *sorted(State.FINAL_TYPES)]
@@ -92,6 +93,21 @@ class PrefectSource:
             "completed": completed_count,
             "failed": failed_count,
         }
+
+    async def diagnose(self) -> dict[str, Any]:
+        """Return what is wrong as far as Prefect tells now, and what `make doctor` found last; None if it never ran.
+
+        A finding is a problem and its remedy.
+        """
+        variable = await self._prefect.find(f"/variables/name/{Resource.DIAGNOSIS}")
+        examination = examine_prefect(datetime.now(UTC))
+        try:
+            path, body = next(examination)
+            while True:
+                path, body = examination.send(await self._prefect.post(path, body))
+        except StopIteration as end:
+            findings = [[finding.problem, finding.remedy] for finding in end.value]
+        return {"findings": findings, "report": variable and variable["value"]}
 
     async def list_pools(self) -> list[dict[str, Any]]:
         """Return the work pools with their queues, workers and counts of unfinished runs."""

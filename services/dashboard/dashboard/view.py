@@ -24,7 +24,7 @@ class View:
     model: str
     """The name of the model that is shown; empty if none is registered."""
     snapshots: Mapping[str, Snapshot]
-    """By panel: models, overview, model, checks, holdout, comparison, shadow, traffic, runs, schedule, pools.
+    """By panel: models, overview, model, checks, holdout, comparison, shadow, traffic, runs, schedule, pools, diagnosis.
 
     Those of serving, traffic and shadow, are missing without its address.
     """
@@ -68,7 +68,7 @@ class ViewLoader:
     async def load(self, selection: Selection) -> View:
         """Return the view of a selection."""
         requested_at = time.monotonic()
-        (model, of_model), traffic, runs, schedule, pools = await asyncio.gather(
+        (model, of_model), traffic, runs, schedule, pools, diagnosis = await asyncio.gather(
             self._load_model(selection, requested_at),
             self._load_traffic(requested_at),
             self._cache.get(
@@ -80,8 +80,10 @@ class ViewLoader:
             ),
             self._cache.get("schedule", self._prefect.schedule_summary, requested_at),
             self._cache.get("pools", self._prefect.list_pools, requested_at),
+            self._cache.get("diagnosis", self._prefect.diagnose, requested_at),
         )
-        return View(selection, model, {**of_model, **traffic, "runs": runs, "schedule": schedule, "pools": pools})
+        platform = {"runs": runs, "schedule": schedule, "pools": pools, "diagnosis": diagnosis}
+        return View(selection, model, {**of_model, **traffic, **platform})
 
     async def _load_traffic(self, requested_at: float) -> dict[str, Snapshot]:
         if self._serving is None:
