@@ -286,6 +286,19 @@ def format_pair(measured: dict[str, Any]) -> str:
     return f"{measured['median']:.2f} / {measured['p95']:.2f}"
 
 
+def small(results: dict[str, Any]) -> str:
+    """Return the table of the stack in a small machine's memory."""
+    rows = [
+        ["memory of all containers together, MiB: the limit", f"{results['limit_mib']:,}"],
+        ["needed at most: start, two trainings, backup, `make doctor`", f"{results['peak_mib']:,}"],
+        ["needed idle, three minutes later", f"{results['idle_mib']:,}"],
+        ["first start, s", f"{results['up_seconds']:.0f}"],
+        ["first training run, s", f"{results['first_run_seconds']:.0f}"],
+        ["processes killed for lack of memory, containers restarted", f"{results['kills']}, {results['restarts']}"],
+    ]
+    return table(["the stack within 4 GiB", "value"], rows)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("start", "`docker compose up -d --wait`", start),
     ("demo", "`make demo`, without the installation", demo),
@@ -294,6 +307,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("backup", "Backup and restore, also while runs start", backup),
     ("throughput", "Throughput: many trivial runs triggered at once, until the last has ended (medians)", throughput),
     ("idle", "Idle: memory in MiB according to `docker stats`, and CPU seconds per minute", idle),
+    ("small", "A small machine: 4 GiB, of which system and Docker keep 600 MiB, without swap", small),
     (
         "pipeline",
         "The weather pipeline on the stack, without cached results and unchanged, and the same functions in a plain script",
