@@ -104,7 +104,7 @@ def tracking(database: str, monkeypatch: pytest.MonkeyPatch) -> Database:
         table.drop(engine, checkfirst=True)
         table.create(engine)
     engine.dispose()
-    return Database(url, Path(), "alembic_version")
+    return Database(url, Path(), "alembic_version", "")
 
 
 def insert_gateway_secret(database: Database, name: str, keys: KEKManager) -> None:

@@ -25,7 +25,7 @@ class Accounts:
 
             self.store = SqlAlchemyStore()
             self.store.init_db(url)  # type: ignore[no-untyped-call]
-        self.database = Database(url, Path(), "alembic_version_auth")
+        self.database = Database(url, Path(), "alembic_version_auth", "")
 
     def migrate(self, name: str, password: str = FIRST) -> None:
         """Do what a start with these settings does."""

@@ -60,26 +60,43 @@ def test_a_restart_of_services_loses_nothing(stack: Stack, services: str) -> Non
     wait_until(is_unchanged, 60, f"the same installation after a restart of {services}", every=1)
 
 
+REVISIONS = {
+    "prefect": "from prefect_server.schema import known_revisions; print(*known_revisions())",
+    "mlflow": "from mlflow_server.schema import accounts_database; print(*accounts_database().known_revisions())",
+}
+
+
 @pytest.mark.parametrize(
     ("service", "database", "table"),
     [("prefect", "prefect", "alembic_version"), ("mlflow", "mlflow_accounts", "alembic_version_auth")],
 )
-def test_a_server_waits_for_its_schema(stack: Stack, service: str, database: str, table: str) -> None:
+def test_a_server_waits_for_its_schema_and_refuses_a_later_one(
+    stack: Stack, service: str, database: str, table: str
+) -> None:
     def psql(statement: str) -> str:
         return stack.exec("postgres", "psql", "-qAtX", "-d", database, "-c", statement).stdout.strip()
 
+    def says(text: str) -> bool:
+        return text in stack.shell(f"docker compose logs --no-log-prefix {service} 2>&1").stdout
+
     revision = psql(f"SELECT version_num FROM {table}")
+    former = min({*stack.python(service, REVISIONS[service]).stdout.split()} - {revision})
     stack.shell(f"docker compose stop {service}")
-    psql(f"UPDATE {table} SET version_num = 'former'")
+    psql(f"UPDATE {table} SET version_num = '{former}'")
     stack.shell(f"docker compose start {service}")
-    expected = f"revision former, not {revision}"
-    logs = f"docker compose logs --no-log-prefix {service}"
-    wait_until(lambda: expected in stack.shell(logs).stdout, 60, "the server to say what it waits for")
+    wait_until(lambda: says(f"revision {former}, not {revision}"), 60, "the server to say what it waits for")
     waiting = stack.containers()[service]["State"]["Health"]["Status"]
+    stack.shell(f"docker compose stop {service}")
+    psql(f"UPDATE {table} SET version_num = 'later'")
+    migration = stack.shell(f"docker compose run --rm --no-deps -T {service}-migrate", check=False)
+    stack.shell(f"docker compose start {service}")
+    wait_until(lambda: says("which has the revision later: start the version"), 60, "the server to refuse")
     psql(f"UPDATE {table} SET version_num = '{revision}'")
-    stack.wait_until_healthy(60, [service])
+    stack.wait_until_healthy(120, [service])
 
     assert waiting == "starting"
+    assert migration.returncode != 0
+    assert "is older than its database" in migration.stderr.splitlines()[-1]
 
 
 def test_the_stack_trains_after_all_those_restarts(stack: Stack) -> None:

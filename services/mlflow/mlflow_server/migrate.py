@@ -15,11 +15,13 @@ def main() -> None:
     """Bring both databases and the admin's account up to date."""
     require_secrets()
     tracking, accounts = tracking_database(), accounts_database()
-    if prepare_database(tracking):
+    # Both are looked at before one is migrated.
+    is_former, has_former_accounts = prepare_database(tracking), prepare_database(accounts)
+    if is_former:
         from mlflow.db import upgrade
 
         upgrade.callback(tracking.url)  # type: ignore[misc]
-    if prepare_database(accounts):
+    if has_former_accounts:
         from mlflow.server.auth.db.cli import upgrade as upgrade_accounts
 
         upgrade_accounts.callback(accounts.url, "head")  # type: ignore[misc]
@@ -31,7 +33,10 @@ def prepare_database(database: Database) -> bool:
     """Create the tables in an empty database.
 
     Returns:
-        Whether the database is of another revision and has to be migrated.
+        Whether the database is of an earlier revision and has to be migrated.
+
+    Raises:
+        SystemExit: The database is of a later version.
     """
     expected = database.image_revision()
     with database.cursor() as cursor:
@@ -40,6 +45,7 @@ def prepare_database(database: Database) -> bool:
             cursor.execute(database.schema_file.read_text())  # in one transaction
             print(f"Created the tables of MLflow's database {database.name} at revision {expected}.", flush=True)
             return False
+    database.refuse_newer(current)
     if current != expected:
         print(f"Migrating MLflow's database {database.name} from revision {current} to {expected}.", flush=True)
     return current != expected

@@ -4,6 +4,7 @@ Server and migration start together with Postgres, while the roles and databases
 """
 
 import configparser
+import importlib.util
 import os
 import re
 import time
@@ -22,11 +23,13 @@ MAX_CONNECT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Database:
-    """One of MLflow's databases: its address, the file with its schema and the table with its revision."""
+    """One of MLflow's databases: its address, the file with its schema, the table with its revision, and its migrations."""
 
     url: str
     schema_file: Path
     revision_table: str
+    migrations: str
+    """Their folder in MLflow's package."""
 
     @property
     def name(self) -> str | None:
@@ -38,6 +41,30 @@ class Database:
         insert = rf"^INSERT INTO public\.{self.revision_table} VALUES \('(\w+)'\);$"  # noqa: S608 - a pattern, not a query
         (revision,) = re.findall(insert, self.schema_file.read_text(), re.MULTILINE)
         return str(revision)
+
+    def known_revisions(self) -> frozenset[str]:
+        """Return the revisions that this image has migrations for, read from their files: importing MLflow takes seconds."""
+        package = importlib.util.find_spec("mlflow")
+        assert package is not None
+        assert package.submodule_search_locations is not None
+        home = package.submodule_search_locations[0]
+        found = (
+            re.search(r"""^revision = ["'](\w+)["']$""", file.read_text(), re.MULTILINE)
+            for file in Path(home, self.migrations).glob("*.py")
+        )
+        return frozenset(match[1] for match in found if match)
+
+    def refuse_newer(self, current: str) -> None:
+        """Return if the database's revision is one of this image's.
+
+        Raises:
+            SystemExit: It is not: a newer version has migrated the database, and this one would damage it.
+        """
+        if current not in self.known_revisions():
+            raise SystemExit(
+                f"MLflow does not start, because it is older than its database {self.name}, which has the revision {current}: "
+                "start the version of Trainyard that ran last, or restore a backup of this one (docs/operations.md, Upgrade)."
+            )
 
     @contextmanager
     def cursor(self) -> Iterator[Cursor]:
@@ -80,7 +107,11 @@ class Database:
         return str(revision)
 
     def wait_for_schema(self) -> None:
-        """Return once the database has the revision of this image, which is for `mlflow-migrate` to see to."""
+        """Return once the database has the revision of this image, which is for `mlflow-migrate` to see to.
+
+        Raises:
+            SystemExit: The database is newer, or did not become ready.
+        """
         expected, found = self.image_revision(), None
         while True:
             with self.cursor() as cursor:
@@ -89,6 +120,7 @@ class Database:
                 return
             if current and current != found:
                 found = current
+                self.refuse_newer(current)
                 print(
                     f"Waiting for mlflow-migrate: the database {self.name} has revision {current}, not {expected}.",
                     flush=True,
@@ -98,11 +130,21 @@ class Database:
 
 def tracking_database() -> Database:
     """Return the database of runs and models."""
-    return Database(os.environ["MLFLOW_BACKEND_STORE_URI"], Path("/opt/tracking.sql"), "alembic_version")
+    return Database(
+        os.environ["MLFLOW_BACKEND_STORE_URI"],
+        Path("/opt/tracking.sql"),
+        "alembic_version",
+        "store/db_migrations/versions",
+    )
 
 
 def accounts_database() -> Database:
     """Return the database of MLflow's accounts."""
     auth_settings = configparser.ConfigParser()
     auth_settings.read(os.environ["MLFLOW_AUTH_CONFIG_PATH"])
-    return Database(auth_settings["mlflow"]["database_uri"], Path("/opt/accounts.sql"), "alembic_version_auth")
+    return Database(
+        auth_settings["mlflow"]["database_uri"],
+        Path("/opt/accounts.sql"),
+        "alembic_version_auth",
+        "server/auth/db/migrations/versions",
+    )

@@ -7,19 +7,24 @@ Without anything to migrate this ends after one query: importing Prefect, which 
 import asyncio
 import os
 
-from prefect_server.schema import LEASES_TABLE, SCHEMA, connect, image_revision, read_revision
+from prefect_server.schema import LEASES_TABLE, SCHEMA, connect, image_revision, read_revision, refuse_newer
 
 
 async def prepare_database() -> bool:
     """Create the tables in an empty database.
 
     Returns:
-        Whether the database is of another revision and has to be migrated.
+        Whether the database is of an earlier revision and has to be migrated.
+
+    Raises:
+        SystemExit: The database is of a later version; nothing was changed.
     """
     expected = image_revision()
     async with connect() as connection:
-        await connection.execute(LEASES_TABLE)
         current = await read_revision(connection)
+        if current is not None:
+            refuse_newer(current)
+        await connection.execute(LEASES_TABLE)
         if current is None:
             await connection.execute(SCHEMA.read_text())  # in one transaction
             print(f"Created Prefect's tables at revision {expected}.", flush=True)

@@ -4,6 +4,7 @@ Server and migration start together with Postgres, while the roles and databases
 """
 
 import asyncio
+import importlib.util
 import os
 import re
 from collections.abc import AsyncIterator
@@ -43,6 +44,30 @@ def image_revision() -> str:
     insert = r"^INSERT INTO public\.alembic_version VALUES \('(\w+)'\);$"
     (revision,) = re.findall(insert, SCHEMA.read_text(), re.MULTILINE)
     return str(revision)
+
+
+def known_revisions() -> frozenset[str]:
+    """Return the revisions that this image has migrations for, read from their files: importing Prefect takes seconds."""
+    package = importlib.util.find_spec("prefect")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    home = package.submodule_search_locations[0]
+    files = Path(home, "server/database/_migrations/versions/postgresql").glob("*.py")
+    found = (re.search(r"""^revision = ["'](\w+)["']$""", file.read_text(), re.MULTILINE) for file in files)
+    return frozenset(match[1] for match in found if match)
+
+
+def refuse_newer(current: str) -> None:
+    """Return if a database's revision is one of this image's.
+
+    Raises:
+        SystemExit: It is not: a newer version has migrated the database, and this one would damage it.
+    """
+    if current not in known_revisions():
+        raise SystemExit(
+            f"Prefect does not start, because it is older than its database, which has the revision {current}: start the "
+            "version of Trainyard that ran last, or restore a backup of this one (docs/operations.md, Upgrade)."
+        )
 
 
 @asynccontextmanager
@@ -87,11 +112,16 @@ async def has_leases(connection: asyncpg.Connection) -> bool:
 
 
 async def wait_for_schema() -> None:
-    """Return once the database has the revision of this image, which is for `prefect-migrate` to see to."""
+    """Return once the database has the revision of this image, which is for `prefect-migrate` to see to.
+
+    Raises:
+        SystemExit: The database is newer, or did not become ready.
+    """
     expected, found = image_revision(), ""
     async with connect() as connection:
         while (current := await read_revision(connection)) != expected or not await has_leases(connection):
             if current and current not in (found, expected):
                 found = current
+                refuse_newer(current)
                 print(f"Waiting for prefect-migrate: the database has revision {current}, not {expected}.", flush=True)
             await asyncio.sleep(POLL_SECONDS)

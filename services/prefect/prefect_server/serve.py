@@ -1,6 +1,7 @@
 """Run `prefect server start` with a reading account.
 
-On Postgres it starts while the database is being prepared, and opens it once it has the schema of this image.
+On Postgres it starts while the database is being prepared, and opens it once it has the schema of this image. It stops where
+a later version has migrated the database.
 
 It does not start without an account and the installation's key: Prefect itself would then be open to everybody, and would
 keep a key of its own beside what it encrypts.
@@ -52,7 +53,11 @@ def after_schema(lifespan: Any) -> Any:
 
     @asynccontextmanager
     async def waiting(app: Any) -> AsyncIterator[Any]:
-        await wait_for_schema()
+        try:
+            await wait_for_schema()
+        except SystemExit as refusal:  # the framework would print it amid a traceback
+            print(refusal, file=sys.stderr, flush=True)
+            os._exit(1)
         async with connect() as connection:  # here, not in the migration, while a server of the last version may write
             await adopt_blocks(connection, os.environ[ENCRYPTION_KEY])
         async with lifespan(app) as state:
