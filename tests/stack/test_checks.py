@@ -58,6 +58,19 @@ def test_a_second_checkout_has_images_of_its_own(stack: Stack, clone: Stack) -> 
     assert len(own) == 7
 
 
+def test_images_whose_place_in_a_registry_is_set_are_pulled(stack: Stack) -> None:
+    nowhere = "TRAINYARD_IMAGES=localhost:1/trainyard"
+    images = dict(line.split() for line in stack.shell(f"{nowhere} infra/own-images").stdout.splitlines())
+    refused = stack.shell(f"{nowhere} infra/get-images prefect", check=False)
+
+    assert {service for service, image in images.items() if image.startswith("localhost:1/trainyard-")} == {
+        "prefect", "mlflow", "provision", "dashboard", "backup",
+    }  # fmt: skip
+    assert images["worker"].startswith(f"{stack.project}-worker:"), "it has the packages of a project"
+    assert refused.returncode != 0
+    assert "localhost:1" in refused.stderr
+
+
 READ = "import pathlib; pathlib.Path('/mounted/weather/pipeline.py').read_bytes()"
 
 
