@@ -14,7 +14,7 @@ registry = docker compose exec -T worker with-secrets python -m trainyard.regist
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help new up down info doctor env deploy run promote reproduce rollback backup backups restore logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up upgrade down info doctor env deploy run promote reproduce rollback backup backups restore logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ new: ## create a project of your own in a folder beside this one: make new PROJE
 
 up: ## start the stack and wait until it is ready
 	@infra/up
+
+upgrade: ## bring the running stack to this checkout's version, or to TO=tag; where that fails, back to what it was
+	@infra/upgrade $(if $(FROM),--from "$(FROM)",$(if $(TO),"$(TO)"))
 
 down: ## stop the stack; its data stays
 	@infra/checks/require-own-project && docker compose down

@@ -60,20 +60,22 @@ def has_last_release() -> bool:
     return not subprocess.run(command, cwd=CHECKOUT, capture_output=True).returncode
 
 
-def copy_last_release(target: Path) -> None:
-    """Copy what the last release's commit holds."""
-    archive = subprocess.run(["git", "archive", LAST_RELEASE], cwd=CHECKOUT, check=True, capture_output=True).stdout
-    subprocess.run(["tar", "-x", "-C", target], input=archive, check=True)
+def clone_checkout(target: Path) -> str:
+    """Clone the checkout, with a commit of it as it stands, and return that commit."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=Test", "-c", "user.email=test@localhost", *arguments]
+        return subprocess.run(command, cwd=target, check=True, capture_output=True, text=True).stdout.strip()
+
+    subprocess.run(["git", "clone", "--quiet", CHECKOUT, target], check=True)
+    copy_checkout(target)
+    git("add", "--all")
+    git("commit", "--quiet", "--allow-empty", "--message", "The checkout as it stands")
+    return git("rev-parse", "HEAD")
 
 
 class Stack:
     """A stack of its own: its commands see it through the variables that Compose itself reads."""
-
-    @classmethod
-    def of_last_release(cls, home: Path, **settings: str) -> "Stack":
-        """Return a stack of the last release, from a copy of it."""
-        compose_files = os.pathsep.join(["docker-compose.yml", "tests/stack/compose.yml"])  # where it has them
-        return cls(home, COMPOSE_FILE=compose_files, TRAINYARD_VERSION=LAST_VERSION, **settings)
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
