@@ -386,6 +386,8 @@ class Resource:
     """The variable that holds a digest of the project's deployments; of a further project it ends in the work queue."""
     DIAGNOSIS: Final = "trainyard_diagnosis"
     """The variable that holds what `make doctor` found last (`trainyard.diagnosis.Report`)."""
+    FIRST_RUNS: Final = "trainyard_first_runs"
+    """The variable that holds the ids of the flows that had the installation's first run."""
 
 
 class Account:
@@ -427,6 +429,9 @@ class ServingPath:
 
 LOCKS_PATH: Final = "/locks"
 """Who holds which lock: a path that the platform adds to Prefect's API."""
+
+RETENTION_PATH: Final = "/trainyard/retention"
+"""What is removed from MLflow, and what registered versions need: a path that the platform adds to MLflow's server."""
 
 
 class MLflowPage:

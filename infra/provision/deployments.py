@@ -8,6 +8,7 @@ import io
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ WORK_POOL, QUEUES = f"/work_pools/{Resource.WORK_POOL}", f"/work_pools/{Resource
 # Mail has a queue of its own, so that mails that wait for a slow server leave the worker's slots to runs.
 MAX_CONCURRENT_MAILS = 2
 POLL_SECONDS = 0.2
+# From a first start that was interrupted to the next one.
+MAX_FIRST_START = timedelta(days=7)
 MISSING_PACKAGE = (
     "A package that the image lacks goes into your project's pyproject.toml; then `make lock` and `make up`."
 )
@@ -360,6 +363,9 @@ def find_first_runs(api: httpx.Client, first_run: str) -> list[dict[str, Any]]:
 def start_first_runs(settings: Settings) -> None:
     """Schedule the installation's first runs; the idempotency key makes Prefect create each flow's only once.
 
+    A variable holds the flows that had theirs, because Prefect deletes old runs. Before there was one, every deployment had
+    its first run when it was made.
+
     Raises:
         httpx.HTTPError: Prefect refused or did not answer.
     """
@@ -367,6 +373,13 @@ def start_first_runs(settings: Settings) -> None:
         deployments = find_first_runs(api, settings.first_run)
         if "/" in settings.first_run and not deployments:
             print(f"There is no deployment {settings.first_run}, which FIRST_RUN names: no first run was started.")
+        recorded = recorded_fingerprint(api, Resource.FIRST_RUNS)
+        started = set((recorded or "").split())
+        before = datetime.now(UTC) - MAX_FIRST_START
         for deployment in deployments:
-            state = {"type": "SCHEDULED", "message": "The installation's first run"}
-            create_flow_run(api, deployment["id"], RunTag.FIRST_RUN, state=state).raise_for_status()
+            is_old = recorded is None and datetime.fromisoformat(deployment["created"]) < before
+            if deployment["flow_id"] not in started and not is_old:
+                state = {"type": "SCHEDULED", "message": "The installation's first run"}
+                create_flow_run(api, deployment["id"], RunTag.FIRST_RUN, state=state).raise_for_status()
+        if flows := {deployment["flow_id"] for deployment in deployments} - started:
+            record_fingerprint(api, Resource.FIRST_RUNS, " ".join(sorted(started | flows)))

@@ -66,7 +66,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def prefect_server(folder: Path, port: int | None = None, admin: str = "", reader: str = "") -> Iterator[str]:
+def prefect_server(
+    folder: Path, port: int | None = None, admin: str = "", reader: str = "", **settings: str
+) -> Iterator[str]:
     """Run a Prefect server; yields its API address.
 
     With the logins of an admin and a reader, `user:password`, it is started as in the stack and asks for one of them.
@@ -78,6 +80,7 @@ def prefect_server(folder: Path, port: int | None = None, admin: str = "", reade
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+        **settings,
     }
     command = [str(SCRIPTS / "prefect"), "server", "start"]
     if reader:
@@ -112,14 +115,22 @@ def prefect_client(api: str, login: tuple[str, str] | None = None) -> httpx.Clie
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int | None = None, public_address: str = "") -> Iterator[str]:
+def mlflow_server(
+    folder: Path,
+    port: int | None = None,
+    public_address: str = "",
+    admin: tuple[str, str] | None = None,
+    **settings: str,
+) -> Iterator[str]:
     """Run an MLflow server that also serves artifacts; yields its address.
 
-    With a public address it is the stack's server, which takes requests of pages there.
+    With a public address it is the stack's server, which takes requests of pages there. With the name and password of an
+    admin it is the stack's with accounts.
     """
     port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {
+        **settings,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
@@ -127,10 +138,15 @@ def mlflow_server(folder: Path, port: int | None = None, public_address: str = "
         "MLFLOW_SERVE_ARTIFACTS": "true",
         **({"MLFLOW_UI_URL": public_address} if public_address else {}),
     }
-    of_the_stack = [sys.executable, "-c", "import mlflow_server.serve; mlflow_server.serve.cli()"]
+    prepare = "import mlflow_server.serve as serve"
+    if admin:
+        environment |= accounts_settings(folder, *admin)
+        prepare += "; serve.add_route()"
+    of_the_stack = [sys.executable, "-c", f"{prepare}; serve.cli()"]
     command = [
-        *(of_the_stack if public_address else [str(SCRIPTS / "mlflow")]),
+        *(of_the_stack if public_address or admin else [str(SCRIPTS / "mlflow")]),
         "server",
+        *(["--app-name", "basic-auth"] if admin else []),
         "--host",
         "127.0.0.1",
         "--port",
@@ -140,6 +156,25 @@ def mlflow_server(folder: Path, port: int | None = None, public_address: str = "
     ]
     with server(command, f"{address}/health", folder, environment):
         yield address
+
+
+def accounts_settings(folder: Path, admin: str, password: str) -> dict[str, str]:
+    """Return the variables of an MLflow server with accounts, which lie in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    accounts = {
+        "database_uri": f"sqlite:///{folder}/accounts.db",
+        "default_permission": "READ",
+        "auth_cache_ttl_seconds": 60,
+    }
+    (folder / "accounts.ini").write_text(
+        "\n".join(["[mlflow]", *(f"{key} = {value}" for key, value in accounts.items())])
+    )
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "accounts.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_AUTH_ADMIN_USERNAME": admin,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+    }
 
 
 @contextmanager

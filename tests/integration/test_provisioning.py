@@ -347,12 +347,28 @@ def test_the_setting_names_the_first_run(
     api = provisioned.api
     for run in runs_of(api, "greet"):
         api.delete(f"/flow_runs/{run['id']}").raise_for_status()
+    api.delete(f"/variables/name/{Resource.FIRST_RUNS}")  # there is none where no run was to be started
 
     ended = provision(project, provisioned.server, accounts.url, "project", FIRST_RUN=first_run)
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(runs_of(api, "greet")) == runs
     assert message in ended.stdout
+
+
+def test_a_first_run_that_prefect_has_deleted_is_not_repeated(
+    project: Path, provisioned: Provisioned, accounts: Accounts
+) -> None:
+    api = provisioned.api
+    provision(project, provisioned.server, accounts.url, "project")
+    first = len(runs_of(api, "greet"))
+    for run in runs_of(api, "greet"):
+        api.delete(f"/flow_runs/{run['id']}").raise_for_status()
+
+    provision(project, provisioned.server, accounts.url, "project")
+
+    assert first == 1
+    assert runs_of(api, "greet") == []
 
 
 def test_the_demos_report_survives_failing_requests(

@@ -6,6 +6,8 @@ a later version has migrated the database.
 It does not start without an account and the installation's key: Prefect itself would then be open to everybody, and would
 keep a key of its own beside what it encrypts.
 
+It deletes old runs and events (`prefect_server.retention`).
+
 Remove the account when Prefect has some with read permissions.
 """
 
@@ -15,6 +17,10 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+
+from prefect_server.retention import set_retention
+
+set_retention(os.environ)  # Prefect reads them on import
 
 import prefect.server.api.server as server
 from prefect.cli import app as cli
