@@ -19,13 +19,12 @@ from prefect.results import (  # type: ignore[attr-defined]
     ResultRecord,
     ResultRecordMetadata,
     ResultStore,
-    get_default_result_storage,
     get_result_store,
 )
 from prefect.settings import PREFECT_TASKS_REFRESH_CACHE
 from prefect.transactions import CommitMode, transaction
 
-from trainyard.cache_storage import entry_path
+from trainyard.cache_storage import default_storage, entry_path
 from trainyard.contract import State
 from trainyard.fingerprint import fingerprint, key_fingerprint
 from trainyard.signing import Entry, MetadataPart, ResultPart, UnsignedEntryError, unwrap
@@ -161,7 +160,7 @@ def _new_store() -> ResultStore:
 
 def _open(key: str, store: ResultStore) -> tuple[Entry, ResultStore]:
     """Have a store sign and verify the entry of a key."""
-    entry = Entry(unwrap(store.result_storage) or get_default_result_storage(_sync=True), key)  # type: ignore[call-arg]
+    entry = Entry(unwrap(store.result_storage) or default_storage(), key)
     store.result_storage, store.metadata_storage = ResultPart.of(entry), MetadataPart.of(entry)
     return entry, store
 

@@ -1,10 +1,13 @@
-"""The folder of the cache in the result storage: the paths of its entries, and the removal of those that have expired."""
+"""What lies in the result storage: the folder of the cache, whose paths say how long an entry is kept, and results of runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from prefect.context import SyncClientContext
 from prefect.filesystems import LocalFileSystem
 from prefect.results import get_default_result_storage
 
@@ -12,6 +15,18 @@ FOLDER = "cache"
 SUFFIX = "-days"
 KEPT_DAYS_OF_OTHERS = 30.0
 """How long entries are kept whose path does not say it: those of releases before 0.3.0, of which none was kept longer."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file or object of the result storage."""
+
+    path: str
+    """Below the storage's folder."""
+    age: timedelta
+    """Since it was written."""
+    size: int
+    """In bytes."""
 
 
 def entry_path(days: float, task: str, digest: str) -> str:
@@ -28,39 +43,55 @@ def kept_days(path: str) -> float:
         return KEPT_DAYS_OF_OTHERS
 
 
-def remove_expired() -> int:
-    """Delete the entries of the default result storage that have expired; return their number.
+def has_expired(stored: Stored) -> bool:
+    """Return whether it is a cache entry that has expired, which its path and age tell: it is not read."""
+    return stored.path.startswith(f"{FOLDER}/") and stored.age > timedelta(days=kept_days(stored.path))
 
-    Entries are told apart by their age and path, and not read. Of storages other than S3 and folders none is deleted.
-    """
-    storage: Any = get_default_result_storage(_sync=True)  # type: ignore[call-arg]
+
+def default_storage() -> Any:
+    """Return the default result storage; outside a run Prefect asks for it by a client that it does not close."""
+    with SyncClientContext.get_or_create():
+        return get_default_result_storage(_sync=True)  # type: ignore[call-arg]
+
+
+def list_stored() -> Iterator[Stored]:
+    """Yield what lies in the default result storage; nothing of storages other than S3 and folders."""
+    return (stored for stored, _ in _list())
+
+
+def remove(is_removable: Callable[[Stored], bool]) -> list[Stored]:
+    """Delete what is removable from the default result storage; return what was deleted."""
+    removed = []
+    for stored, delete in _list():
+        if is_removable(stored):
+            delete()
+            removed.append(stored)
+    return removed
+
+
+def _list() -> Iterator[tuple[Stored, Callable[[], object]]]:
+    """Yield what lies in the default result storage, each with the function that deletes it."""
+    storage = default_storage()
     now = datetime.now(UTC)
     if isinstance(storage, LocalFileSystem):
-        return sum(_remove_files(Path(str(storage.basepath)).expanduser(), now))
-    if hasattr(storage, "list_objects"):  # prefect_aws.S3Bucket, which only installations with an object store need
-        return _remove_objects(storage, now)
-    return 0
+        yield from _list_files(Path(str(storage.basepath)).expanduser(), now)
+    elif hasattr(storage, "list_objects"):  # prefect_aws.S3Bucket, which only installations with an object store need
+        yield from _list_objects(storage, now)
 
 
-def _is_expired(path: str, written: datetime, now: datetime) -> bool:
-    return now - written > timedelta(days=kept_days(path))
-
-
-def _remove_files(base: Path, now: datetime) -> Iterator[bool]:
-    for file in sorted((base / FOLDER).rglob("*")):
+def _list_files(base: Path, now: datetime) -> Iterator[tuple[Stored, Callable[[], object]]]:
+    for file in sorted(base.rglob("*")):
         if file.is_file():
-            written = datetime.fromtimestamp(file.stat().st_mtime, UTC)
-            if _is_expired(file.relative_to(base).as_posix(), written, now):
-                file.unlink(missing_ok=True)
-                yield True
+            found = file.stat()
+            age = now - datetime.fromtimestamp(found.st_mtime, UTC)
+            yield Stored(file.relative_to(base).as_posix(), age, found.st_size), partial(file.unlink, missing_ok=True)
 
 
-def _remove_objects(storage: Any, now: datetime) -> int:
+def _list_objects(storage: Any, now: datetime) -> Iterator[tuple[Stored, Callable[[], object]]]:
     client, folder = storage.credentials.get_s3_client(), storage.bucket_folder
-    removed = 0
-    for each in storage.list_objects(f"{FOLDER}/", _sync=True):
-        path = PurePosixPath(each["Key"]).relative_to(folder or ".").as_posix()
-        if _is_expired(path, each["LastModified"], now):
-            client.delete_object(Bucket=storage.bucket_name, Key=each["Key"])
-            removed += 1
-    return removed
+    for each in storage.list_objects("", _sync=True):
+        key = PurePosixPath(each["Key"])
+        if key.is_relative_to(folder or "."):
+            delete = partial(client.delete_object, Bucket=storage.bucket_name, Key=each["Key"])
+            path = key.relative_to(folder or ".").as_posix()
+            yield Stored(path, now - each["LastModified"], each["Size"]), delete

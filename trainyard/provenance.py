@@ -16,30 +16,44 @@ import pandas as pd
 from prefect import task
 
 from trainyard.cache import cached, keep, recall
+from trainyard.cache_storage import entry_path
 from trainyard.contract import Tag
 from trainyard.errors import ReproductionError
 from trainyard.fingerprint import fingerprint
 from trainyard.problem import Parts, Problem
 
 KEPT_DAYS = 3650.0
+"""`trainyard.retention` deletes those earlier that no version was trained from."""
+STORED_AGAIN_DAYS = 1.0
+"""After these the same data is stored again: what is as old as the retention allows has not been used for long."""
 DATA, PROBLEM = "data", "problem"
 COMMIT_VARIABLE = "CODE_COMMIT"
 GIT_SECONDS = 10
 
 
-@task(name="keep-data", **cached(days=KEPT_DAYS))
+@task(name="keep-data", **cached(days=STORED_AGAIN_DAYS))
 def keep_data(parts: Parts) -> str:
-    """Keep training set and holdout; return their digest. The same data is not stored again."""
+    """Keep training set and holdout; return their digest. The same data is not stored again on the same day."""
     frames = parts.train, parts.holdout
     keep(DATA, digest := fingerprint(frames), frames, KEPT_DAYS)
     return digest
 
 
-@task(name="keep-problem", **cached(days=KEPT_DAYS))
+@task(name="keep-problem", **cached(days=STORED_AGAIN_DAYS))
 def keep_problem(problem: Problem) -> str:
     """Keep a problem; return its digest."""
     keep(PROBLEM, digest := fingerprint(problem), problem, KEPT_DAYS)
     return digest
+
+
+def snapshot_paths(digest: str) -> set[str]:
+    """Return where a digest's data or problem is in the result storage."""
+    return {entry_path(KEPT_DAYS, kind, fingerprint(digest)) for kind in (DATA, PROBLEM)}
+
+
+def is_snapshot(path: str) -> bool:
+    """Return whether a path in the result storage is of data or a problem."""
+    return path.startswith(tuple(entry_path(KEPT_DAYS, kind, "") for kind in (DATA, PROBLEM)))
 
 
 def recall_data(digest: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary
 
 from trainyard import signing
 from trainyard.cache import cached, keep, recall, refreshing, run_cached, stored_at_once
-from trainyard.cache_storage import remove_expired
+from trainyard.cache_storage import has_expired, remove
 from trainyard.candidates import Candidate, Score
 from trainyard.contract import State as StateName
 from trainyard.search import search
@@ -255,7 +255,7 @@ def test_expired_entries_are_removed_by_their_age(storage: Path) -> None:
 
     @flow(persist_result=False)
     def clean() -> int:  # without a run, Prefect leaves a connection open
-        return remove_expired()
+        return len(remove(has_expired))
 
     removed = clean()
 

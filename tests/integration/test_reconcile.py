@@ -23,6 +23,11 @@ def pipeline() -> None:
     """A flow to create runs of."""
 
 
+@pytest.fixture(autouse=True)
+def _disk_that_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISK_ALERT_PERCENT", "100")
+
+
 @pytest.fixture
 def experiment(tracking: MlflowClient) -> Iterator[str]:
     """An experiment of the test's own."""

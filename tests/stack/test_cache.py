@@ -7,11 +7,11 @@ from infra.testing.stack import Stack
 ENTRIES = """
 import json, os
 from prefect_aws import S3Bucket
-from trainyard.cache_storage import remove_expired
+from trainyard.cache_storage import has_expired, remove
 storage = S3Bucket.load("results", _sync=True)
 storage.write_path("cache/1e-09-days/test/expired", content=b"{}", _sync=True)
 storage.write_path("cache/1-days/test/fresh", content=b"{}", _sync=True)
-removed = remove_expired()
+removed = len(remove(has_expired))
 keys = [each["Key"] for each in storage.list_objects("cache/", _sync=True)]
 entry = next(key for key in keys if "/search/" in key)
 members = sorted(json.loads(storage.read_path(entry, _sync=True)))

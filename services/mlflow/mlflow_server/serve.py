@@ -3,7 +3,8 @@
 That one would import MLflow again: 180 MiB and seconds of each start. Everything that `mlflow server` prepares stays.
 Remove this when MLflow can do without the parent process.
 
-The accounts of services that only read are refused writes. The UI works at the address that people reach it by.
+The accounts of services that only read are refused writes. The UI works at the address that people reach it by. What was
+deleted is removed for good where the platform asks for it (`mlflow_server.retention`).
 
 It does not start without the secrets of its accounts and the installation's keys.
 
@@ -16,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_server.public_address import accept_public_address
+from mlflow_server.uploads import clear_uploads
 
+clear_uploads(os.environ)
 accept_public_address(os.environ)  # MLflow reads them on import
 
 import mlflow.server
@@ -26,6 +29,7 @@ from mlflow.cli import cli
 from mlflow_server.encryption import adopt_gateway_secrets, disable_unreadable_webhooks
 from mlflow_server.reading_accounts import refuse_writes
 from mlflow_server.required import require_secrets
+from mlflow_server.retention import Settings, add_route
 from mlflow_server.schema import accounts_database, tracking_database
 
 
@@ -42,8 +46,10 @@ setattr(mlflow.server, PRIVATE_NAME, run_uvicorn)
 mlflow.server.app.before_request(refuse_writes)
 if __name__ == "__main__":
     require_secrets()
+    Settings.read()
     import mlflow.server.auth  # takes seconds, in which the databases come up; needs the accounts' settings
 
+    add_route()
     tracking_database().wait_for_schema()
     accounts_database().wait_for_schema()
     # Here, not in the migration, while a server of the last version may write.
