@@ -92,8 +92,13 @@ class Repository:
 
     def forget(self, keep: Mapping[str, int]) -> None:
         """Remove the backups beyond those to keep, and the data that only they had."""
-        policy = [f"--keep-{unit}={count}" for unit, count in keep.items() if count]
-        self._restic("forget", "--tag", TAG, "--group-by", "host", "--prune", *policy)
+        self._restic("forget", "--tag", TAG, "--group-by", "host", "--prune", *policy(keep))
+
+    def count_unneeded(self, keep: Mapping[str, int]) -> int:
+        """Return how many backups `forget` would remove now."""
+        arguments = ["--tag", TAG, "--group-by", "host", "--dry-run", "--no-lock", "--json", *policy(keep)]
+        groups = json.loads(self._restic("forget", *arguments).stdout or "[]")
+        return sum(len(group["remove"] or []) for group in groups)
 
     def check(self, day: int) -> None:
         """Check the repository's structure, and read a thirtieth of its data, another one each day of the month.
@@ -143,6 +148,11 @@ class Repository:
         if code not in reasons:
             print(output.strip(), file=sys.stderr)
         return BackupError(reasons.get(code, f"restic failed with {self._address}: see above."))
+
+
+def policy(keep: Mapping[str, int]) -> list[str]:
+    """Return restic's options for how many backups to keep."""
+    return [f"--keep-{unit}={count}" for unit, count in keep.items() if count]
 
 
 def parse_time(text: str) -> datetime:

@@ -1,0 +1,1 @@
+"""What uses an installation's space, and what the next clean-up removes."""
