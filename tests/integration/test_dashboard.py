@@ -277,6 +277,28 @@ def test_failed_sign_ins_are_limited(mlflow_address: str, prefect: SyncPrefectCl
     assert 0 < int(blocked.headers["retry-after"]) <= 60
 
 
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [({}, 429), ({"DASHBOARD_PROXY": "unknown.invalid"}, 429), ({"DASHBOARD_PROXY": "localhost"}, 303)],
+    ids=["no proxy", "another proxy", "the proxy"],
+)
+def test_a_caller_s_address_is_taken_from_the_proxy_alone(
+    mlflow_address: str, prefect: SyncPrefectClient, dashboards: Dashboards, settings: dict[str, str], status: int
+) -> None:
+    with ExitStack() as stack:
+        address = dashboards.start(stack, mlflow_address, str(prefect.api_url), **settings)
+        client = stack.enter_context(browser(address))
+        for number in range(MAX_FAILURES):  # a caller may send the header as well: the proxy appends to it
+            forwarded = {"X-Forwarded-For": f"198.51.100.{number}, 192.0.2.1"}
+            client.post("/login", data=LOGIN | {"password": "wrong"}, headers=forwarded)
+
+        same = client.post("/login", data=LOGIN, headers={"X-Forwarded-For": "192.0.2.1"})
+        other = client.post("/login", data=LOGIN, headers={"X-Forwarded-For": "192.0.2.2"})
+
+    assert same.status_code == 429
+    assert other.status_code == status
+
+
 def test_sign_ins_whose_forms_arrive_together_are_limited(
     mlflow_address: str, prefect: SyncPrefectClient, dashboards: Dashboards
 ) -> None:

@@ -20,6 +20,7 @@ def main() -> None:
         host=settings.dashboard_host,
         port=settings.dashboard_port,
         access_log=False,
+        proxy_headers=False,  # uvicorn knows proxies by address, and a container's changes: see proxy.py
         server_header=False,
         log_level="warning",
     )

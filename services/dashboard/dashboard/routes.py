@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from dashboard.auth import Session
 from dashboard.panels import make_panels
+from dashboard.proxy import caller_address
 from dashboard.selection import Selection
 from dashboard.state import DashboardState, state_of
 from dashboard.view import View
@@ -53,9 +54,10 @@ async def show_sign_in(request: Request) -> Response:
 async def sign_in(request: Request) -> Response:
     """Start a session if user and password are right."""
     state, form = state_of(request), await read_form(request)
+    address = await caller_address(request, state.proxy)
     # From here on nothing is awaited: of posts whose forms arrive together, each is counted before the next is checked.
     browser = state.sessions.verify_browser(request.cookies.get(BROWSER_COOKIE))
-    caller = (request.client.host if request.client else "", browser)
+    caller = (address, browser)
     if seconds := state.sign_in_limiter.retry_after(*caller):
         problem = f"Too many failed attempts. Try again in {seconds:.0f} seconds."
         return sign_in_form(request, problem, 429, {"Retry-After": f"{seconds:.0f}"})

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
 
     dashboard_host: str = "127.0.0.1"
     dashboard_port: int = Field(default=8501, ge=1, le=65535)
+    dashboard_proxy: str | None = None
+    """Host of the proxy in front, whose X-Forwarded-For is believed; None believes nobody's."""
     dashboard_user: str = "admin"
     dashboard_password: SecretStr = Field(min_length=12)
     dashboard_session_key: SecretStr = Field(min_length=32)

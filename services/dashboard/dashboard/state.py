@@ -26,6 +26,7 @@ class DashboardState:
     views: ViewLoader
     sessions: SessionManager
     sign_in_limiter: SignInLimiter
+    proxy: str | None
     ui: UIAddresses
     static_files: dict[str, StaticFile]
     templates: Environment
@@ -53,6 +54,7 @@ class DashboardState:
                 settings.dashboard_session_seconds,
             ),
             sign_in_limiter=SignInLimiter(),
+            proxy=settings.dashboard_proxy,
             ui=UIAddresses(settings.mlflow_ui_url.rstrip("/"), settings.prefect_ui_url.rstrip("/")),
             static_files=static_files,
             templates=load_templates(static_files),
