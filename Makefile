@@ -14,7 +14,7 @@ registry = docker compose exec -T worker with-secrets python -m trainyard.regist
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help new up upgrade down info doctor env deploy run promote reproduce rollback backup backups restore storage logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up upgrade down info ca doctor env deploy run promote reproduce rollback backup backups restore storage logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,9 +37,11 @@ info: ## addresses, accounts, passwords, and what the warm process costs
 
 doctor: ## what is wrong, and the command that mends it; changes nothing
 	@infra/diagnose
+ca: ## with infra/compose/tls.yml: the certificate of the internal authority, for browsers and other machines to trust
+	@infra/proxy/authority
 
 env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use the stack
-	@$(secrets) env
+	@$(secrets) env && infra/proxy/authority env
 
 deploy: ## register the deployments of prefect.yaml
 	@infra/checks/require-own-project && $(deploy) deploy

@@ -17,8 +17,9 @@ import shlex
 import string
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 SETTINGS = Path("/given/settings")
 VOLUME = Path("/secrets")
@@ -74,6 +75,9 @@ KNOWN_DEFAULTS = (
 )  # fmt: skip
 FILLERS = string.digits + string.punctuation + " "
 
+# Where the proxy of infra/compose/tls.yml has its certificates from.
+TLS_ISSUERS = ("internal", "acme", "files")
+
 PUBLIC_ADDRESS = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 
 
@@ -119,6 +123,30 @@ def find_address_problems(environment: Mapping[str, str]) -> Iterator[str]:
                 f"{service}_PUBLIC_URL, or PUBLIC_HOST, makes the address {address}; it needs the form"
                 f" https://{service.lower()}.example.com, with neither a path nor a slash at its end"
             )
+
+
+def find_tls_problems(environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each setting that the proxy of infra/compose/tls.yml, if there is one, could not serve."""
+    issuer = environment.get("TLS_ISSUER")
+    if issuer is None:
+        return
+    if issuer not in TLS_ISSUERS:
+        yield f"TLS_ISSUER is {issuer}; it is one of {', '.join(TLS_ISSUERS)}"
+    taken: dict[str, str] = {}
+    for service in ("PREFECT", "MLFLOW", "SERVING", "DASHBOARD", "MAIL"):
+        address = environment[f"{service}_UI_URL"]
+        parts = urlsplit(address)
+        name, port = parts.hostname or "", str(parts.port or 443)
+        makes = f"{service}_PUBLIC_URL, or PUBLIC_HOST, makes the address {address}"
+        if parts.scheme != "https" or port != environment["HTTPS_PORT"]:
+            yield f"{makes}; with infra/compose/tls.yml it begins with https:// and has the port of HTTPS_PORT"
+        elif ":" in name or name.rpartition(".")[2].isdecimal():
+            yield f"{makes}, which has no name; PUBLIC_HOST needs to be a name, beneath which each service has one"
+        elif issuer == "acme" and name.endswith("localhost"):
+            yield f"{makes}, for which no ACME server issues a certificate; set PUBLIC_HOST"
+        elif name in taken:
+            yield f"{makes}, which is that of {taken[name]} too; each service needs a name of its own"
+        taken.setdefault(name, service.lower())
 
 
 def read_settings(path: Path = SETTINGS) -> dict[str, str]:
@@ -309,7 +337,7 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
         SystemExit: A setting is unsafe or an encryption key is lost; nothing was written.
     """
     settings = read_settings(settings_file)
-    for problem in find_address_problems(os.environ):
+    for problem in chain(find_address_problems(os.environ), find_tls_problems(os.environ)):
         sys.exit(f"Nothing was started, because of a setting in .env: {problem}.")
     chosen = {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
     unsafe = list(find_problems(chosen))
@@ -374,6 +402,8 @@ def show_accounts(volume: Path = VOLUME) -> None:
         print(f"{service:9}  {address:28}  {user:12}  {password}")
     print(f"\nPrefect asks for user:password in one field, such as {settings['PREFECT_USER']}:<password>")
     print(f"Backups are encrypted with {values['BACKUP_PASSWORD']}: keep it elsewhere too, or nobody can restore them.")
+    if settings.get("TLS_ISSUER") == "internal":
+        print("The certificates are of this installation's own authority: `make ca` prints the one to trust.")
 
 
 def show_environment(volume: Path = VOLUME) -> None:

@@ -1,5 +1,6 @@
 """The compose files, read without Docker: what is mounted where, and under which addresses services are reached."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.secrets import vault
+
 CHECKOUT = Path(__file__).parents[2]
 FILES = [CHECKOUT / "docker-compose.yml", *sorted((CHECKOUT / "infra").rglob("*.yml")), CHECKOUT / "bench/compose.yml"]
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with the tag by which a compose file replaces what another one has."""
+    """YAML with the tags by which a compose file replaces or removes what another one has."""
 
 
 def without_tag(loader: yaml.SafeLoader, node: yaml.MappingNode | yaml.SequenceNode) -> Any:
@@ -23,6 +26,7 @@ def without_tag(loader: yaml.SafeLoader, node: yaml.MappingNode | yaml.SequenceN
 
 
 Loader.add_constructor("!override", without_tag)
+Loader.add_constructor("!reset", without_tag)
 
 
 def services(file: Path) -> dict[str, dict[str, Any]]:
@@ -79,3 +83,50 @@ def test_a_service_s_public_address_is_a_setting(service: str) -> None:
 
     assert address.startswith(f"${{{service}_PUBLIC_URL:-http://${{PUBLIC_HOST:-localhost}}:${{{service}_PORT:-")
     assert f"#{service}_PUBLIC_URL=http://localhost:" in example
+
+
+def test_with_tls_nothing_but_the_proxy_is_published() -> None:
+    stack, with_tls = services(CHECKOUT / "docker-compose.yml"), services(CHECKOUT / "infra/compose/tls.yml")
+    published = {name for name, service in stack.items() if "ports" in service}
+
+    assert {name for name, service in with_tls.items() if service.get("ports") == []} == published
+    assert [name for name, service in with_tls.items() if service.get("ports")] == ["proxy"]
+    tags = (
+        (CHECKOUT / "infra/compose/tls.yml").read_text().count("ports: !reset []")
+    )  # without it Compose adds an empty list
+    assert tags == len(published)
+
+
+def test_with_tls_every_service_that_knows_a_public_address_knows_that_of_the_proxy() -> None:
+    stack, with_tls = services(CHECKOUT / "docker-compose.yml"), services(CHECKOUT / "infra/compose/tls.yml")
+    known = {
+        (name, variable): re.match(r"\$\{([A-Z]+)_PUBLIC_URL:-", str(address))
+        for name, service in stack.items()
+        for variable, address in service.get("environment", {}).items()
+    }
+
+    expected = {
+        place: f"{found[0]}https://{found[1].lower()}.${{PUBLIC_HOST:-localhost}}${{HTTPS_PORT:+:${{HTTPS_PORT:-}}}}}}"
+        for place, found in known.items()
+        if found
+    }
+    assert len(expected) > 20
+    assert {(name, variable): with_tls[name]["environment"].get(variable) for name, variable in expected} == expected
+
+
+def test_the_proxy_has_the_limits_of_the_others() -> None:
+    base = yaml.load((CHECKOUT / "docker-compose.yml").read_text(), Loader)["x-service"]
+    proxy = services(CHECKOUT / "infra/compose/tls.yml")["proxy"]
+
+    assert {name: proxy[name] for name in base if name != "tmpfs"} == {k: v for k, v in base.items() if k != "tmpfs"}
+
+
+def test_the_proxy_s_certificates_have_an_issuer_that_the_vault_knows() -> None:
+    text = (CHECKOUT / "infra/proxy/Caddyfile").read_text()
+
+    assert tuple(re.findall(r"^\(certificates-(\w+)\) \{$", text, re.MULTILINE)) == vault.TLS_ISSUERS
+    assert (
+        text.count("import certificates-{$TLS_ISSUER}")
+        == len(re.findall(r"^\{\$\w+_UI_URL\} \{$", text, re.MULTILINE))
+        == 5
+    )

@@ -201,6 +201,50 @@ def test_another_form_of_a_public_address_is_refused_before_anything_starts(
     assert not (tmp_path / "volume").exists()
 
 
+def tls(**settings: str) -> dict[str, str]:
+    """Return what infra/compose/tls.yml passes to the vault, but for these settings."""
+    names = {f"{name.upper()}_UI_URL": f"https://{name}.ml.lan" for name in TLS_SERVICES}
+    return {**names, "TLS_ISSUER": "internal", "HTTPS_PORT": "443", **settings}
+
+
+TLS_SERVICES = ("prefect", "mlflow", "serving", "dashboard", "mail")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        tls(),
+        tls(TLS_ISSUER="acme", MAIL_UI_URL="https://post.example.com:443"),
+        tls(HTTPS_PORT="8443", **{f"{name.upper()}_UI_URL": f"https://{name}.localhost:8443" for name in TLS_SERVICES}),
+    ],
+)
+def test_a_name_for_each_service_can_be_served_with_tls(settings: dict[str, str]) -> None:
+    assert not list(vault.find_tls_problems(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"TLS_ISSUER": "letsencrypt"}, "TLS_ISSUER is letsencrypt; it is one of internal, acme, files"),
+        ({"MLFLOW_UI_URL": "http://mlflow.ml.lan"}, "MLFLOW_PUBLIC_URL.* begins with https://"),
+        ({"MLFLOW_UI_URL": "https://mlflow.ml.lan:8443"}, "MLFLOW_PUBLIC_URL.* has the port of HTTPS_PORT"),
+        ({"MLFLOW_UI_URL": "https://mlflow.10.0.0.5"}, "MLFLOW_PUBLIC_URL.* PUBLIC_HOST needs to be a name"),
+        ({"MLFLOW_UI_URL": "https://[fd00::1]"}, "MLFLOW_PUBLIC_URL.* PUBLIC_HOST needs to be a name"),
+        ({"MLFLOW_UI_URL": "https://prefect.ml.lan"}, "MLFLOW_PUBLIC_URL.* is that of prefect too"),
+        ({"TLS_ISSUER": "acme", "MLFLOW_UI_URL": "https://mlflow.localhost"}, "set PUBLIC_HOST"),
+    ],
+)
+def test_an_address_that_cannot_be_served_with_tls_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], problem: str
+) -> None:
+    for name, value in tls(**settings).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"a setting in .env: .*{problem}"):
+        vault.make(tmp_path / "volume", settings_file(tmp_path))
+
+    assert not (tmp_path / "volume").exists()
+
+
 def test_the_secrets_of_a_backup_replace_the_vaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_the_backup, present = tmp_path / "source", tmp_path / "target"
     vault.make(of_the_backup, settings_file(tmp_path))

@@ -22,7 +22,11 @@ def test_every_service_has_the_version_of_the_library(project: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["docker-compose.yml", "infra/compose/baked-flows.yml", "infra/compose/second-project.yml", "bench/compose.yml"],
+    [
+        "docker-compose.yml",
+        *(f"infra/compose/{name}.yml" for name in ("baked-flows", "second-project", "tls")),
+        "bench/compose.yml",
+    ],
 )
 def test_the_images_have_the_version_of_the_library(file: str) -> None:
     versions = re.findall(r"\$\{TRAINYARD_VERSION:-([^}]+)\}", (CHECKOUT / file).read_text())
