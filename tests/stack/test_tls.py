@@ -60,11 +60,11 @@ Boot = Callable[..., AbstractContextManager[Stack]]
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Iterator[Stack]:
-    """The services that people reach, with the proxy in front and its own authority."""
+    """The services that people reach, and the worker, with the proxy in front and its own authority."""
     home = tmp_path_factory.mktemp("tls")
     copy_checkout(home)
-    stack = with_tls(home)
-    with boot(stack, lambda stack: stack.up("proxy", *SERVICES)):
+    stack = with_tls(home, FIRST_RUN="")
+    with boot(stack, lambda stack: stack.up("proxy", "worker", *SERVICES)):
         yield stack
 
 
@@ -301,7 +301,7 @@ def test_mails_ui_shows_a_mail_as_it_arrives(tls: Stack, browser: Browser) -> No
     ):
         with page.expect_websocket() as opened:
             page.goto(address(tls, "mail"))
-        tls.python("mlflow", send)
+        tls.python("worker", send)
 
         expect(page.get_by_text("over TLS").first).to_be_visible(timeout=30_000)
         assert opened.value.url.startswith("wss://mail.localhost")
@@ -332,7 +332,7 @@ def test_sign_ins_are_limited_by_the_caller_that_the_proxy_names(tls: Stack, cli
     name, port = url.removeprefix("https://"), tls.environment["HTTPS_PORT"]
 
     def post_from_a_container(service: str, service_port: str, forwarded: str = "") -> int:
-        return int(tls.exec("mlflow", "python", "-c", SIGN_IN, service, service_port, name, forwarded).stdout)
+        return int(tls.exec("worker", "python", "-c", SIGN_IN, service, service_port, name, forwarded).stdout)
 
     statuses = [post(number) for number in range(6)]
     other = post_from_a_container("proxy", port)
