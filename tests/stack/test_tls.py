@@ -31,7 +31,7 @@ RESOLVER = """
 import socket
 lookup = socket.getaddrinfo
 socket.getaddrinfo = lambda host, *rest, **named: lookup(
-    "127.0.0.1" if str(host).endswith(".localhost") else host, *rest, **named
+    "127.0.0.1" if (host.decode() if isinstance(host, bytes) else str(host)).endswith(".localhost") else host, *rest, **named
 )
 """
 
@@ -170,8 +170,9 @@ def test_another_name_is_served_by_no_one(tls: Stack, client: httpx.Client) -> N
         client.get(address(tls, "minio"))
 
 
-def test_redirects_of_a_service_stay_on_https(tls: Stack, client: httpx.Client) -> None:
-    answer = client.get(f"{address(tls, 'prefect')}/api/health/")
+def test_redirects_of_a_service_stay_on_https(tls: Stack, client: httpx.Client, credentials: dict[str, str]) -> None:
+    user, password = credentials["PREFECT_API_AUTH_STRING"].split(":", 1)
+    answer = client.get(f"{address(tls, 'prefect')}/api/health/", auth=(user, password))
 
     assert answer.status_code == 307
     assert answer.headers["location"] == f"{address(tls, 'prefect')}/api/health"
