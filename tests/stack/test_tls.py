@@ -232,7 +232,7 @@ def context(tls: Stack, browser: Browser, credentials: dict[str, str]) -> Iterat
         yield context
 
 
-def test_prefects_ui_signs_in_and_shows_the_flow(
+def test_prefects_ui_signs_in_and_shows_the_flows(
     tls: Stack, context: BrowserContext, credentials: dict[str, str]
 ) -> None:
     with context.new_page() as page:
@@ -243,7 +243,7 @@ def test_prefects_ui_signs_in_and_shows_the_flow(
         expect(page.get_by_role("link", name="Deployments").first).to_be_visible(timeout=30_000)
         page.goto(f"{address(tls, 'prefect')}/flows")
 
-        expect(page.get_by_text("over-tls").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("cat-facts").first).to_be_visible(timeout=30_000)
 
 
 def test_mlflows_ui_writes(tls: Stack, browser: Browser, credentials: dict[str, str]) -> None:
