@@ -37,6 +37,7 @@ info: ## addresses, accounts, passwords, and what the warm process costs
 
 doctor: ## what is wrong, and the command that mends it; changes nothing
 	@infra/diagnose
+
 ca: ## with infra/compose/tls.yml: the certificate of the internal authority, for browsers and other machines to trust
 	@infra/proxy/authority
 
