@@ -14,7 +14,7 @@ registry = docker compose exec -T worker with-secrets python -m trainyard.regist
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help new up upgrade down info ca doctor env deploy run promote reproduce rollback backup backups restore storage logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up upgrade down info ca doctor env deploy run promote reproduce rollback backup backups restore rotate storage logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ restore: ## REPLACE ALL DATA by the newest backup, or BACKUP=id, of the reposito
 
 storage: ## what uses space, and what the next clean-up removes
 	@infra/storage/show
+
+rotate: ## generate the secrets anew, or NAME="..." alone, and restart what reads them
+	@infra/rotate $(NAME)
 
 logs: ## follow the services' logs
 	@docker compose logs --follow --tail 100

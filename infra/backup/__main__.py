@@ -216,7 +216,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         settings = Settings.read()
-        COMMANDS[arguments.command](settings, Repository(settings.repository, settings.environment), arguments.backup)
+        COMMANDS[arguments.command](
+            settings, Repository(settings.repository, settings.environment, settings.former_password), arguments.backup
+        )
     except (BackupError, ValueError) as error:
         sys.exit(f"{'Restore' if arguments.command in ('check', 'restore') else 'Backup'} refused or failed: {error}")
     except (MinioException, StorageUnreachable, subprocess.SubprocessError, OSError) as error:

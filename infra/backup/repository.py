@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ class Snapshot:
 class Repository:
     """A restic repository."""
 
-    def __init__(self, address: str, environment: Mapping[str, str]) -> None:
-        self._address, self._environment = address, environment
+    def __init__(self, address: str, environment: Mapping[str, str], former_password: str = "") -> None:
+        self._address, self._environment, self._former_password = address, environment, former_password
 
     def ensure(self) -> None:
         """Create the repository if there is none.
@@ -49,12 +50,23 @@ class Repository:
         """
         # In this order: where the bucket does not exist yet either, restic looks for a repository for a quarter of an hour.
         if self._restic("init", "--repository-version", "2", check=False).returncode:
+            if self._former_password and self._opens(self._former_password):
+                self._change_password(self._former_password)
             self._restic("cat", "config")
         self._restic("unlock")  # of those who left more than half an hour ago without a word
 
     def exists(self) -> bool:
         """Return whether there is a repository, readable or not."""
         return self._restic("cat", "config", "--no-lock", check=False).returncode != Exit.NO_REPOSITORY
+
+    def _opens(self, password: str) -> bool:
+        return not self._restic("cat", "config", check=False, password=password).returncode
+
+    def _change_password(self, former: str) -> None:
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(self._environment["RESTIC_PASSWORD"])
+            file.flush()
+            self._restic("key", "passwd", "--new-password-file", file.name, password=former)
 
     def snapshots(self) -> list[Snapshot]:
         """Return the backups, the oldest first."""
@@ -132,9 +144,10 @@ class Repository:
             process.stderr.close()
             process.wait()
 
-    def _restic(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def _restic(self, *arguments: str, check: bool = True, password: str = "") -> subprocess.CompletedProcess[str]:
         command = ["restic", "--no-cache", f"--retry-lock={RETRY_LOCK}", *arguments]
-        result = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+        environment = {**self._environment, **({"RESTIC_PASSWORD": password} if password else {})}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
         if check and result.returncode:
             raise self._error(result.returncode, result.stderr)
         return result

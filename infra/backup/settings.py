@@ -22,6 +22,8 @@ class Settings:
     """How many of the newest, daily, weekly and monthly backups are kept."""
     environment: Mapping[str, str]
     """The variables of restic, with its password."""
+    former_password: str
+    """The repository's before `make rotate`, while it may still have that; else empty."""
     postgres_user: str
     minio_user: str
     secrets: Mapping[str, str]
@@ -53,6 +55,7 @@ class Settings:
                 },
             },
             environment={**variables, **{name: value for name, value in restic.items() if value}},
+            former_password=variables.get("BACKUP_FORMER_PASSWORD", ""),
             postgres_user=variables["POSTGRES_USER"],
             minio_user=variables["MINIO_USER"],
             secrets={"postgres": variables["POSTGRES_PASSWORD"], "minio": variables["MINIO_PASSWORD"]},

@@ -3,6 +3,7 @@
 Runs in a container of its own, the only one that sees the whole volume. Each service mounts its own folder, read-only:
 
     vault/NAME        a file for each secret, written once: 32 random bytes, or the value of .env; an empty one is missing
+    vault/NAME.former what a secret was before `make rotate`, until all that it opens has been moved to the new one
     SERVICE/FILE      what one service needs, in the form it needs; written at each start from the vault, together with
                       passwords of external servers, which come from .env and are not kept
 
@@ -16,7 +17,7 @@ import secrets
 import shlex
 import string
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -57,6 +58,8 @@ SERVICE_SECRETS = (
 # Keys of values in the databases, which no other key can read.
 ENCRYPTION_KEYS = ("PREFECT_ENCRYPTION_KEY", "MLFLOW_ENCRYPTION_PASSPHRASE", "MLFLOW_WEBHOOK_ENCRYPTION_KEY")
 NAMES = USER_SECRETS + SERVICE_SECRETS + ENCRYPTION_KEYS
+# What they open is moved to a new one by those who have both.
+KEPT_WHEN_ROTATED = (*ENCRYPTION_KEYS, "BACKUP_PASSWORD")
 
 # Passwords of external servers: they cannot be generated here, nor held to the rules.
 EXTERNAL = ("SMTP_PASSWORD", "BACKUP_S3_SECRET_KEY")
@@ -191,7 +194,9 @@ def fill_vault(volume: Path, chosen: Mapping[str, str]) -> dict[str, str]:
     return values
 
 
-def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def service_files(
+    values: Mapping[str, str], settings: Mapping[str, str], former: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
     """Return the files of each service's folder: their names and contents.
 
     A file in capitals becomes the variable of that name (services/with-secrets).
@@ -201,6 +206,9 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
 
     def external(name: str) -> dict[str, str]:
         return {name: settings[name]} if name in settings else {}
+
+    def former_secret(variable: str, name: str, form: Callable[[str], str] = str) -> dict[str, str]:
+        return {variable: form(former[name])} if name in former else {}
 
     def database_url(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
         return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
@@ -221,6 +229,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "PREFECT_READING_AUTH_STRING": prefect_reading_login,
             "PREFECT_SERVER_DATABASE_PASSWORD": values["PREFECT_DATABASE_PASSWORD"],
             "PREFECT_SERVER_ENCRYPTION_KEY": fernet_key(values["PREFECT_ENCRYPTION_KEY"]),
+            **former_secret("PREFECT_FORMER_ENCRYPTION_KEY", "PREFECT_ENCRYPTION_KEY", fernet_key),
         },
         "mlflow": {
             "MLFLOW_BACKEND_STORE_URI": database_url("mlflow", "MLFLOW_DATABASE_PASSWORD"),
@@ -229,6 +238,8 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
             "MLFLOW_AUTH_ADMIN_PASSWORD": values["MLFLOW_PASSWORD"],
             "MLFLOW_CRYPTO_KEK_PASSPHRASE": values["MLFLOW_ENCRYPTION_PASSPHRASE"],
             "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": fernet_key(values["MLFLOW_WEBHOOK_ENCRYPTION_KEY"]),
+            **former_secret("MLFLOW_FORMER_KEK_PASSPHRASE", "MLFLOW_ENCRYPTION_PASSPHRASE"),
+            **former_secret("MLFLOW_FORMER_WEBHOOK_KEY", "MLFLOW_WEBHOOK_ENCRYPTION_KEY", fernet_key),
             "AWS_ACCESS_KEY_ID": "mlflow",
             "AWS_SECRET_ACCESS_KEY": values["MLFLOW_S3_SECRET_KEY"],
             "accounts.ini": accounts_ini(database_url("mlflow_accounts", "MLFLOW_ACCOUNTS_DATABASE_PASSWORD")),
@@ -272,6 +283,7 @@ def service_files(values: Mapping[str, str], settings: Mapping[str, str]) -> dic
         "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
         "backup": {
             "BACKUP_PASSWORD": values["BACKUP_PASSWORD"],
+            **former_secret("BACKUP_FORMER_PASSWORD", "BACKUP_PASSWORD"),
             "POSTGRES_USER": "backup",
             "POSTGRES_PASSWORD": values["BACKUP_DATABASE_PASSWORD"],
             "MINIO_USER": "backup",
@@ -305,13 +317,13 @@ def fernet_key(value: str) -> str:
     return f"{value}="
 
 
-def write(file: Path, text: str, *, mode: int) -> None:
-    """Write a file atomically; leave one with the same text untouched.
+def write(file: Path, text: str, *, mode: int) -> bool:
+    """Write a file atomically; leave one with the same text untouched. Return whether it was written.
 
     The text is on the disk before the file has its name: after a power loss a file is whole or missing, never empty.
     """
     if file.exists() and file.read_text() == text:
-        return
+        return False
     temporary = file.with_name(f".{file.name}")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as opened:
@@ -319,6 +331,7 @@ def write(file: Path, text: str, *, mode: int) -> None:
         opened.flush()
         os.fsync(opened.fileno())
     temporary.rename(file)
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -330,8 +343,11 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
+def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> list[str]:
     """Fill the vault and each service's folder.
+
+    Returns:
+        The services whose folder has changed.
 
     Raises:
         SystemExit: A setting is unsafe or an encryption key is lost; nothing was written.
@@ -353,16 +369,66 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
             + (advice if unsafe else "")
         )
     os.umask(0)  # the modes below apply as they are
-    for service, files in service_files(fill_vault(volume, chosen), settings).items():
+    values, changed = fill_vault(volume, chosen), []
+    for service, files in service_files(values, settings, read_former(volume)).items():
         folder = volume / service
         folder.mkdir(mode=0o755, exist_ok=True)
-        for name, text in files.items():
-            # Readable by whatever user the image of the service runs as; no other service mounts this folder.
-            write(folder / name, text, mode=0o444)
+        # Readable by whatever user the image of the service runs as; no other service mounts this folder.
+        written = [name for name, text in files.items() if write(folder / name, text, mode=0o444)]
         for stale in {file.name for file in folder.iterdir()} - files.keys():
             (folder / stale).unlink()
         sync_folder(folder)
+        if written:
+            changed.append(service)
     sync_folder(volume)
+    return changed
+
+
+def rotate(volume: Path = VOLUME, settings_file: Path = SETTINGS, *names: str) -> None:
+    """Generate secrets anew, all of them or some, and print the services whose folder has changed.
+
+    Encryption keys and the password of the backups keep their former value until `settle`, for those who move what
+    they open to the new one. One whose former value is still there was rotated by a run that did not end.
+
+    Raises:
+        SystemExit: A name is unknown or its value is in .env, or the stack has never been started; nothing was written.
+    """
+    settings, vault = read_settings(settings_file), volume / "vault"
+    read_vault(volume)
+    if unknown := sorted(set(names) - set(NAMES)):
+        sys.exit(f"There is no secret {' or '.join(unknown)}. There are {', '.join(NAMES)}.")
+    given = [name for name in names or NAMES if name in settings]
+    if given and names:
+        sys.exit(f"{' and '.join(given)} is set in .env: change it there, then `make down` and `make up`.")
+    for name in names or NAMES:
+        file, former = vault / name, former_file(volume, name)
+        if name in given or (former.exists() and former.read_text() != file.read_text()):
+            continue
+        if name in KEPT_WHEN_ROTATED:
+            write(former, file.read_text(), mode=0o400)
+            sync_folder(vault)
+        write(file, secrets.token_urlsafe(32), mode=0o400)
+    sync_folder(vault)
+    print(*make(volume, settings_file))
+    if given:
+        print(f"Left as .env sets them: {', '.join(given)}.", file=sys.stderr)
+
+
+def settle(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
+    """Delete the former secrets: nothing needs them any more."""
+    for name in KEPT_WHEN_ROTATED:
+        former_file(volume, name).unlink(missing_ok=True)
+    make(volume, settings_file)
+
+
+def read_former(volume: Path) -> dict[str, str]:
+    """Return the former values that are still needed, by the secrets' names."""
+    return {name: file.read_text() for name in KEPT_WHEN_ROTATED if (file := former_file(volume, name)).exists()}
+
+
+def former_file(volume: Path, name: str) -> Path:
+    """Return the file of a secret's value before `make rotate`."""
+    return volume / "vault" / f"{name}.former"
 
 
 def adopt(volume: Path = VOLUME) -> None:
@@ -446,14 +512,25 @@ def check(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
         print(f"The volume secrets lacks {', '.join(missing)}, or has an empty file.")
         return
     values = {name: chosen.get(name) or value for name, value in values.items()}
-    for service, expected in service_files(values, settings).items():
+    if former := read_former(volume):
+        print(f"A rotation of {', '.join(former)} did not end: run make rotate again.")
+    for service, expected in service_files(values, settings, former).items():
         present = {file.name: file.read_text() for file in (volume / service).glob("*")}
         if present != expected:
             names = sorted({name for name, _ in present.items() ^ expected.items()})
             print(f"The secrets of {service} are not what the vault and .env say: {', '.join(names)}.")
 
 
-COMMANDS = {"make": make, "adopt": adopt, "check": check, "info": show_accounts, "env": show_environment}
+COMMANDS: dict[str, Callable[..., object]] = {
+    "make": make,
+    "adopt": adopt,
+    "check": check,
+    "info": show_accounts,
+    "env": show_environment,
+    "rotate": lambda *names: rotate(VOLUME, SETTINGS, *names),
+    "settle": settle,
+}
 
 if __name__ == "__main__":
-    COMMANDS[sys.argv[1] if len(sys.argv) > 1 else "make"]()
+    command, *arguments = sys.argv[1:] or ["make"]
+    COMMANDS[command](*arguments)

@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet
 from mlflow.store.model_registry.dbmodels.models import SqlWebhook
 from mlflow.store.tracking.dbmodels.models import SqlGatewaySecret
 from mlflow.utils.crypto import DEFAULT_KEK_PASSPHRASE, KEKManager, _decrypt_secret, _encrypt_secret
-from mlflow_server.encryption import adopt_gateway_secrets, disable_unreadable_webhooks
+from mlflow_server.encryption import adopt_gateway_secrets, adopt_webhooks
 from mlflow_server.schema import Database
 from prefect_server.encryption import adopt_blocks
 
@@ -37,7 +37,7 @@ def block(key: str, value: str) -> str:
 
 
 def adopt(
-    database: str, key: str, blocks: Mapping[str, str], database_key: str | None = None
+    database: str, key: str, blocks: Mapping[str, str], database_key: str | None = None, former: str = ""
 ) -> tuple[dict[str, str], int]:
     """Adopt blocks by name; return their data afterwards, and how many keys are left in the database."""
 
@@ -52,7 +52,7 @@ def adopt(
                 await connection.execute(
                     "INSERT INTO block_document VALUES ($1, $2, 'secret', to_jsonb($3::text))", uuid4(), name, data
                 )
-            await adopt_blocks(connection, key)
+            await adopt_blocks(connection, key, former)
             rows = await connection.fetch("SELECT name, data #>> '{}' AS data FROM block_document")
             keys = await connection.fetchval("SELECT count(*) FROM configuration")
             return {row["name"]: row["data"] for row in rows}, keys
@@ -78,6 +78,14 @@ def test_blocks_under_the_installations_key_stay_as_they_are(database: str) -> N
 
     assert adopt(database, key, blocks) == (blocks, 0)
     assert adopt(database, key, blocks, database_key=own_key()) == (blocks, 0)
+
+
+def test_blocks_under_the_key_before_a_rotation_are_readable_under_the_new_one_alone(database: str) -> None:
+    former, key = own_key(), own_key()
+    adopted, _ = adopt(database, key, {"token": block(former, "t"), "new": block(key, "n")}, former=former)
+
+    opened = {name: json.loads(Fernet(key).decrypt(data)) for name, data in adopted.items()}
+    assert opened == {"token": {"value": "t"}, "new": {"value": "n"}}
 
 
 def test_a_block_whose_key_is_lost_is_named_and_holds_up_no_other(
@@ -141,21 +149,59 @@ def test_gateway_secrets_under_mlflows_default_passphrase_are_read_with_the_inst
     assert "Set these secrets of MLflow's gateway again, their key is lost: lost." in capsys.readouterr().out
 
 
-def test_a_webhook_whose_secret_cannot_be_read_is_disabled_and_holds_up_no_other(tracking: Database) -> None:
-    present = Fernet(os.environ["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"]).encrypt(b"signs").decode()
-    secrets = {"present": present, "lost": Fernet(own_key()).encrypt(b"signed").decode(), "unsigned": None}
-    with tracking.cursor() as cursor:
+def test_gateway_secrets_under_the_passphrase_before_a_rotation_are_read_with_the_new_one(
+    tracking: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former = own_key()
+    monkeypatch.setenv("MLFLOW_FORMER_KEK_PASSPHRASE", former)
+    insert_gateway_secret(tracking, "rotated", KEKManager(former, 2))
+    insert_gateway_secret(tracking, "default", KEKManager(DEFAULT_KEK_PASSPHRASE, 1))
+    insert_gateway_secret(tracking, "present", KEKManager())
+    for _ in range(2):
+        adopt_gateway_secrets(tracking)
+
+        for name in ("rotated", "default", "present"):
+            assert read_gateway_secret(tracking, name) == {"api_key": name}
+    assert "their key is lost" not in capsys.readouterr().out
+
+
+def test_a_webhooks_secret_under_the_key_before_a_rotation_is_read_with_the_new_one(
+    tracking: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = own_key()
+    monkeypatch.setenv("MLFLOW_FORMER_WEBHOOK_KEY", former)
+    insert_webhooks(tracking, {"rotated": Fernet(former).encrypt(b"signs").decode()})
+    adopt_webhooks(tracking)
+
+    ((_, status, secret),) = read_webhooks(tracking)
+    assert status == "ACTIVE"
+    assert secret
+    assert Fernet(os.environ["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"]).decrypt(secret) == b"signs"
+
+
+def insert_webhooks(database: Database, secrets: Mapping[str, str | None]) -> None:
+    with database.cursor() as cursor:
         for name, secret in secrets.items():
             cursor.execute(
                 "INSERT INTO webhooks (webhook_id, name, url, status, secret, workspace)"
                 " VALUES (%s, %s, 'https://example.org', 'ACTIVE', %s, 'default')",
                 [name, name, secret],
             )
-    disable_unreadable_webhooks(tracking)
 
-    with tracking.cursor() as cursor:
+
+def read_webhooks(database: Database) -> list[tuple[str, str, str | None]]:
+    with database.cursor() as cursor:
         cursor.execute("SELECT name, status, secret FROM webhooks")
-        found = {name: (status, secret) for name, status, secret in cursor.fetchall()}
+        return list(cursor.fetchall())
+
+
+def test_a_webhook_whose_secret_cannot_be_read_is_disabled_and_holds_up_no_other(tracking: Database) -> None:
+    present = Fernet(os.environ["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"]).encrypt(b"signs").decode()
+    secrets = {"present": present, "lost": Fernet(own_key()).encrypt(b"signed").decode(), "unsigned": None}
+    insert_webhooks(tracking, secrets)
+    adopt_webhooks(tracking)
+
+    found = {name: (status, secret) for name, status, secret in read_webhooks(tracking)}
     assert found == {"present": ("ACTIVE", present), "lost": ("DISABLED", None), "unsigned": ("ACTIVE", None)}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from infra.testing.stack import Stack, copy_checkout
@@ -317,6 +318,28 @@ def test_a_run_completes_in_the_restored_installation(restored: Stack) -> None:
     output = restored.shell("make run DEPLOYMENT=weather-pipeline").stdout
 
     assert "Completed" in output.splitlines()[-1]
+
+
+def test_every_secret_is_rotated_and_nothing_is_lost(backup: Backup, restored: Stack) -> None:
+    restored.shell("make backup")  # a repository under the password that is rotated
+    before = read_installation(restored)
+    old = before["accounts"]
+    output = restored.shell("make rotate").stdout
+    del restored.__dict__["_credentials"]
+    after = read_installation(restored)
+
+    assert "Changed, and restarted: " in output.splitlines()[-1]
+    assert {**after, "accounts": None} == {**before, "accounts": None}
+    new = passwords(after["accounts"])
+    assert not {value for name, value in new.items() if not name.endswith("USERNAME")} & set(old.values())
+    login = tuple(old["PREFECT_API_AUTH_STRING"].split(":", 1))
+    assert httpx.get(f"{old['PREFECT_API_URL']}/flows/", auth=login).status_code in (401, 403)
+    assert restored.python("worker", READ_BLOCK).stdout.strip() == "open sesame"
+    assert colleagues_status(restored) == 200
+    assert "UTC" in restored.shell("make backups").stdout
+    answer = wait_until(lambda: predict(restored), 60, "the champion to be served", every=1)
+    assert answer["predictions"] == backup.prediction["predictions"]
+    assert "Completed" in restored.shell("make run DEPLOYMENT=weather-pipeline").stdout.splitlines()[-1]
 
 
 def test_the_schedule_backs_up_into_the_volume_where_few_backups_are_kept(backup: Backup) -> None:

@@ -153,11 +153,11 @@ def test_a_services_account_is_no_administrators(tmp_path: Path, setting: str, a
 
 def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     values = {name: f"<{name}>" for name in vault.NAMES}
-    files = {service: "".join(texts.values()) for service, texts in vault.service_files(values, SETTINGS).items()}
+    files = {service: "".join(texts.values()) for service, texts in vault.service_files(values, SETTINGS, {}).items()}
 
     # A backup holds every secret but its own password.
     assert all(f"<{name}>" in files["backup"] for name in vault.NAMES)
-    assert "BACKUP_PASSWORD" not in vault.service_files(values, SETTINGS)["backup"]["vault.json"]
+    assert "BACKUP_PASSWORD" not in vault.service_files(values, SETTINGS, {})["backup"]["vault.json"]
     del files["backup"]
     assert [name for name, text in files.items() if "BACKUP_PASSWORD" in text] == ["restore"]
     assert "<POSTGRES_PASSWORD>" in files.pop("restore")
@@ -291,7 +291,7 @@ def test_an_unsafe_setting_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
 def test_a_password_with_any_character_survives_an_address(tmp_path: Path) -> None:
     password = "p@ss/w:rd%41?#[x]"
     values = dict.fromkeys(vault.NAMES, password)
-    folders = vault.service_files(values, SETTINGS)
+    folders = vault.service_files(values, SETTINGS, {})
 
     assert make_url(folders["mlflow"]["MLFLOW_BACKEND_STORE_URI"]).password == password
     ini = configparser.ConfigParser()
@@ -365,3 +365,93 @@ def test_a_check_of_secrets_says_what_is_wrong_and_writes_nothing(
     (volume / "vault/MAIL_PASSWORD").chmod(0o600)
     (volume / "vault/MAIL_PASSWORD").write_text("")
     assert check() == ["The volume secrets lacks MAIL_PASSWORD, or has an empty file."]
+
+
+def folders(volume: Path) -> dict[str, dict[str, str]]:
+    return {
+        folder.name: {file.name: file.read_text() for file in folder.iterdir()}
+        for folder in volume.iterdir()
+        if folder.is_dir()
+    }
+
+
+def test_a_rotation_changes_every_secret_and_names_the_services(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume, settings = tmp_path / "volume", settings_file(tmp_path)
+    vault.make(volume, settings)
+    before = folders(volume)
+    vault.rotate(volume, settings)
+    after = folders(volume)
+
+    assert all(after["vault"][name] != before["vault"][name] for name in vault.NAMES)
+    assert set(capsys.readouterr().out.split()) == set(before) - {"vault", "alertmanager"}  # which has mail's password
+    assert vault.make(volume, settings) == []
+
+
+def test_one_secret_is_rotated_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    volume, settings = tmp_path / "volume", settings_file(tmp_path)
+    vault.make(volume, settings)
+    before = folders(volume)["vault"]
+    vault.rotate(volume, settings, "SERVING_READING_KEY")
+    after = folders(volume)["vault"]
+
+    assert {name for name in after if after[name] != before.get(name)} == {"SERVING_READING_KEY"}
+    assert capsys.readouterr().out.split() == ["serving", "dashboard", "backup"]
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "variable"),
+    [
+        ("PREFECT_ENCRYPTION_KEY", "prefect", "PREFECT_FORMER_ENCRYPTION_KEY"),
+        ("MLFLOW_ENCRYPTION_PASSPHRASE", "mlflow", "MLFLOW_FORMER_KEK_PASSPHRASE"),
+        ("MLFLOW_WEBHOOK_ENCRYPTION_KEY", "mlflow", "MLFLOW_FORMER_WEBHOOK_KEY"),
+        ("BACKUP_PASSWORD", "backup", "BACKUP_FORMER_PASSWORD"),
+    ],
+)
+def test_the_former_key_stays_until_all_is_moved(tmp_path: Path, name: str, service: str, variable: str) -> None:
+    volume, settings = tmp_path / "volume", settings_file(tmp_path)
+    vault.make(volume, settings)
+    former = folders(volume)["vault"][name]
+    vault.rotate(volume, settings, name)
+    rotated = folders(volume)
+    vault.rotate(volume, settings, name)  # the first one did not end
+    again = folders(volume)
+    vault.settle(volume, settings)
+    settled = folders(volume)
+
+    assert rotated[service][variable].removesuffix("=") == former
+    assert again == rotated
+    assert settled["vault"][name] == rotated["vault"][name]
+    assert variable not in settled[service]
+    assert f"{name}.former" not in settled["vault"]
+
+
+def test_a_rotation_leaves_what_env_sets_and_refuses_to_change_it_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume, settings = tmp_path / "volume", settings_file(tmp_path, MAIL_PASSWORD="correct-horse-battery")
+    vault.make(volume, settings)
+    vault.rotate(volume, settings)
+    before = folders(volume)
+    with pytest.raises(SystemExit, match=r"MAIL_PASSWORD is set in \.env: change it there"):
+        vault.rotate(volume, settings, "SERVING_API_KEY", "MAIL_PASSWORD")
+
+    assert "Left as .env sets them: MAIL_PASSWORD." in capsys.readouterr().err
+    assert before["vault"]["MAIL_PASSWORD"] == "correct-horse-battery"
+    assert folders(volume) == before
+
+
+def test_an_unknown_secret_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
+    volume, settings = tmp_path / "volume", settings_file(tmp_path)
+    vault.make(volume, settings)
+    before = folders(volume)
+    with pytest.raises(SystemExit, match=r"There is no secret PASSWORD\. There are PREFECT_PASSWORD, "):
+        vault.rotate(volume, settings, "PASSWORD")
+
+    assert folders(volume) == before
+
+
+def test_a_rotation_before_the_first_start_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="start the stack first"):
+        vault.rotate(tmp_path / "volume", settings_file(tmp_path))

@@ -26,7 +26,7 @@ import mlflow.server
 import uvicorn.main
 from mlflow.cli import cli
 
-from mlflow_server.encryption import adopt_gateway_secrets, disable_unreadable_webhooks
+from mlflow_server.encryption import adopt_gateway_secrets, adopt_webhooks
 from mlflow_server.reading_accounts import refuse_writes
 from mlflow_server.required import require_secrets
 from mlflow_server.retention import Settings, add_route
@@ -54,5 +54,5 @@ if __name__ == "__main__":
     accounts_database().wait_for_schema()
     # Here, not in the migration, while a server of the last version may write.
     adopt_gateway_secrets(tracking_database())
-    disable_unreadable_webhooks(tracking_database())
+    adopt_webhooks(tracking_database())
     cli(["server", *sys.argv[1:]])

@@ -14,8 +14,10 @@ BLOCKS = """
 """
 
 
-async def adopt_blocks(connection: asyncpg.Connection, key: str) -> None:
-    """Encrypt the blocks that are under the database's key under the installation's, and delete the database's.
+async def adopt_blocks(connection: asyncpg.Connection, key: str, former: str = "") -> None:
+    """Encrypt the blocks that are under the database's key, or the installation's former one, under the installation's.
+
+    The database's is deleted.
 
     It is one transaction, for a moment in which no server writes blocks. Blocks that neither key opens stay as they are
     and are printed.
@@ -23,7 +25,7 @@ async def adopt_blocks(connection: asyncpg.Connection, key: str) -> None:
     own, adopted, unreadable = Fernet(key), 0, []
     async with connection.transaction():
         found = await connection.fetchval(DATABASE_KEY)
-        keys = MultiFernet([own, Fernet(found)] if found else [own])
+        keys = MultiFernet([own, *(Fernet(each) for each in (found, former) if each)])
         for block in await connection.fetch(BLOCKS):
             if opens(own, block["data"]):
                 continue
@@ -37,8 +39,8 @@ async def adopt_blocks(connection: asyncpg.Connection, key: str) -> None:
             )
             adopted += 1
         await connection.execute("DELETE FROM configuration WHERE key = 'ENCRYPTION_KEY'")
-    if found:
-        print(f"Encrypted {adopted} blocks under the installation's key, and deleted the database's key.", flush=True)
+    if found or adopted:
+        print(f"Encrypted {adopted} blocks under the installation's key.", flush=True)
     if unreadable:
         print(f"Save these blocks again, their key is lost: {', '.join(unreadable)}.", flush=True)
 

@@ -5,6 +5,8 @@ import sys
 
 LOGINS = ("PREFECT_READING_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
 ENCRYPTION_KEY = "PREFECT_SERVER_ENCRYPTION_KEY"
+FORMER_KEY = "PREFECT_FORMER_ENCRYPTION_KEY"
+"""Before `make rotate`, while there may be blocks under it."""
 
 
 def require_secrets() -> None:

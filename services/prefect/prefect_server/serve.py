@@ -29,7 +29,7 @@ from prefect_server.encryption import adopt_blocks
 from prefect_server.leases import reconcile_slots
 from prefect_server.leases import router as leases_router
 from prefect_server.reading_account import ReadingAccountMiddleware
-from prefect_server.required import ENCRYPTION_KEY, LOGINS, require_secrets
+from prefect_server.required import ENCRYPTION_KEY, FORMER_KEY, LOGINS, require_secrets
 from prefect_server.schema import connect, wait_for_schema
 
 ON_POSTGRES = "PREFECT_SERVER_DATABASE_HOST" in os.environ
@@ -65,7 +65,7 @@ def after_schema(lifespan: Any) -> Any:
             print(refusal, file=sys.stderr, flush=True)
             os._exit(1)
         async with connect() as connection:  # here, not in the migration, while a server of the last version may write
-            await adopt_blocks(connection, os.environ[ENCRYPTION_KEY])
+            await adopt_blocks(connection, os.environ[ENCRYPTION_KEY], os.environ.get(FORMER_KEY, ""))
         async with lifespan(app) as state:
             reconciling = asyncio.create_task(reconcile_slots())
             yield state
