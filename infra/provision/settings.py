@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     mlflow_s3_secret_key: SecretStr = SecretStr("")
     prefect_s3_secret_key: SecretStr = SecretStr("")
     backup_s3_reading_key: SecretStr = SecretStr("")
+    metrics_s3_key: SecretStr = SecretStr("")
 
     mail_events: Annotated[tuple[str, ...], NoDecode] = ()
     """The ends of a run with the tag `mail` about which a mail is sent; separated by commas in the variable."""

@@ -1,5 +1,5 @@
-"""The object store: a bucket each for MLflow's artifacts and Prefect's results, each with a user of its own, and a user of
-backups, who reads both.
+"""The object store: a bucket each for MLflow's artifacts and Prefect's results, each with a user of its own, a user of
+backups, who reads both, and one of metrics, who reads the store's figures alone.
 """
 
 from urllib.parse import urlsplit
@@ -12,7 +12,8 @@ from minio.minioadmin import MinioAdmin
 from infra.provision.settings import Settings
 from trainyard.contract import Bucket
 
-MLFLOW_USER, RESULTS_USER, BACKUP_USER = "mlflow", "prefect", "backup"
+MLFLOW_USER, RESULTS_USER, BACKUP_USER, METRICS_USER = "mlflow", "prefect", "backup", "metrics"
+METRICS_POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["admin:Prometheus"]}]}
 
 
 def provision_storage(settings: Settings) -> None:
@@ -40,6 +41,9 @@ def provision_storage(settings: Settings) -> None:
     accounts.user_add(BACKUP_USER, settings.backup_s3_reading_key.get_secret_value())
     accounts.policy_add("read-for-backups", policy=reading_policy(Bucket.MLFLOW, Bucket.RESULTS))
     accounts.policy_set("read-for-backups", user=BACKUP_USER)
+    accounts.user_add(METRICS_USER, settings.metrics_s3_key.get_secret_value())
+    accounts.policy_add("read-metrics", policy=METRICS_POLICY)
+    accounts.policy_set("read-metrics", user=METRICS_USER)
 
 
 def ensure_bucket(store: Minio, bucket: str) -> None:

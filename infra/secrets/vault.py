@@ -10,6 +10,9 @@ Runs in a container of its own, the only one that sees the whole volume. Each se
 Standard library only: it runs on the plain Python image.
 """
 
+import base64
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -25,6 +28,7 @@ from urllib.parse import quote, urlsplit
 SETTINGS = Path("/given/settings")
 VOLUME = Path("/secrets")
 MIN_LENGTH = 12
+METRICS_TOKEN_EXPIRES = 4_102_444_800  # 2100: it is replaced together with its key
 
 # Secrets that people use or may have chosen in .env, then those that only services use.
 USER_SECRETS = (
@@ -54,6 +58,9 @@ SERVICE_SECRETS = (
     "CACHE_SIGNING_KEY",
     "BACKUP_DATABASE_PASSWORD",
     "BACKUP_S3_READING_KEY",
+    "METRICS_TOKEN",
+    "METRICS_DATABASE_PASSWORD",
+    "METRICS_S3_KEY",
 )
 # Keys of values in the databases, which no other key can read.
 ENCRYPTION_KEYS = ("PREFECT_ENCRYPTION_KEY", "MLFLOW_ENCRYPTION_PASSPHRASE", "MLFLOW_WEBHOOK_ENCRYPTION_KEY")
@@ -67,7 +74,7 @@ EXTERNAL = ("SMTP_PASSWORD", "BACKUP_S3_SECRET_KEY")
 # Accounts of services. One that an administrator signs in with would make the service an administrator too.
 RESERVED_USERS = {
     "MLFLOW_USER": ("worker", "serving", "dashboard"),
-    "MINIO_ROOT_USER": ("mlflow", "prefect", "backup"),
+    "MINIO_ROOT_USER": ("mlflow", "prefect", "backup", "metrics"),
 }
 
 # Defaults of products and tutorials, without the digits and punctuation that people append.
@@ -221,6 +228,7 @@ def service_files(
             "mlflow_accounts": values["MLFLOW_ACCOUNTS_DATABASE_PASSWORD"],
             "serving": values["SERVING_DATABASE_PASSWORD"],
             "backup": values["BACKUP_DATABASE_PASSWORD"],
+            "metrics": values["METRICS_DATABASE_PASSWORD"],
         },
         "minio": {"access_key": settings["MINIO_ROOT_USER"], "secret_key": values["MINIO_ROOT_PASSWORD"]},
         "prefect": {
@@ -230,6 +238,7 @@ def service_files(
             "PREFECT_SERVER_DATABASE_PASSWORD": values["PREFECT_DATABASE_PASSWORD"],
             "PREFECT_SERVER_ENCRYPTION_KEY": fernet_key(values["PREFECT_ENCRYPTION_KEY"]),
             **former_secret("PREFECT_FORMER_ENCRYPTION_KEY", "PREFECT_ENCRYPTION_KEY", fernet_key),
+            "METRICS_TOKEN": values["METRICS_TOKEN"],
         },
         "mlflow": {
             "MLFLOW_BACKEND_STORE_URI": database_url("mlflow", "MLFLOW_DATABASE_PASSWORD"),
@@ -240,6 +249,7 @@ def service_files(
             "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": fernet_key(values["MLFLOW_WEBHOOK_ENCRYPTION_KEY"]),
             **former_secret("MLFLOW_FORMER_KEK_PASSPHRASE", "MLFLOW_ENCRYPTION_PASSPHRASE"),
             **former_secret("MLFLOW_FORMER_WEBHOOK_KEY", "MLFLOW_WEBHOOK_ENCRYPTION_KEY", fernet_key),
+            "METRICS_TOKEN": values["METRICS_TOKEN"],
             "AWS_ACCESS_KEY_ID": "mlflow",
             "AWS_SECRET_ACCESS_KEY": values["MLFLOW_S3_SECRET_KEY"],
             "accounts.ini": accounts_ini(database_url("mlflow_accounts", "MLFLOW_ACCOUNTS_DATABASE_PASSWORD")),
@@ -264,6 +274,7 @@ def service_files(
             "MLFLOW_S3_SECRET_KEY": values["MLFLOW_S3_SECRET_KEY"],
             "PREFECT_S3_SECRET_KEY": values["PREFECT_S3_SECRET_KEY"],
             "BACKUP_S3_READING_KEY": values["BACKUP_S3_READING_KEY"],
+            "METRICS_S3_KEY": values["METRICS_S3_KEY"],
         },
         "serving": {
             "MLFLOW_TRACKING_USERNAME": "serving",
@@ -278,6 +289,7 @@ def service_files(
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_DASHBOARD_PASSWORD"],
             "DASHBOARD_PASSWORD": values["DASHBOARD_PASSWORD"],
             "DASHBOARD_SESSION_KEY": values["DASHBOARD_SESSION_KEY"],
+            "METRICS_TOKEN": values["METRICS_TOKEN"],
             "SERVING_READING_KEY": values["SERVING_READING_KEY"],
         },
         "mail": {"login": f"{settings['MAIL_USER']}:{values['MAIL_PASSWORD']}"},
@@ -299,6 +311,9 @@ def service_files(
             "MINIO_PASSWORD": values["MINIO_ROOT_PASSWORD"],
             **external("BACKUP_S3_SECRET_KEY"),
         },
+        "prometheus": {"token": values["METRICS_TOKEN"], "minio": minio_metrics_token(values["METRICS_S3_KEY"])},
+        "postgres-exporter": {"password": values["METRICS_DATABASE_PASSWORD"]},
+        "alertmanager": external("SMTP_PASSWORD"),
     }
 
 
@@ -310,6 +325,20 @@ def accounts_ini(database: str) -> str:
         "auth_cache_ttl_seconds": "60",  # else each request spends half a second on hashing the password
     }
     return "\n".join(["[mlflow]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n"
+
+
+def minio_metrics_token(key: str) -> str:
+    """Return the token by which Prometheus reads the object store's figures, as `mc admin prometheus generate` makes it.
+
+    It is a JSON Web Token of the account `metrics`, which may do nothing else, signed with the account's key.
+    """
+
+    def encode(part: bytes) -> str:
+        return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+    claims = {"sub": "metrics", "iss": "prometheus", "exp": METRICS_TOKEN_EXPIRES}
+    unsigned = ".".join(encode(json.dumps(part).encode()) for part in ({"alg": "HS512", "typ": "JWT"}, claims))
+    return f"{unsigned}.{encode(hmac.digest(key.encode(), unsigned.encode(), hashlib.sha512))}"
 
 
 def fernet_key(value: str) -> str:

@@ -1,7 +1,11 @@
 """The vault: secrets are created once, unsafe ones refused, and each service gets only its own."""
 
+import base64
 import configparser
+import hashlib
+import hmac
 import io
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy.engine import make_url
 
-from infra.provision.storage import BACKUP_USER, MLFLOW_USER, RESULTS_USER
+from infra.provision.storage import BACKUP_USER, METRICS_USER, MLFLOW_USER, RESULTS_USER
 from infra.secrets import vault
 from trainyard.contract import Account
 
@@ -140,7 +144,7 @@ def test_an_encryption_key_has_the_form_that_its_server_takes(tmp_path: Path, se
     ("setting", "accounts"),
     [
         ("MLFLOW_USER", {Account.WORKER, Account.SERVING, Account.DASHBOARD}),
-        ("MINIO_ROOT_USER", {MLFLOW_USER, RESULTS_USER, BACKUP_USER}),
+        ("MINIO_ROOT_USER", {MLFLOW_USER, RESULTS_USER, BACKUP_USER, METRICS_USER}),
     ],
 )
 def test_a_services_account_is_no_administrators(tmp_path: Path, setting: str, accounts: set[str]) -> None:
@@ -172,6 +176,27 @@ def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     assert "MINIO_ROOT" not in files["worker"] + files["mlflow"] + files["prefect"]
     assert [name for name, text in files.items() if "SERVING_READING_KEY" in text] == ["serving", "dashboard"]
     assert "SERVING_API_KEY" not in files["dashboard"]
+    assert [name for name, text in files.items() if "METRICS_TOKEN" in text] == [
+        "prefect",
+        "mlflow",
+        "dashboard",
+        "prometheus",
+    ]
+    assert [name for name, text in files.items() if "METRICS_DATABASE" in text] == ["postgres-exporter"]
+    assert "METRICS_S3_KEY" not in files["prometheus"], "only what it signed"
+
+
+def test_the_token_of_metrics_is_signed_by_its_own_account_and_stays(tmp_path: Path) -> None:
+    vault.make(tmp_path, settings_file(tmp_path))
+    token = (tmp_path / "prometheus/minio").read_text()
+    vault.make(tmp_path, settings_file(tmp_path))
+
+    unsigned, _, signature = token.rpartition(".")
+    key = (tmp_path / "provision/METRICS_S3_KEY").read_bytes()
+    expected = base64.urlsafe_b64encode(hmac.digest(key, unsigned.encode(), hashlib.sha512)).rstrip(b"=").decode()
+    assert signature == expected
+    assert json.loads(base64.urlsafe_b64decode(unsigned.partition(".")[2] + "=="))["sub"] == METRICS_USER
+    assert (tmp_path / "prometheus/minio").read_text() == token
 
 
 @pytest.mark.parametrize(
@@ -305,7 +330,7 @@ def test_the_password_of_an_external_server_is_passed_on_unchanged(tmp_path: Pat
 
     assert (tmp_path / "worker" / "SMTP_PASSWORD").read_text() == password
     assert not (tmp_path / "vault" / "SMTP_PASSWORD").exists()
-    assert [file.parent.name for file in tmp_path.glob("*/SMTP_PASSWORD")] == ["worker"]
+    assert sorted(file.parent.name for file in tmp_path.glob("*/SMTP_PASSWORD")) == ["alertmanager", "worker"]
 
 
 def test_the_key_of_the_backups_s3_reaches_the_containers_that_use_it_alone(tmp_path: Path) -> None:
