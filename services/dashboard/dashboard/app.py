@@ -21,6 +21,10 @@ def create_app(settings: Settings) -> Starlette:
         middleware=[Middleware(SecurityHeadersMiddleware), Middleware(SameOriginMiddleware)],
         lifespan=lifespan,
     )
+    if settings.metrics_enabled:
+        from trainyard.servers.request_metrics import RequestMetricsMiddleware  # its memory is for those who want metrics
+
+        app.add_middleware(RequestMetricsMiddleware, token=settings.metrics_token.get_secret_value())
     app.state.dashboard = DashboardState.from_settings(settings)
     return app
 

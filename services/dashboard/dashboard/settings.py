@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     """Age from which a snapshot is refreshed."""
     dashboard_rows: int = Field(default=12, ge=1, le=50)
     """Runs per page."""
+    metrics_enabled: bool = False
+    """Whether requests are counted, for Prometheus."""
+    metrics_token: SecretStr = SecretStr("")
+    """Opens /metrics."""
     dashboard_bundle: Path = Path(__file__).parent / "static" / "vega.js"
     """The file that `python -m dashboard.bundle` writes."""
 

@@ -37,6 +37,11 @@ def run_uvicorn(command: Sequence[str], *, extra_env: Mapping[str, str], **_: An
     """Replace the function that starts `python -m uvicorn ...`."""
     assert command[1:3] == ["-m", "uvicorn"], command
     os.environ.update(extra_env)
+    if "METRICS_ENABLED" in os.environ:
+        from mlflow_server import metrics  # its import takes what the accounts need, as below
+
+        assert command[-1] == metrics.MLFLOW_APP, command
+        command = [*command[:-1], metrics.APP]
     uvicorn.main.main(command[3:], standalone_mode=True)
 
 

@@ -31,6 +31,7 @@ from prefect_server.leases import router as leases_router
 from prefect_server.reading_account import ReadingAccountMiddleware
 from prefect_server.required import ENCRYPTION_KEY, FORMER_KEY, LOGINS, require_secrets
 from prefect_server.schema import connect, wait_for_schema
+from trainyard.servers.request_metrics import RequestMetricsMiddleware
 
 ON_POSTGRES = "PREFECT_SERVER_DATABASE_HOST" in os.environ
 create_prefect_app = server.create_app  # `prefect server start` looks it up under this name
@@ -51,6 +52,12 @@ def create_app(*arguments: Any, **options: Any) -> Any:
     app.add_middleware(ReadingAccountMiddleware, reader=reader, admin=admin)
     if ON_POSTGRES:
         app.router.lifespan_context = after_schema(app.router.lifespan_context)
+    if "METRICS_ENABLED" in os.environ:
+        from prefect_server.metrics import refresh
+
+        app.add_middleware(
+            RequestMetricsMiddleware, token=os.environ["METRICS_TOKEN"], refresh=refresh if ON_POSTGRES else None
+        )
     return app
 
 

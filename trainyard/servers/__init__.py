@@ -1,0 +1,1 @@
+"""What the platform's web servers share; flows do not import it."""
