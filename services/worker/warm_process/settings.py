@@ -91,6 +91,13 @@ class WarmProcessSettings(BaseSettings):
         description="Where a worker keeps its ledger, for the next worker.",
     )
 
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port on which the worker answers scrapes of Prometheus; none by default.",
+    )
+
     @field_validator("preload", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:

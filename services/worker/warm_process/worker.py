@@ -28,6 +28,7 @@ from warm_process.job import WarmProcessJobConfiguration, WarmProcessVariables
 from warm_process.ledger import Claim, Ledger
 from warm_process.limits import Limits
 from warm_process.live_runs import LiveRun, LiveRuns
+from warm_process.metrics import count_end, count_start, serve_metrics
 from warm_process.polling import PollScheduler
 from warm_process.processes import offer_to_oom_killer
 from warm_process.protocol import Message
@@ -79,6 +80,7 @@ class WarmProcessWorker(ProcessWorker):
         self._checks: RunChecks | None = None
         self._supervisor: Supervisor | None = None
         self._why_never_forked: str | None = None
+        self._metrics = contextlib.ExitStack()
 
     @property
     def client(self) -> PrefectClient:
@@ -90,6 +92,7 @@ class WarmProcessWorker(ProcessWorker):
 
     async def setup(self) -> None:
         """Connect to the server, start the warm process, and settle the runs of killed workers."""
+        self._metrics.enter_context(serve_metrics(self._settings.metrics_port, self._live, self._count_slots))
         await self._start_supervisor()
         self._open_ledger()
         await super().setup()
@@ -124,6 +127,7 @@ class WarmProcessWorker(ProcessWorker):
             if self._live.control_channel:
                 await self._live.control_channel.close()
             self._ledger.close()
+            self._metrics.close()
 
     async def _start_supervisor(self) -> None:
         if not self._settings.enabled:
@@ -196,6 +200,12 @@ class WarmProcessWorker(ProcessWorker):
             return self.limiter.available_tokens > 0
         except RuntimeError:  # the worker has no limit
             return True
+
+    def _count_slots(self) -> int | None:
+        try:
+            return int(self.limiter.total_tokens)
+        except RuntimeError:  # the worker has no limit
+            return None
 
     async def _listen(self) -> None:
         assert self._checks
@@ -299,12 +309,14 @@ class WarmProcessWorker(ProcessWorker):
 
     def _report_start(self, run: LiveRun, report_pid: ReportPid) -> None:
         report_pid(run.pid)
+        count_start(run)
         if intent := self._live.withheld.get(run.flow_run.id):  # since the start began
             self._background.spawn(self._live.end(run, intent))
 
     async def _settle(self, run: LiveRun, process_exit: ProcessExit) -> ProcessWorkerResult:
         assert self._endings
         run.ended.set()
+        count_end(run, process_exit, is_stopping=self._live.stop_cause is not None)
         logger = self.get_flow_run_logger(run.flow_run)
         await self._endings.settle_live(run, process_exit, stop_cause=self._live.stop_cause, logger=logger)
         return _result(pid=run.pid)
