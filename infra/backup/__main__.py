@@ -2,6 +2,7 @@
 
 now              back up, remove what is not to be kept, and check the repository
 due              print the seconds until the next backup
+metrics          answer scrapes of Prometheus
 list             the backups of the repository
 status           as JSON, the newest backup's age and whether it can be read, for `make doctor`
 stream           write a backup to standard output, for restic
@@ -11,6 +12,7 @@ restore [ID]     load a backup into databases and buckets, and print its secrets
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,7 +30,7 @@ from infra.backup.databases import DATABASES, Postgres
 from infra.backup.errors import BackupError
 from infra.backup.objects import Restoration, connect, write_objects
 from infra.backup.repository import Repository, Snapshot
-from infra.backup.settings import Settings
+from infra.backup.settings import NEWEST, Settings
 from infra.backup.versions import client_version, own_versions, refuse_newer
 
 VAULT = Path("/run/secrets/vault.json")
@@ -56,8 +58,17 @@ def print_due(settings: Settings, repository: Repository, _: str) -> None:
     """Print the seconds until the next backup of the schedule."""
     repository.ensure()
     own = [snapshot for snapshot in repository.snapshots() if snapshot.project == settings.project]
+    if own and NEWEST.exists():
+        os.utime(NEWEST, times=(own[-1].time.timestamp(),) * 2)
     age = (datetime.now(UTC) - own[-1].time).total_seconds() if own else settings.every_hours * 3600
     print(max(0, int(settings.every_hours * 3600 - age)))
+
+
+def serve_metrics(settings: Settings, _: Repository, __: str) -> None:
+    """Answer scrapes of Prometheus until the process is stopped."""
+    from infra.backup import metrics
+
+    metrics.serve(settings)
 
 
 def print_list(_: Settings, repository: Repository, __: str) -> None:
@@ -200,6 +211,7 @@ def say(text: str) -> None:
 COMMANDS: dict[str, Callable[[Settings, Repository, str], None]] = {
     "now": back_up,
     "due": print_due,
+    "metrics": serve_metrics,
     "list": print_list,
     "status": print_status,
     "stream": stream,

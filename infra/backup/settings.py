@@ -3,9 +3,11 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 FOLDER = "/backups"
+NEWEST = Path("/tmp/newest")  # noqa: S108 - the service's own file, whose time is that of the newest backup
 MAX_KEEP = 10_000
 
 
@@ -28,6 +30,8 @@ class Settings:
     minio_user: str
     secrets: Mapping[str, str]
     """The passwords of Postgres and the object store, by what they open."""
+    metrics_port: int
+    """Where scrapes of Prometheus are answered; 0 for nowhere."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Self:
@@ -59,6 +63,7 @@ class Settings:
             postgres_user=variables["POSTGRES_USER"],
             minio_user=variables["MINIO_USER"],
             secrets={"postgres": variables["POSTGRES_PASSWORD"], "minio": variables["MINIO_PASSWORD"]},
+            metrics_port=int(variables.get("METRICS_PORT") or 0),
         )
 
     def __repr__(self) -> str:
