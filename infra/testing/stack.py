@@ -20,7 +20,8 @@ from infra.testing.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "backup", "upstream"}
-PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT")
+PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT", "PROMETHEUS_PORT")
+FOREIGN_IMAGES = {"postgres", "minio", "mail", "upstream", "prometheus", "alertmanager", "postgres-exporter"}
 LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
 # A server closes an idle connection after some seconds, perhaps just as the next request is sent.
 NO_IDLE_CONNECTIONS = httpx.Limits(max_keepalive_connections=0)
@@ -129,7 +130,7 @@ class Stack:
 
     def exec(self, service: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program in a running service's container, with the service's secrets as variables."""
-        secrets = [] if service in ("postgres", "minio", "mail", "upstream") else ["with-secrets"]
+        secrets = [] if service in FOREIGN_IMAGES else ["with-secrets"]
         return self.shell(shlex.join(["docker", "compose", "exec", "-T", service, *secrets, *command]), check)
 
     def python(self, service: str, program: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """One stack for all its tests, or none where Docker does not answer."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -40,6 +41,14 @@ def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser
 
+
+OWN_PROJECT = Path(__file__).parent / "shop_project"
+OWN_FLOW = "shop-pipeline"
+# Backups on a disk that can be filled.
+SMALL_DISK = """\
+volumes:
+  backups: {driver_opts: {type: tmpfs, device: tmpfs, o: "size=32m,mode=1777"}}
+"""
 
 Boot = Callable[..., AbstractContextManager[Stack]]
 
@@ -84,6 +93,40 @@ def served(stack: Stack) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30) as client:
         wait_until(lambda: client.get("/models").json()["models"], 30, "the champion")
         yield client
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Iterator[Stack]:
+    """A running installation of a project that lies beside its checkout, with metrics, after the project's first run."""
+    folder = tmp_path_factory.mktemp("own-project")
+    home, project = folder / "trainyard", folder / "shop"
+    copy_checkout(home)
+    hasten_alerts(home)
+    (home / "small-disk.yml").write_text(SMALL_DISK)
+    shutil.copytree(OWN_PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
+    # Tags of its own for the images: they hold the project's packages, and the shared stack runs on the others.
+    files = "docker-compose.yml:infra/compose/metrics.yml:small-disk.yml"
+    stack = Stack(home, COMPOSE_FILE=files, TRAINYARD_VERSION="own-project", PROJECT="../shop")
+    try:
+        with boot(stack):
+            run = stack.wait_for_first_run(OWN_FLOW)
+            assert run["state"]["name"] == "Completed", run["state"]
+            yield stack
+    finally:
+        stack.remove_images()
+
+
+def hasten_alerts(home: Path) -> None:
+    """Let Prometheus look every two seconds, and let alerts fire and be mailed at once: their times have tests of their own."""
+    for name, pattern, text in (
+        ("infra/metrics/prometheus.yml", r"(_interval:) 15s", r"\1 2s"),
+        ("infra/metrics/alerts.yml", r"for: \d+[mh]", "for: 0s"),
+        ("infra/compose/metrics.yml", r"(group_wait|group_interval): \d+[sm]", r"\1: 1s"),
+    ):
+        file = home / name
+        changed, number = re.subn(pattern, text, file.read_text())
+        assert number >= 2, name
+        file.write_text(changed)
 
 
 @pytest.fixture

@@ -3,45 +3,23 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from infra.testing.stack import Stack, copy_checkout
+from infra.testing.stack import Stack
 from infra.testing.waiting import wait_until
+from tests.stack.conftest import OWN_FLOW as FLOW
 from trainyard.contract import MONITORING_EXPERIMENT, Alias, Record, Resource, ServingPath, Tag, Verdict
 
-PROJECT = Path(__file__).parent / "shop_project"
 EXAMPLES = ("weather", "wine")
-MODEL, FLOW, SUBJECT = "shop-busy", "shop-pipeline", "Main Street"
+MODEL, SUBJECT = "shop-busy", "Main Street"
 HOURS = 48  # that live_features predicts
-
-
-@pytest.fixture(scope="module")
-def own(
-    tmp_path_factory: pytest.TempPathFactory, boot: Callable[[Stack], AbstractContextManager[Stack]]
-) -> Iterator[Stack]:
-    """A running installation of a project that lies beside its checkout, after the project's first run."""
-    folder = tmp_path_factory.mktemp("own-project")
-    home, project = folder / "trainyard", folder / "shop"
-    copy_checkout(home)
-    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
-    # Tags of its own for the images: they hold the project's packages, and the shared stack runs on the others.
-    stack = Stack(home, COMPOSE_FILE="docker-compose.yml", TRAINYARD_VERSION="own-project", PROJECT="../shop")
-    try:
-        with boot(stack):
-            run = stack.wait_for_first_run(FLOW)
-            assert run["state"]["name"] == "Completed", run["state"]
-            yield stack
-    finally:
-        stack.remove_images()
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +176,7 @@ def test_a_second_project_from_the_template_runs_on_a_worker_of_its_own(own: Sta
     subprocess.run([*copier, "--data", "name=late-orders", str(own.home / "template"), str(folder)], check=True)
     # For the rest of this stack's life: what removes it has to know of the second worker too.
     own.environment |= {
-        "COMPOSE_FILE": "docker-compose.yml:infra/compose/second-project.yml",
+        "COMPOSE_FILE": f"{own.environment['COMPOSE_FILE']}:infra/compose/second-project.yml",
         "SECOND_PROJECT": "../late-orders",
         "SECOND_QUEUE": "orders",
     }

@@ -11,7 +11,9 @@ import yaml
 from infra.secrets import vault
 
 CHECKOUT = Path(__file__).parents[2]
-FILES = [CHECKOUT / "docker-compose.yml", *sorted((CHECKOUT / "infra").rglob("*.yml")), CHECKOUT / "bench/compose.yml"]
+METRICS = CHECKOUT / "infra/metrics"  # settings of Prometheus
+OVERRIDES = [file for file in sorted((CHECKOUT / "infra").rglob("*.yml")) if file.parent != METRICS]
+FILES = [CHECKOUT / "docker-compose.yml", *OVERRIDES, CHECKOUT / "bench/compose.yml"]
 
 
 class Loader(yaml.SafeLoader):
