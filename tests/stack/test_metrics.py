@@ -25,7 +25,7 @@ QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.g
 SUBJECTS = {
     "ServiceDown": "dashboard does not answer",
     "NoWorker": "No worker takes runs of the pool training",
-    "RunsLate": "1 runs wait longer than they should",
+    "RunsLate": "Runs wait longer than they should",
     "RunsFail": "Most runs fail",
     "ServerErrors": "mlflow fails to answer requests",
     "DiskAlmostFull": "The disk of the backups is almost full",
@@ -78,7 +78,8 @@ def mails(own: Stack, prometheus: httpx.Client, predicted: None) -> Iterator[dic
         answers = {mlflow.get(artifacts).status_code for _ in range(30)}
     assert answers == {500}
     with own.prefect() as prefect:
-        ended = prefect.post("/flow_runs/count", json={}).raise_for_status().json()
+        completed = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+        ended = prefect.post("/flow_runs/count", json=completed).raise_for_status().json()
         flow = prefect.post("/flows/", json={"name": "failing"}).raise_for_status().json()["id"]
         for _ in range(ended + 3):
             body = {"flow_id": flow, "state": {"type": "FAILED", "name": "Failed"}}
@@ -100,7 +101,8 @@ def mails(own: Stack, prometheus: httpx.Client, predicted: None) -> Iterator[dic
             prefect.delete(f"/flow_runs/{late}").raise_for_status()
         own.exec("backup", "rm", "/backups/filler")
         own.exec("backup", "touch", "/tmp/newest")
-        own.shell("docker compose up --detach --wait --no-recreate worker dashboard")
+        own.shell("docker compose start worker dashboard")
+        own.wait_until_healthy(services=("worker", "dashboard"))
 
 
 def mailbox(own: Stack) -> httpx.Client:
