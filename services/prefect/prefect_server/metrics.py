@@ -12,7 +12,7 @@ EVERY_STATE = ("Scheduled", "Late", "Pending", "Running")
 """States that are shown even where no run has them."""
 RUNS = Gauge("trainyard_flow_runs", "Flow runs that have not ended, by state.", ["state"])
 ENDED_RUNS = Gauge("trainyard_flow_runs_last_hour", "Flow runs that ended in the last hour, by state.", ["state"])
-WORKERS = Gauge("trainyard_workers_online", "Workers of which a heartbeat is not overdue, by work pool.", ["pool"])
+WORKERS = Gauge("trainyard_workers_online", "Workers whose heartbeat is not overdue, by work pool that is not paused.", ["pool"])
 
 COUNT_RUNS = """
 SELECT state_name, count(*) FROM flow_run
@@ -27,7 +27,7 @@ GROUP BY state_name
 COUNT_WORKERS = """
 SELECT work_pool.name, count(worker.id) FROM work_pool LEFT JOIN worker ON worker.work_pool_id = work_pool.id
 AND worker.last_heartbeat_time > now() - 3 * coalesce(worker.heartbeat_interval_seconds, 30) * interval '1 second'
-GROUP BY work_pool.name
+WHERE NOT work_pool.is_paused GROUP BY work_pool.name
 """
 
 
