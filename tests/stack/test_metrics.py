@@ -163,7 +163,7 @@ def test_metrics_need_a_token_which_opens_nothing_else(own: Stack, prometheus: h
 
 def test_the_accounts_of_metrics_read_no_data(own: Stack, prometheus: httpx.Client) -> None:
     for database, table in (("prefect", "flow_run"), ("mlflow", "runs"), ("serving", "records.records")):
-        privilege = f"SELECT has_table_privilege('metrics', c.oid, 'SELECT') FROM pg_class c WHERE relkind IN ('r', 'p')"
+        privilege = "SELECT has_table_privilege('metrics', c.oid, 'SELECT') FROM pg_class c WHERE relkind IN ('r', 'p')"
         table_only = f"{privilege} AND relname = '{table.rpartition('.')[2]}'"
         assert own.shell(psql(database, table_only)).stdout.split() in (["f"], []), database
     program = (
@@ -180,7 +180,9 @@ def test_the_accounts_of_metrics_read_no_data(own: Stack, prometheus: httpx.Clie
 
 
 def test_flows_do_not_reach_what_silences_alerts(own: Stack, prometheus: httpx.Client) -> None:
-    program = "import socket\ntry:\n    print(socket.gethostbyname('alertmanager'))\nexcept OSError:\n    print('unknown')"
+    program = (
+        "import socket\ntry:\n    print(socket.gethostbyname('alertmanager'))\nexcept OSError:\n    print('unknown')"
+    )
 
     assert own.python("worker", program).stdout.strip() == "unknown"
 

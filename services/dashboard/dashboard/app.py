@@ -22,7 +22,8 @@ def create_app(settings: Settings) -> Starlette:
         lifespan=lifespan,
     )
     if settings.metrics_enabled:
-        from trainyard.servers.request_metrics import RequestMetricsMiddleware  # its memory is for those who want metrics
+        # Its memory is for those who want metrics.
+        from trainyard.servers.request_metrics import RequestMetricsMiddleware
 
         app.add_middleware(RequestMetricsMiddleware, token=settings.metrics_token.get_secret_value())
     app.state.dashboard = DashboardState.from_settings(settings)

@@ -12,7 +12,9 @@ EVERY_STATE = ("Scheduled", "Late", "Pending", "Running")
 """States that are shown even where no run has them."""
 RUNS = Gauge("trainyard_flow_runs", "Flow runs that have not ended, by state.", ["state"])
 ENDED_RUNS = Gauge("trainyard_flow_runs_last_hour", "Flow runs that ended in the last hour, by state.", ["state"])
-WORKERS = Gauge("trainyard_workers_online", "Workers whose heartbeat is not overdue, by work pool that is not paused.", ["pool"])
+WORKERS = Gauge(
+    "trainyard_workers_online", "Workers whose heartbeat is not overdue, by work pool that is not paused.", ["pool"]
+)
 
 COUNT_RUNS = """
 SELECT state_name, count(*) FROM flow_run
