@@ -397,9 +397,14 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> list[str]:
             + "".join(f"  - {problem}.\n" for problem in problems)
             + (advice if unsafe else "")
         )
+    folders = service_files(fill_vault(volume, chosen), settings)
+    # infra/compose/metrics.yml makes it; Alertmanager reads no environment.
+    if (alerting := settings_file.with_name("alertmanager.yml")).exists():
+        folders["alertmanager"]["alertmanager.yml"] = alerting.read_text()
     os.umask(0)  # the modes below apply as they are
     values, changed = fill_vault(volume, chosen), []
     for service, files in service_files(values, settings, read_former(volume)).items():
+    for service, files in folders.items():
         folder = volume / service
         folder.mkdir(mode=0o755, exist_ok=True)
         # Readable by whatever user the image of the service runs as; no other service mounts this folder.

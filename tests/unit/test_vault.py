@@ -186,6 +186,20 @@ def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     assert "METRICS_S3_KEY" not in files["prometheus"], "only what it signed"
 
 
+def test_alertmanagers_settings_are_beside_its_password_where_there_are_some(tmp_path: Path) -> None:
+    settings = settings_file(tmp_path, SMTP_PASSWORD="abc")
+    (tmp_path / "alertmanager.yml").write_text("global: {}")
+    vault.make(tmp_path / "volume", settings)
+    assert sorted(file.name for file in (tmp_path / "volume/alertmanager").iterdir()) == [
+        "SMTP_PASSWORD",
+        "alertmanager.yml",
+    ]
+
+    (tmp_path / "alertmanager.yml").unlink()
+    vault.make(tmp_path / "volume", settings)
+    assert [file.name for file in (tmp_path / "volume/alertmanager").iterdir()] == ["SMTP_PASSWORD"]
+
+
 def test_the_token_of_metrics_is_signed_by_its_own_account_and_stays(tmp_path: Path) -> None:
     vault.make(tmp_path, settings_file(tmp_path))
     token = (tmp_path / "prometheus/minio").read_text()
