@@ -43,7 +43,12 @@ def prometheus(own: Stack) -> Iterator[httpx.Client]:
             found = query(client, "up == 1")
             return {each["metric"]["job"] for each in found}
 
-        wait_until(lambda: answering() == JOBS, 60, f"metrics of {', '.join(sorted(JOBS))}", every=1)
+        try:
+            wait_until(lambda: answering() == JOBS, 60, "metrics of each service", every=1)
+        except TimeoutError:
+            targets = client.get("/targets").json()["data"]["activeTargets"]
+            errors = {each["labels"]["job"]: each["lastError"] for each in targets if each["health"] != "up"}
+            raise AssertionError(f"not scraped: {errors}") from None
         yield client
 
 
