@@ -38,7 +38,7 @@ def test_runs_are_counted_by_start_and_end(orchestrator: Server, pool: str, tmp_
             orchestrator.expect(run, state)
         waiting = orchestrator.trigger(deployments["wait"], path=str(tmp_path / "note"))
         wait_until(lambda: scrape(port)[("worker_runs", "")] == 1, 15, "the run that waits")
-        orchestrator.call("POST", f"/flow_runs/{waiting}/set_state", json={"state": {"type": "CANCELLING"}})
+        orchestrator.cancel(waiting)
         orchestrator.expect(waiting, "Cancelled")
         wait_until(lambda: scrape(port)[("worker_runs", "")] == 0, 15, "no run")
         after = scrape(port)
