@@ -229,7 +229,7 @@ class Stack:
 
     def remove_images(self) -> None:
         """Remove the images of a stack with a version of its own (`TRAINYARD_VERSION`)."""
-        reference = f"reference=trainyard-*:{self.environment['TRAINYARD_VERSION']}"
+        reference = f"reference={self.project}-*:{self.environment['TRAINYARD_VERSION']}"
         images = shlex.join(["docker", "images", "--filter", reference, "--format", "{{.Repository}}:{{.Tag}}"])
         self.shell(f"{images} | xargs --no-run-if-empty docker image rm", check=False)
 
