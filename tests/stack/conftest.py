@@ -120,7 +120,8 @@ def hasten_alerts(home: Path) -> None:
     """Let Prometheus look every two seconds, and let alerts fire and be mailed at once: their times have tests of their own."""
     for name, pattern, text in (
         ("infra/metrics/prometheus.yml", r"(_interval:) 15s", r"\1 2s"),
-        ("infra/metrics/alerts.yml", r"for: \d+[mh]", "for: 0s"),
+        ("infra/metrics/alerts.yml", r" for: \d+[mh]", " for: 0s"),
+        ("infra/metrics/alerts.yml", r"keep_firing_for: 2m", "keep_firing_for: 10s"),
         ("infra/compose/metrics.yml", r"(group_wait|group_interval): \d+[sm]", r"\1: 1s"),
     ):
         file = home / name

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.testing.servers import free_port
 from infra.testing.waiting import wait_until
-from tests.integration.warm_process.harness import Server, worker
+from tests.integration.warm_process.harness import Server, read_note, worker
 
 Samples = dict[tuple[str, str], float]
 
@@ -24,7 +24,7 @@ def scrape(port: int) -> Samples:
     }
 
 
-def test_runs_are_counted_by_start_and_end(orchestrator: Server, pool: str, tmp_path: Path) -> None:
+def test_runs_are_counted_by_start_and_end(orchestrator: Server, pool: str, note: Path, tmp_path: Path) -> None:
     port = free_port()
     with worker(orchestrator, pool, tmp_path, limit=3, WARM_PROCESS_METRICS_PORT=str(port)):
         before = scrape(port)
@@ -36,8 +36,9 @@ def test_runs_are_counted_by_start_and_end(orchestrator: Server, pool: str, tmp_
         ]
         for run, state in zip(runs, ("Completed", "Completed", "Crashed"), strict=True):
             orchestrator.expect(run, state)
-        waiting = orchestrator.trigger(deployments["wait"], path=str(tmp_path / "note"))
-        wait_until(lambda: scrape(port)[("worker_runs", "")] == 1, 15, "the run that waits")
+        waiting = orchestrator.trigger(deployments["wait"], path=str(note))
+        read_note(note)
+        assert scrape(port)["worker_runs", ""] >= 1
         orchestrator.cancel(waiting)
         orchestrator.expect(waiting, "Cancelled")
         wait_until(lambda: scrape(port)[("worker_runs", "")] == 0, 15, "no run")
