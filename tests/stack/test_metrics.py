@@ -99,7 +99,11 @@ def mails(own: Stack, prometheus: httpx.Client, predicted: None) -> Iterator[dic
                 found.update(find_mails(box, {name: f"[Trainyard] {text}" for name, text in SUBJECTS.items()}))
                 return found.keys() == SUBJECTS.keys()
 
-            wait_until(have_arrived, 90, "a mail about each alert", every=1)
+            try:
+                wait_until(have_arrived, 90, "a mail about each alert", every=1)
+            except TimeoutError:
+                states = {each["metric"]["alertname"] for each in query(prometheus, 'ALERTS{alertstate="firing"}')}
+                raise AssertionError(f"no mail of {SUBJECTS.keys() - found.keys()}; firing: {states}") from None
             yield found
     finally:
         with own.prefect() as prefect:

@@ -105,6 +105,14 @@ def test_requests_are_counted_by_kind_and_status(path: str, kind: str, status: i
     assert count(kind, status) == before + 1
 
 
+@pytest.mark.parametrize("status", ["500", "503"])
+def test_there_is_a_count_of_errors_before_the_first_one(status: str) -> None:
+    get("/metrics", TOKEN)
+
+    for kind in ("api", "artifacts", "pages"):
+        assert REGISTRY.get_sample_value("trainyard_requests_total", {"kind": kind, "status": status}) is not None
+
+
 def test_health_checks_are_not_counted() -> None:
     before = count("api", 200), count("pages", 200)
 

@@ -22,6 +22,8 @@ SECONDS = Histogram(
     ["kind"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
 )
+KINDS = ("api", "artifacts", "pages")
+SERVER_ERRORS = ("500", "502", "503", "504")
 STATUS_OF_ERROR, STATUS_OF_LEAVER = 500, 499
 
 
@@ -31,6 +33,9 @@ class RequestMetricsMiddleware:
     def __init__(self, app: ASGIApp, token: str, refresh: Callable[[], Awaitable[None]] | None = None) -> None:
         self._app, self._refresh = app, refresh
         self._authorization = f"Bearer {token}"
+        for kind in KINDS:  # the rise from 0 counts, but not a series that begins with the first errors
+            for status in SERVER_ERRORS:
+                REQUESTS.labels(kind, status)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for the metrics; forward and count any other."""
