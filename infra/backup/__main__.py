@@ -34,7 +34,6 @@ from infra.backup.settings import NEWEST, Settings
 from infra.backup.versions import client_version, own_versions, refuse_newer
 
 VAULT = Path("/run/secrets/vault.json")
-NEWEST = Path("/tmp/newest")  # noqa: S108 - `schedule` touches it when it starts, and after each backup
 MAX_READ_SECONDS = 20.0
 STREAM = [sys.executable, "-m", "infra.backup", "stream"]
 

@@ -397,14 +397,9 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> list[str]:
             + "".join(f"  - {problem}.\n" for problem in problems)
             + (advice if unsafe else "")
         )
-    folders = service_files(fill_vault(volume, chosen), settings)
-    # infra/compose/metrics.yml makes it; Alertmanager reads no environment.
-    if (alerting := settings_file.with_name("alertmanager.yml")).exists():
-        folders["alertmanager"]["alertmanager.yml"] = alerting.read_text()
     os.umask(0)  # the modes below apply as they are
     values, changed = fill_vault(volume, chosen), []
-    for service, files in service_files(values, settings, read_former(volume)).items():
-    for service, files in folders.items():
+    for service, files in all_files(volume, values, settings, settings_file).items():
         folder = volume / service
         folder.mkdir(mode=0o755, exist_ok=True)
         # Readable by whatever user the image of the service runs as; no other service mounts this folder.
@@ -416,6 +411,17 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> list[str]:
             changed.append(service)
     sync_folder(volume)
     return changed
+
+
+def all_files(
+    volume: Path, values: Mapping[str, str], settings: Mapping[str, str], settings_file: Path
+) -> dict[str, dict[str, str]]:
+    """Return the files of each service's folder, with what is beside the settings."""
+    folders = service_files(values, settings, read_former(volume))
+    # infra/compose/metrics.yml makes it; Alertmanager reads no environment.
+    if (alerting := settings_file.with_name("alertmanager.yml")).exists():
+        folders["alertmanager"]["alertmanager.yml"] = alerting.read_text()
+    return folders
 
 
 def rotate(volume: Path = VOLUME, settings_file: Path = SETTINGS, *names: str) -> None:
@@ -548,7 +554,7 @@ def check(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
     values = {name: chosen.get(name) or value for name, value in values.items()}
     if former := read_former(volume):
         print(f"A rotation of {', '.join(former)} did not end: run make rotate again.")
-    for service, expected in service_files(values, settings, former).items():
+    for service, expected in all_files(volume, values, settings, settings_file).items():
         present = {file.name: file.read_text() for file in (volume / service).glob("*")}
         if present != expected:
             names = sorted({name for name, _ in present.items() ^ expected.items()})
