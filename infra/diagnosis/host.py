@@ -153,11 +153,8 @@ def examine_disk(total: int, free: int) -> list[Finding]:
     if free >= min(MIN_FREE_SHARE * total, MIN_FREE_BYTES):
         return []
     problem = f"Only {free / GB:.1f} GB of the {total / GB:.0f} GB of the disk with Docker's volumes are free."
-    return [
-        Finding(
-            problem, "docker system df shows what Docker uses; docker builder prune and docker image prune free some"
-        )
-    ]
+    remedy = "make storage shows what uses it; docker builder prune and docker image prune free what Docker alone needs"
+    return [Finding(problem, remedy)]
 
 
 def examine_secrets(problems: str) -> list[Finding]:
