@@ -168,8 +168,8 @@ def test_bodies_beyond_the_budget_are_refused() -> None:
 
 
 @contextmanager
-def serve(app: Any, limiters: Limiters, **options: Any) -> Iterator[str]:
-    """Run an application with the service's HTTP protocol."""
+def serve(app: Any, limiters: Limiters, **options: Any) -> Iterator[tuple[str, uvicorn.Server]]:
+    """Run an application with the service's HTTP protocol; yields its address, and the server."""
     port = free_port()
     config = uvicorn.Config(
         app,
@@ -186,7 +186,7 @@ def serve(app: Any, limiters: Limiters, **options: Any) -> Iterator[str]:
     thread.start()
     try:
         wait_until(lambda: server.started, 30, "the server")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server
     finally:
         server.should_exit = True
         thread.join(20)
@@ -218,7 +218,7 @@ class App:
 def test_a_request_for_an_overloaded_model_is_refused_before_the_application_and_the_connection_lives() -> None:
     limiters, app = Limiters(1, 10.0), App()
     found = limiters.find("m", b"/models/m/predict")
-    with serve(app, limiters) as address, httpx.Client(base_url=address) as client:
+    with serve(app, limiters) as (address, _), httpx.Client(base_url=address) as client:
         found.in_flight = 1
         refused = client.post("/models/m/predict?x=1", content=b"x" * 100_000)
         other = client.get("/health/live")
@@ -241,7 +241,7 @@ def receive_all(connection: socket.socket) -> bytes:
 def test_a_refused_caller_that_asks_before_it_sends_its_body_is_answered_at_once() -> None:
     limiters, app = Limiters(1, 10.0), App()
     limiters.find("m", b"/m").in_flight = 1
-    with serve(app, limiters) as address, socket.create_connection(("127.0.0.1", port_of(address))) as caller:
+    with serve(app, limiters) as (address, _), socket.create_connection(("127.0.0.1", port_of(address))) as caller:
         caller.settimeout(20)
         caller.sendall(b"POST /m HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
         answer = receive_all(caller)
@@ -256,8 +256,8 @@ def request_of(body: bytes, head: bytes = b"", path: bytes = b"/m") -> bytes:
 class RefusedCaller:
     """A connection to a server whose model is overloaded."""
 
-    def __init__(self, address: str, limiters: Limiters, limiter: Limiter) -> None:
-        self.address, self.limiters, self.limiter = address, limiters, limiter
+    def __init__(self, address: str, limiters: Limiters, limiter: Limiter, server: uvicorn.Server) -> None:
+        self.address, self.limiters, self.limiter, self.server = address, limiters, limiter, server
         self.socket = socket.create_connection(("127.0.0.1", port_of(address)), timeout=20)
 
     def ask(self, data: bytes, answers: int = 1) -> list[bytes]:
@@ -277,8 +277,8 @@ def refused_caller(app: App | None = None, **options: Any) -> Iterator[RefusedCa
     limiters = Limiters(1, 10.0)
     found = limiters.find("m", b"/m")
     found.in_flight = 1
-    with serve(app or App(), limiters, **options) as address:
-        caller = RefusedCaller(address, limiters, found)
+    with serve(app or App(), limiters, **options) as (address, server):
+        caller = RefusedCaller(address, limiters, found, server)
         with caller.socket:
             yield caller
 
@@ -316,7 +316,8 @@ def test_a_refusal_does_not_overtake_the_answer_before_it() -> None:
         caller.socket.sendall(request_of(b"", path=b"/slow"))
         assert app.started.wait(20)
         caller.socket.sendall(request_of(b"123"))
-        httpx.get(f"{caller.address}/other")  # answered after that was read
+        connections: Any = caller.server.server_state.connections
+        wait_until(lambda: any(each.pipeline for each in connections.copy()), 20, "the second one to be read")
         app.released.set()
         statuses = caller.ask(b"", 2)
 
@@ -361,7 +362,7 @@ def test_a_request_that_arrives_slowly_after_a_refusal_is_answered() -> None:
     with refused_caller(timeout_keep_alive=1) as caller:
         caller.ask(request_of(b""))
         caller.socket.sendall(request_of(b"123456789", path=b"/other")[:-6])
-        later = RefusedCaller(caller.address, caller.limiters, caller.limiter)
+        later = RefusedCaller(caller.address, caller.limiters, caller.limiter, caller.server)
         with later.socket:
             later.ask(request_of(b""))
             receive_all(later.socket)  # closed as idle, and so would the first one have been
@@ -373,7 +374,7 @@ def test_a_request_that_arrives_slowly_after_a_refusal_is_answered() -> None:
 def test_requests_in_flight_are_counted_until_they_are_answered_or_their_callers_leave() -> None:
     limiters, app = Limiters(10, 10.0), App()
     found = limiters.find("m", b"/slow")
-    with serve(app, limiters) as address, ThreadPoolExecutor(1) as callers:
+    with serve(app, limiters) as (address, _), ThreadPoolExecutor(1) as callers:
         answer = callers.submit(lambda: httpx.post(f"{address}/slow", timeout=20))
         assert app.started.wait(20)
         in_flight = found.in_flight
