@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, expect
 from websockets import Origin
 from websockets.sync.client import connect
 
+from infra.testing.browser import PATIENCE
 from infra.testing.servers import free_port
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
@@ -229,6 +230,7 @@ def test_the_variables_of_the_host_s_clients_keep_the_authorities_that_the_shell
 def context(tls: Stack, browser: Browser, credentials: dict[str, str]) -> Iterator[BrowserContext]:
     """A browser's window; it knows the authority no more than a colleague's does who clicks on."""
     with browser.new_context(ignore_https_errors=True) as context:
+        context.set_default_timeout(PATIENCE)
         yield context
 
 
@@ -240,10 +242,10 @@ def test_prefects_ui_signs_in_and_shows_the_flows(
         password = page.locator("input[type=password]")
         password.fill(credentials["PREFECT_API_AUTH_STRING"])
         password.press("Enter")
-        expect(page.get_by_role("link", name="Deployments").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("link", name="Deployments").first).to_be_visible()
         page.goto(f"{address(tls, 'prefect')}/flows")
 
-        expect(page.get_by_text("cat-facts").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("cat-facts").first).to_be_visible()
 
 
 def test_mlflows_ui_writes(tls: Stack, browser: Browser, credentials: dict[str, str]) -> None:
@@ -256,13 +258,14 @@ def test_mlflows_ui_writes(tls: Stack, browser: Browser, credentials: dict[str, 
         browser.new_context(http_credentials=login, ignore_https_errors=True) as context,
         context.new_page() as page,
     ):
+        page.set_default_timeout(PATIENCE)
         page.goto(f"{address(tls, 'mlflow')}/#/experiments")
         page.get_by_role("button", name="Create", exact=True).first.click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_role("textbox").first.fill("made-in-the-browser")
         dialog.get_by_role("button", name="Create", exact=True).click()
 
-        expect(page.get_by_text("made-in-the-browser").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("made-in-the-browser").first).to_be_visible()
 
 
 def test_the_dashboard_s_cookies_are_for_https_alone(tls: Stack, context: BrowserContext) -> None:
