@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
 PATIENCE = 120_000
 """Milliseconds to wait for what a page shows: on a machine that runs two halves of the tests, a page may take long."""
+LOADS = (10_000, 15_000, 20_000, 30_000, 45_000, PATIENCE)
+"""Milliseconds after which a page that shows nothing is loaded again."""
 QUIET = [
     "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -25,3 +27,23 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=QUIET + as_root)
         yield browser
         browser.close()
+
+
+def visit(page: Page, address: str, shown: Locator) -> None:
+    """Load an address until the page shows something.
+
+    Chromium drops what it is loading when the machine's network changes, as it does whenever Docker makes or removes one for
+    another test's stack: the page stays empty.
+
+    Raises:
+        Error: The last load failed, or showed nothing.
+    """
+    for number, patience in enumerate(LOADS, 1):
+        try:
+            page.goto(address, timeout=patience)
+            shown.wait_for(timeout=patience)
+        except Error:
+            if number == len(LOADS):
+                raise
+        else:
+            return

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, expect
 from websockets import Origin
 from websockets.sync.client import connect
 
-from infra.testing.browser import PATIENCE
+from infra.testing.browser import PATIENCE, visit
 from infra.testing.servers import free_port
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
@@ -238,14 +238,12 @@ def test_prefects_ui_signs_in_and_shows_the_flows(
     tls: Stack, context: BrowserContext, credentials: dict[str, str]
 ) -> None:
     with context.new_page() as page:
-        page.goto(address(tls, "prefect"))
         password = page.locator("input[type=password]")
+        visit(page, address(tls, "prefect"), password)
         password.fill(credentials["PREFECT_API_AUTH_STRING"])
         password.press("Enter")
         expect(page.get_by_role("link", name="Deployments").first).to_be_visible()
-        page.goto(f"{address(tls, 'prefect')}/flows")
-
-        expect(page.get_by_text("cat-facts").first).to_be_visible()
+        visit(page, f"{address(tls, 'prefect')}/flows", page.get_by_text("cat-facts").first)
 
 
 def test_mlflows_ui_writes(tls: Stack, browser: Browser, credentials: dict[str, str]) -> None:
@@ -259,8 +257,9 @@ def test_mlflows_ui_writes(tls: Stack, browser: Browser, credentials: dict[str, 
         context.new_page() as page,
     ):
         page.set_default_timeout(PATIENCE)
-        page.goto(f"{address(tls, 'mlflow')}/#/experiments")
-        page.get_by_role("button", name="Create", exact=True).first.click()
+        create = page.get_by_role("button", name="Create", exact=True).first
+        visit(page, f"{address(tls, 'mlflow')}/#/experiments", create)
+        create.click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_role("textbox").first.fill("made-in-the-browser")
         dialog.get_by_role("button", name="Create", exact=True).click()
@@ -271,7 +270,7 @@ def test_mlflows_ui_writes(tls: Stack, browser: Browser, credentials: dict[str, 
 def test_the_dashboard_s_cookies_are_for_https_alone(tls: Stack, context: BrowserContext) -> None:
     url, user, password = tls.dashboard()
     with context.new_page() as page:
-        page.goto(url)
+        visit(page, url, page.get_by_label("User"))
         page.get_by_label("User").fill(user)
         page.get_by_label("Password").fill(password)
         page.get_by_role("button").first.click()
@@ -384,7 +383,7 @@ def alone(tmp_path: Path) -> Iterator[Stack]:
 def certificate_of(stack: Stack, service: str, trust: ssl.SSLContext) -> httpx.Response | None:
     """Return an answer under a service's name, or None while the proxy has no certificate that is trusted."""
     try:
-        return httpx.get(f"https://{service}.ml.test:{stack.environment['HTTPS_PORT']}", verify=trust)
+        return httpx.get(f"https://{service}.ml.test:{stack.environment['HTTPS_PORT']}", verify=trust, timeout=30)
     except httpx.TransportError:
         return None
 
