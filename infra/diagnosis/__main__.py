@@ -47,7 +47,7 @@ def examine_host(facts: Facts) -> list[Finding]:
         findings += host.examine_containers(facts["services"].split(), facts["inspected"])
         findings += host.examine_images(facts["inspected"], facts.get("images", ""))
     findings += host.examine_code(facts.get("code", ""))
-    findings += host.examine_secrets(facts.get("secrets", ""))
+    findings += host.examine_secrets(facts.get("secrets", ""), facts.get("services", "").split())
     if "clock" in facts:
         findings += host.examine_clock(facts["clock"])
     return findings

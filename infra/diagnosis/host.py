@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ MAX_CLOCK_SECONDS = 5.0
 MIN_AVAILABLE_SHARE, MIN_AVAILABLE_BYTES = 0.08, 300 << 20
 MIN_FREE_SHARE, MIN_FREE_BYTES = 0.1, 5 * GB
 LOGS = "docker compose logs --tail 50 {}"
+SECRETS_OF = re.compile(r"The secrets of ([a-z-]+) are not what")
 MEMORY_SETTINGS = ("postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "backup")
 
 
@@ -157,11 +158,16 @@ def examine_disk(total: int, free: int) -> list[Finding]:
     return [Finding(problem, remedy)]
 
 
-def examine_secrets(problems: str) -> list[Finding]:
-    """Return what is wrong with the secrets, from the vault's sentences, one a line."""
+def examine_secrets(problems: str, services: Sequence[str]) -> list[Finding]:
+    """Return what is wrong with the secrets.
+
+    Args:
+        problems: The vault's sentences, one a line.
+        services: Those of the installation: the vault has folders for the services of every override.
+    """
     remedies = {"refused": "correct it in .env, then make up", "are not what": "make down, then make up"}
     return [
         Finding(problem, next((remedy for words, remedy in remedies.items() if words in problem), "make up"))
         for problem in problems.splitlines()
-        if problem
+        if problem and ((of := SECRETS_OF.match(problem)) is None or of[1] in services)
     ]

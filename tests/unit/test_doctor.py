@@ -145,7 +145,9 @@ def test_what_is_wrong_with_secrets_is_named() -> None:
     setting, old, lost = examine_secrets(
         "A setting in .env is refused at the next start: X.\n"
         "The secrets of worker are not what the vault and .env say: SMTP_PASSWORD.\n"
-        "The volume secrets lacks MAIL_PASSWORD, or has an empty file.\n"
+        "The secrets of alertmanager are not what the vault and .env say: SMTP_PASSWORD.\n"
+        "The volume secrets lacks MAIL_PASSWORD, or has an empty file.\n",
+        ["worker", "mail"],
     )
 
     assert setting.remedy == "correct it in .env, then make up"
