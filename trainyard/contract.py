@@ -433,6 +433,12 @@ LOCKS_PATH: Final = "/locks"
 RETENTION_PATH: Final = "/trainyard/retention"
 """What is removed from MLflow, and what registered versions need: a path that the platform adds to MLflow's server."""
 
+FLOW_RUN_DAYS: Final = 90
+"""How long Prefect's runs and their results are kept, unless RETENTION_FLOW_RUN_DAYS says otherwise."""
+
+MAX_DAYS: Final = 36_500
+"""The longest time of a setting in days; 0 is for no end."""
+
 
 class MLflowPage:
     """Addresses of pages in MLflow's UI; `ui` is its address without a slash at the end."""

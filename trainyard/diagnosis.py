@@ -1,7 +1,7 @@
 """What is wrong with an installation as far as Prefect tells, above all why runs wait, and what mends it.
 
 `make doctor` and the dashboard share this module. Its questions to Prefect are yielded, so that a blocking and an
-asynchronous client can ask them. It imports the standard library only.
+asynchronous client can ask them. It imports the standard library and the contract only.
 """
 
 import json

@@ -23,14 +23,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainyard import cache_storage
 from trainyard.cache_storage import Stored
-from trainyard.contract import RETENTION_PATH, State
+from trainyard.contract import FLOW_RUN_DAYS, MAX_DAYS, RETENTION_PATH, State
 from trainyard.provenance import is_snapshot, snapshot_paths
 
 RESULT = re.compile(r"[0-9a-f]{32}")
 """The path of a result that a run has stored under Prefect's own key."""
 MIN_SNAPSHOT_DAYS = 7
 """Longer than from the storing of data to the registration of the version that is trained from it."""
-MAX_DAYS = 36_500
 REQUEST_SECONDS = 120.0
 
 
@@ -56,7 +55,7 @@ class RetentionSettings(BaseSettings):
 
     retention_snapshot_days: Annotated[Days, AfterValidator(validate_snapshot_days)] = 30
     """Data and problems that no registered version was trained from."""
-    retention_flow_run_days: Days = 90
+    retention_flow_run_days: Days = FLOW_RUN_DAYS
     """Results that runs have stored, which Prefect forgets with the run."""
     disk_alert_percent: Annotated[float, Field(gt=0, le=100)] = 85
     """How full the disk is when people are told."""

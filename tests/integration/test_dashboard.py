@@ -4,7 +4,7 @@ import html
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -137,20 +137,25 @@ def model(versions: tuple[Registered, Registered], tracking: MlflowClient) -> st
     return versions[0].model
 
 
+@contextmanager
+def of_reader(dashboards: Dashboards, mlflow_address: str, prefect: str) -> Iterator[httpx.Client]:
+    """A signed-in client of a dashboard that has the stack's account in Prefect."""
+    with ExitStack() as stack:
+        address = dashboards.start(stack, mlflow_address, prefect, PREFECT_API_AUTH_STRING=READER_LOGIN)
+        client = stack.enter_context(browser(address))
+        client.post("/login", data=LOGIN)
+        yield client
+
+
 def test_a_fresh_installation_explains_what_is_missing(
     mlflow_address: str, prefect_with_reader: str, dashboards: Dashboards
 ) -> None:
-    with ExitStack() as stack:
-        settings = {"PREFECT_API_AUTH_STRING": READER_LOGIN}
-        address = dashboards.start(stack, mlflow_address, prefect_with_reader, **settings)
-        client = stack.enter_context(browser(address))
-        client.post("/login", data=LOGIN)
-
+    with of_reader(dashboards, mlflow_address, prefect_with_reader) as client:
         text = wait_for_text(client, "/", "No model is registered yet", "There is no work pool yet")
 
-        assert "No run has started yet" in text
-        assert "No run is scheduled" in text
-        assert "No run has failed" in text
+    assert "No run has started yet" in text
+    assert "No run is scheduled" in text
+    assert "No run has failed" in text
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +170,7 @@ def test_what_is_wrong_is_shown_as_make_doctor_says_it(
     mlflow_address: str, prefect_with_reader: str, dashboards: Dashboards
 ) -> None:
     with ExitStack() as stack:
-        settings = {"PREFECT_API_AUTH_STRING": READER_LOGIN}
-        address = dashboards.start(stack, mlflow_address, prefect_with_reader, **settings)
-        client = stack.enter_context(browser(address))
-        client.post("/login", data=LOGIN)
+        client = stack.enter_context(of_reader(dashboards, mlflow_address, prefect_with_reader))
         admin = stack.enter_context(prefect_client(prefect_with_reader, ("admin", ADMIN_LOGIN.partition(":")[2])))
 
         before = wait_for_text(client, "/", "There is no work pool training, so no run can start. → make up")
@@ -386,6 +388,25 @@ def test_the_time_range_leaves_out_older_runs(user: httpx.Client, prefect: SyncP
 
     assert "run-old" not in recent
     assert "run-old" in everything
+
+
+def test_a_flow_that_runs_often_hides_no_other_one_s_next_run(user: httpx.Client, prefect: SyncPrefectClient) -> None:
+    created, post = [], prefect._client.post
+    for name, hours in (("hourly", range(1, 8)), ("nightly", [9])):
+        flow_id = post("/flows/", json={"name": f"{name}-{uuid4().hex[:8]}"}).raise_for_status().json()["id"]
+        for hour in hours:
+            due = datetime.now(UTC) + timedelta(hours=hour, minutes=-1)
+            state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+            run = post("/flow_runs/", json={"flow_id": flow_id, "state": state}).raise_for_status().json()
+            created.append(run["id"])
+    try:
+        text = wait_for_text(user, "/", "hourly-", "nightly-")
+    finally:
+        for run_id in created:
+            prefect._client.delete(f"/flow_runs/{run_id}").raise_for_status()
+
+    shown = re.findall(r"(hourly|nightly)-[0-9a-f]{8}", text.partition("Next scheduled")[2])
+    assert shown == ["hourly", "nightly"]
 
 
 def test_the_challenger_is_compared_with_the_champion(user: httpx.Client, model: str) -> None:

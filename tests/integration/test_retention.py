@@ -29,7 +29,7 @@ from infra.testing.servers import mlflow_server, prefect_client, prefect_server
 from infra.testing.waiting import wait_until
 from trainyard import retention
 from trainyard.cache import keep
-from trainyard.contract import RETENTION_PATH, Account, Alias, Resource, Tag
+from trainyard.contract import RETENTION_PATH, Account, Alias, Tag
 from trainyard.contract import State as StateName
 from trainyard.flows.reconcile import reconcile
 from trainyard.problem import Problem
@@ -433,4 +433,3 @@ def test_the_plan_is_printed_for_make_storage(platform: Platform, prefect: SyncP
     assert described["mlflow"]["deleted_days"] == 30
     assert described["mlflow"]["trial_days"] == 60
     assert described["flow_runs"] == 0
-    assert Resource.RECONCILE not in described

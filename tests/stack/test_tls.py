@@ -383,7 +383,7 @@ def alone(tmp_path: Path) -> Iterator[Stack]:
 def certificate_of(stack: Stack, service: str, trust: ssl.SSLContext) -> httpx.Response | None:
     """Return an answer under a service's name, or None while the proxy has no certificate that is trusted."""
     try:
-        return httpx.get(f"https://{service}.ml.test:{stack.environment['HTTPS_PORT']}", verify=trust, timeout=30)
+        return httpx.get(f"https://{service}.ml.test:{stack.environment['HTTPS_PORT']}", verify=trust)
     except httpx.TransportError:
         return None
 

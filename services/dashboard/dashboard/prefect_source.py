@@ -65,7 +65,7 @@ class PrefectSource:
         return {"runs": runs, "count": result["count"], "pages": result["pages"], "flows": sorted(choices)}
 
     async def schedule_summary(self) -> dict[str, Any]:
-        """Return the next scheduled runs, the last failure, and how the runs of the last seven days ended."""
+        """Return each flow's next scheduled run, the last failure, and how the runs of the last seven days ended."""
         now = datetime.now(UTC)
         scheduled = {
             "state": {"type": {"any_": ["SCHEDULED"]}},
@@ -76,7 +76,7 @@ class PrefectSource:
         week_ago = (now - timedelta(days=7)).replace(minute=0, second=0, microsecond=0)
         this_week = {"start_time": {"after_": week_ago.isoformat()}}
         upcoming, failures, completed_count, failed_count, names = await asyncio.gather(
-            self._flow_runs(scheduled, "NEXT_SCHEDULED_START_TIME_ASC", 5),
+            self._flow_runs(scheduled, "NEXT_SCHEDULED_START_TIME_ASC", LIST_PAGE),
             self._flow_runs(failed, "END_TIME_DESC", 1),
             self._count({**completed, **this_week}),
             self._count({**failed, **this_week}),
@@ -86,9 +86,12 @@ class PrefectSource:
         def with_flow(run: dict[str, Any]) -> dict[str, Any]:
             return {**select_fields(run, RUN_FIELDS), "flow": names.get(run["flow_id"], "")}
 
+        next_of_flow: dict[str, dict[str, Any]] = {}
+        for run in upcoming:
+            next_of_flow.setdefault(run["flow_id"], run)
         last = [with_flow(run) | {"message": run["state"].get("message") or ""} for run in failures]
         return {
-            "next": [with_flow(run) for run in upcoming],
+            "next": [with_flow(run) for run in next_of_flow.values()],
             "failure": last[0] if last else None,
             "completed": completed_count,
             "failed": failed_count,

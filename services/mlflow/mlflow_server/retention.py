@@ -11,7 +11,6 @@ Files go before their row: what was interrupted is done again. Trials go to MLfl
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -28,13 +27,13 @@ from mlflow.store.tracking.dbmodels.models import SqlLoggedModel, SqlRun, SqlTag
 from sqlalchemy.orm import aliased
 
 from trainyard.contract import RETENTION_PATH, Account, Tag
+from trainyard.servers.days import read_days
 
 DAY_MS = 86_400_000
 BATCH = 100
 """Runs and models that one request removes, each with its files."""
 CHUNK = 500
 """Ids in one query."""
-MAX_DAYS = 36_500
 ID = re.compile(r"(?<![0-9a-z-])(?:m-)?[0-9a-f]{32}(?![0-9a-z])")
 """Of a run, or of a logged model."""
 SNAPSHOT_TAGS = (Tag.DATA_DIGEST, Tag.PROBLEM_DIGEST)
@@ -55,16 +54,10 @@ class Settings:
         Raises:
             SystemExit: One is no number of days; the message names it.
         """
-        days: dict[str, int] = {}
-        for field in ("deleted_days", "trial_days"):
-            name = f"RETENTION_{field.upper()}"
-            text = variables.get(name) or str(getattr(cls, field))
-            if not text.isascii() or not text.isdigit() or int(text) > MAX_DAYS:
-                sys.exit(
-                    f"MLflow does not start: {name} is {text!r} and must be a whole number of days, or 0 for no end."
-                )
-            days[field] = int(text)
-        return cls(**days)
+        return cls(
+            read_days("MLflow", variables, "RETENTION_DELETED_DAYS", cls.deleted_days),
+            read_days("MLflow", variables, "RETENTION_TRIAL_DAYS", cls.trial_days),
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Server and migration start together with Postgres, while the roles and databases
 """
 
 import configparser
-import importlib.util
 import os
 import re
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import psycopg2
 from psycopg2.extensions import cursor as Cursor
 from sqlalchemy.engine import make_url
+
+from trainyard.servers import revisions
 
 POLL_SECONDS = 0.1
 MAX_CONNECT_SECONDS = 120.0
@@ -43,28 +44,16 @@ class Database:
         return str(revision)
 
     def known_revisions(self) -> frozenset[str]:
-        """Return the revisions that this image has migrations for, read from their files: importing MLflow takes seconds."""
-        package = importlib.util.find_spec("mlflow")
-        assert package is not None
-        assert package.submodule_search_locations is not None
-        home = package.submodule_search_locations[0]
-        found = (
-            re.search(r"""^revision = ["'](\w+)["']$""", file.read_text(), re.MULTILINE)
-            for file in Path(home, self.migrations).glob("*.py")
-        )
-        return frozenset(match[1] for match in found if match)
+        """Return the revisions that this image has migrations for."""
+        return revisions.known_revisions("mlflow", self.migrations)
 
     def refuse_newer(self, current: str) -> None:
         """Return if the database's revision is one of this image's.
 
         Raises:
-            SystemExit: It is not: a newer version has migrated the database, and this one would damage it.
+            SystemExit: It is not: a newer version has migrated the database.
         """
-        if current not in self.known_revisions():
-            raise SystemExit(
-                f"MLflow does not start, because it is older than its database {self.name}, which has the revision {current}: "
-                "start the version of Trainyard that ran last, or restore a backup of this one (docs/operations.md, Upgrade)."
-            )
+        revisions.refuse_newer("MLflow", f"database {self.name}", current, self.known_revisions())
 
     @contextmanager
     def cursor(self) -> Iterator[Cursor]:

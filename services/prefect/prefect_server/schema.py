@@ -4,7 +4,6 @@ Server and migration start together with Postgres, while the roles and databases
 """
 
 import asyncio
-import importlib.util
 import os
 import re
 from collections.abc import AsyncIterator
@@ -12,6 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+
+from trainyard.servers import revisions
 
 SCHEMA = Path("/opt/schema.sql")
 # Of prefect_server.leases; Prefect's migrations see its own schema only.
@@ -47,27 +48,17 @@ def image_revision() -> str:
 
 
 def known_revisions() -> frozenset[str]:
-    """Return the revisions that this image has migrations for, read from their files: importing Prefect takes seconds."""
-    package = importlib.util.find_spec("prefect")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    home = package.submodule_search_locations[0]
-    files = Path(home, "server/database/_migrations/versions/postgresql").glob("*.py")
-    found = (re.search(r"""^revision = ["'](\w+)["']$""", file.read_text(), re.MULTILINE) for file in files)
-    return frozenset(match[1] for match in found if match)
+    """Return the revisions that this image has migrations for."""
+    return revisions.known_revisions("prefect", "server/database/_migrations/versions/postgresql")
 
 
 def refuse_newer(current: str) -> None:
     """Return if a database's revision is one of this image's.
 
     Raises:
-        SystemExit: It is not: a newer version has migrated the database, and this one would damage it.
+        SystemExit: It is not: a newer version has migrated the database.
     """
-    if current not in known_revisions():
-        raise SystemExit(
-            f"Prefect does not start, because it is older than its database, which has the revision {current}: start the "
-            "version of Trainyard that ran last, or restore a backup of this one (docs/operations.md, Upgrade)."
-        )
+    revisions.refuse_newer("Prefect", "database", current, known_revisions())
 
 
 @asynccontextmanager
