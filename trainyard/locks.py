@@ -15,6 +15,7 @@ from uuid import UUID
 import httpx
 from prefect import get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder, StateType
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
@@ -81,7 +82,7 @@ def _try_acquire(name: str, held: ExitStack) -> bool:
         response = getattr(error.__cause__, "response", None)
         if response is None and "must be created" in str(error):
             with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another run was faster
-                client.upsert_global_concurrency_limit_by_name(name, limit=1)
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
             return _try_acquire(name, held)
         if response is None or response.status_code != httpx.codes.LOCKED:
             raise

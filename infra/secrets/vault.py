@@ -51,6 +51,8 @@ SERVICE_SECRETS = (
     "MLFLOW_SERVING_PASSWORD",
     "MLFLOW_DASHBOARD_PASSWORD",
     "PREFECT_READING_PASSWORD",
+    "PREFECT_WORKER_PASSWORD",
+    "PREFECT_DEPLOY_PASSWORD",
     "DASHBOARD_SESSION_KEY",
     "SERVING_READING_KEY",
     "MLFLOW_S3_SECRET_KEY",
@@ -210,6 +212,8 @@ def service_files(
     """
     prefect_login = f"{settings['PREFECT_USER']}:{values['PREFECT_PASSWORD']}"
     prefect_reading_login = f"dashboard:{values['PREFECT_READING_PASSWORD']}"
+    prefect_worker_login = f"worker:{values['PREFECT_WORKER_PASSWORD']}"
+    prefect_deploy_login = f"deploy:{values['PREFECT_DEPLOY_PASSWORD']}"
 
     def external(name: str) -> dict[str, str]:
         return {name: settings[name]} if name in settings else {}
@@ -235,6 +239,8 @@ def service_files(
             "PREFECT_SERVER_API_AUTH_STRING": prefect_login,
             "PREFECT_API_AUTH_STRING": prefect_login,
             "PREFECT_READING_AUTH_STRING": prefect_reading_login,
+            "PREFECT_WORKER_AUTH_STRING": prefect_worker_login,
+            "PREFECT_DEPLOY_AUTH_STRING": prefect_deploy_login,
             "PREFECT_SERVER_DATABASE_PASSWORD": values["PREFECT_DATABASE_PASSWORD"],
             "PREFECT_SERVER_ENCRYPTION_KEY": fernet_key(values["PREFECT_ENCRYPTION_KEY"]),
             **former_secret("PREFECT_FORMER_ENCRYPTION_KEY", "PREFECT_ENCRYPTION_KEY", fernet_key),
@@ -254,8 +260,9 @@ def service_files(
             "AWS_SECRET_ACCESS_KEY": values["MLFLOW_S3_SECRET_KEY"],
             "accounts.ini": accounts_ini(database_url("mlflow_accounts", "MLFLOW_ACCOUNTS_DATABASE_PASSWORD")),
         },
+        "deploy": {"PREFECT_API_AUTH_STRING": prefect_deploy_login},
         "worker": {
-            "PREFECT_API_AUTH_STRING": prefect_login,
+            "PREFECT_API_AUTH_STRING": prefect_worker_login,
             "MLFLOW_TRACKING_USERNAME": "worker",
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],

@@ -67,11 +67,17 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def prefect_server(
-    folder: Path, port: int | None = None, admin: str = "", reader: str = "", **settings: str
+    folder: Path,
+    port: int | None = None,
+    admin: str = "",
+    reader: str = "",
+    worker: str = "worker:unused",
+    deployer: str = "deploy:unused",
+    **settings: str,
 ) -> Iterator[str]:
     """Run a Prefect server; yields its API address.
 
-    With the logins of an admin and a reader, `user:password`, it is started as in the stack and asks for one of them.
+    With the logins of an admin and a reader, `user:password`, it is started as in the stack and asks for one of its accounts'.
     """
     port = port or free_port()
     address = f"http://127.0.0.1:{port}"
@@ -87,6 +93,8 @@ def prefect_server(
         environment |= {
             "PREFECT_SERVER_API_AUTH_STRING": admin,
             "PREFECT_READING_AUTH_STRING": reader,
+            "PREFECT_WORKER_AUTH_STRING": worker,
+            "PREFECT_DEPLOY_AUTH_STRING": deployer,
             "PREFECT_SERVER_ENCRYPTION_KEY": Fernet.generate_key().decode(),
         }
         command = [sys.executable, "-m", "prefect_server.serve"]

@@ -126,7 +126,7 @@ def backup(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     stack.wait_for_first_run()
     prediction = wait_until(lambda: predict(stack), 60, "the champion to be served", every=1)
     wait_until(lambda: recorded_predictions(stack), 30, "the recorded prediction", every=0.5)
-    stack.python("worker", SAVE_BLOCK)
+    stack.provisioner(SAVE_BLOCK)
     with stack.mlflow() as api:
         user, password = COLLEAGUE
         api.post("/users/create", json={"username": user, "password": password}).raise_for_status()
@@ -299,7 +299,7 @@ def test_every_object_that_the_running_flow_had_recorded_is_there(restored: Stac
 
 
 def test_secrets_in_blocks_can_be_read(restored: Stack) -> None:
-    assert restored.python("worker", READ_BLOCK).stdout.strip() == "open sesame"
+    assert restored.provisioner(READ_BLOCK).splitlines()[-1] == "open sesame"
 
 
 def test_accounts_of_people_sign_in(backup: Backup, restored: Stack) -> None:
@@ -334,7 +334,7 @@ def test_every_secret_is_rotated_and_nothing_is_lost(backup: Backup, restored: S
     assert not {value for name, value in new.items() if not name.endswith("USERNAME")} & set(old.values())
     login = tuple(old["PREFECT_API_AUTH_STRING"].split(":", 1))
     assert httpx.get(f"{old['PREFECT_API_URL']}/flows/", auth=login).status_code in (401, 403)
-    assert restored.python("worker", READ_BLOCK).stdout.strip() == "open sesame"
+    assert restored.provisioner(READ_BLOCK).splitlines()[-1] == "open sesame"
     assert colleagues_status(restored) == 200
     assert "UTC" in restored.shell("make backups").stdout
     answer = wait_until(lambda: predict(restored), 60, "the champion to be served", every=1)

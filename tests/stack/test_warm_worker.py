@@ -1,6 +1,7 @@
 """Runs on the composed stack are forked, and get true final states whatever is killed."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -89,7 +90,10 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
 def lost_run(stack: Stack, api: httpx.Client) -> str:
     """A run whose worker was killed on another host: of another pool, so that no worker here settles what it left."""
     container, pool = f"{stack.project}-elsewhere", "elsewhere"
-    worker = f"prefect worker start --pool {pool} --type {Resource.WORK_POOL_TYPE}"
+    # As the admin: the worker's own account is for its work pool.
+    login = shlex.quote(stack.variables()["PREFECT_API_AUTH_STRING"])
+    start = f"prefect worker start --pool {pool} --type {Resource.WORK_POOL_TYPE}"
+    worker = f"env PREFECT_API_AUTH_STRING={login} {start}"
     stack.shell(f"docker compose run --detach --rm --no-deps --name {container} worker {worker}")
     try:
         wait_until(lambda: api.get(f"/work_pools/{pool}").is_success, 60, "the worker's pool", every=0.3)

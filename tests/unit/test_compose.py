@@ -70,7 +70,7 @@ def test_the_administrators_secrets_are_beside_no_code_of_a_project() -> None:
 
     assert [name for name, folder in secrets.items() if folder == "provision"] == ["provision"]
     assert {name: secrets[name] for name in with_flows} == {
-        "deploy": "worker",
+        "deploy": "deploy",
         "worker": "worker",
         "serving": "serving",
     }

@@ -170,6 +170,10 @@ def test_a_service_gets_only_the_secrets_that_it_needs(tmp_path: Path) -> None:
     assert "S3_SECRET_KEY" not in files["worker"]
     assert "DATABASE" not in files["worker"]
     assert [name for name, text in files.items() if "CACHE_SIGNING_KEY" in text] == ["worker"]
+    assert [name for name, text in files.items() if "<PREFECT_PASSWORD>" in text] == ["prefect", "provision"]
+    assert [name for name, text in files.items() if "PREFECT_WORKER" in text] == ["prefect", "worker"]
+    assert [name for name, text in files.items() if "PREFECT_DEPLOY" in text] == ["prefect", "deploy"]
+    assert files["deploy"] == "deploy:<PREFECT_DEPLOY_PASSWORD>"
     assert [name for name, text in files.items() if "PREFECT_ENCRYPTION" in text] == ["prefect"]
     assert [name for name, text in files.items() if "MLFLOW_ENCRYPTION" in text] == ["mlflow"]
     assert [name for name, text in files.items() if "MLFLOW_WEBHOOK" in text] == ["mlflow"]

@@ -1,4 +1,4 @@
-"""Run `prefect server start` with a reading account.
+"""Run `prefect server start` with accounts beside the admin's: the dashboard's, the worker's and that of `deploy`.
 
 On Postgres it starts while the database is being prepared, and opens it once it has the schema of this image. It stops where
 a later version has migrated the database.
@@ -8,7 +8,7 @@ keep a key of its own beside what it encrypts.
 
 It deletes old runs and events (`prefect_server.retention`).
 
-Remove the account when Prefect has some with read permissions.
+Remove the accounts when Prefect has some with permissions.
 """
 
 import asyncio
@@ -25,11 +25,12 @@ set_retention(os.environ)  # Prefect reads them on import
 import prefect.server.api.server as server
 from prefect.cli import app as cli
 
+from prefect_server.accounts import AccountsMiddleware
 from prefect_server.encryption import adopt_blocks
 from prefect_server.leases import reconcile_slots
 from prefect_server.leases import router as leases_router
-from prefect_server.reading_account import ReadingAccountMiddleware
-from prefect_server.required import ENCRYPTION_KEY, FORMER_KEY, LOGINS, require_secrets
+from prefect_server.permissions import accounts_permissions
+from prefect_server.required import ADMIN, ENCRYPTION_KEY, FORMER_KEY, require_secrets
 from prefect_server.schema import connect, wait_for_schema
 from trainyard.servers.request_metrics import RequestMetricsMiddleware
 
@@ -48,8 +49,7 @@ def create_app(*arguments: Any, **options: Any) -> Any:
     if app in _extended:
         return app
     _extended.add(app)
-    reader, admin = (os.environ[name] for name in LOGINS)
-    app.add_middleware(ReadingAccountMiddleware, reader=reader, admin=admin)
+    app.add_middleware(AccountsMiddleware, admin=os.environ[ADMIN], accounts=accounts_permissions(os.environ))
     if ON_POSTGRES:
         app.router.lifespan_context = after_schema(app.router.lifespan_context)
     if "METRICS_ENABLED" in os.environ:
@@ -86,5 +86,6 @@ if ON_POSTGRES:
     server.API_ROUTERS += (leases_router,)  # type: ignore[assignment]
 if __name__ == "__main__":
     require_secrets()
+    accounts_permissions(os.environ)  # exits where a setting is wrong
     sys.argv[:1] = ["prefect", "server", "start"]
     cli()
