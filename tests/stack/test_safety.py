@@ -2,11 +2,13 @@
 
 import ipaddress
 import json
+import re
+import shlex
 
 import httpx
 import pytest
 
-from infra.testing.stack import ONE_SHOTS, Stack
+from infra.testing.stack import CHECKOUT, ONE_SHOTS, Stack
 
 OWN_IMAGES = {
     "prefect",
@@ -165,3 +167,147 @@ def test_containers_are_confined(stack: Stack) -> None:
         assert not any("docker.sock" in mount["Source"] for mount in container["Mounts"]), service
     for service in OWN_IMAGES:
         assert stack.containers()[service]["Config"]["User"] == "trainyard", service
+
+
+# Tries what SECURITY.md says that a run cannot do; prints by its sentence whether each attempt was refused.
+ATTEMPTS = """
+import json, os, socket
+from pathlib import Path
+import httpx, mlflow
+from botocore.exceptions import ClientError
+from mlflow.exceptions import MlflowException
+from prefect import flow, runtime
+from prefect_aws import S3Bucket
+
+LOGIN = tuple(os.environ["PREFECT_API_AUTH_STRING"].split(":", 1))
+AUTOMATION = {"name": "own", "actions": [{"type": "do-nothing"}], "trigger": {
+    "type": "event", "posture": "Reactive", "expect": ["test.never"], "threshold": 1, "within": 0}}
+SECRET = "block_types/slug/secret/block_documents/name/of-the-admin?include_secrets=true"
+
+
+def is_forbidden(method, path, body=None):
+    address = f"{os.environ['PREFECT_API_URL']}/{path}"
+    return httpx.request(method, address, json=body, auth=LOGIN, timeout=30).status_code == 403
+
+
+def raises(error, function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except error as refusal:
+        return "AccessDenied" in str(refusal) if error is ClientError else True
+    return False
+
+
+def is_forbidden_by_mlflow(function, *arguments):
+    try:
+        function(*arguments)
+    except MlflowException as refusal:
+        return refusal.get_http_status_code() == 403
+    return False
+
+
+def can_connect(host, port):
+    socket.create_connection((host, port), timeout=3)
+
+
+@flow(log_prints=True)
+def attempts(experiment: str, model: str, database: str, others: list[str]):
+    run, deployment = runtime.flow_run.id, runtime.deployment.id
+    client = mlflow.MlflowClient()
+    users = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/users/create"
+    account = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]
+    stored = S3Bucket.load("results")
+    s3 = stored.credentials.get_s3_client()
+    files = [file for file in Path("/run/secrets").iterdir()]
+    known = "".join([*os.environ.values(), *(file.read_text() for file in files)])
+    refused = {
+        "create, change or delete an automation of Prefect": [
+            is_forbidden("POST", "automations/", AUTOMATION),
+            is_forbidden("POST", "automations/filter", {}),
+            is_forbidden("DELETE", f"automations/owned-by/prefect.deployment.{deployment}"),
+        ],
+        "read a block of Prefect that `WORKER_BLOCKS` does not name, or save one": [
+            is_forbidden("GET", SECRET),
+            is_forbidden("POST", "block_documents/filter", {"include_secrets": True}),
+            is_forbidden("POST", "block_documents/", {}),
+        ],
+        "delete a run, a flow, a deployment or a variable": [
+            is_forbidden("DELETE", f"flow_runs/{run}"),
+            is_forbidden("DELETE", f"flows/{run}"),
+            is_forbidden("DELETE", f"deployments/{deployment}"),
+            is_forbidden("DELETE", "variables/name/trainyard_provisioned"),
+        ],
+        "save or change a deployment": [
+            is_forbidden("POST", "deployments/", {"name": "own", "flow_id": run}),
+            is_forbidden("PATCH", f"deployments/{deployment}", {"paused": True}),
+        ],
+        "change a work pool, a work queue or an existing concurrency limit, or take runs of another pool": [
+            is_forbidden("PATCH", "work_pools/training", {"is_paused": True}),
+            is_forbidden("POST", "work_pools/", {"name": "own", "type": "process"}),
+            is_forbidden("PATCH", "work_pools/training/queues/mail", {"is_paused": True}),
+            is_forbidden("PATCH", "v2/concurrency_limits/own", {"limit": 0}),
+            is_forbidden("POST", "work_pools/other/get_scheduled_flow_runs", {}),
+        ],
+        "read Prefect's settings, or clear its database": [
+            is_forbidden("GET", "admin/settings"),
+            is_forbidden("POST", "admin/database/clear", {"confirm": True}),
+        ],
+        "change an experiment or a model of another account in MLflow, or the accounts": [
+            is_forbidden_by_mlflow(client.set_experiment_tag, experiment, "key", "value"),
+            is_forbidden_by_mlflow(client.create_run, experiment),
+            is_forbidden_by_mlflow(client.set_registered_model_tag, model, "key", "value"),
+            is_forbidden_by_mlflow(client.delete_registered_model, model),
+            httpx.post(users, auth=account, json={"username": "own", "password": "x" * 20}).status_code == 403,
+        ],
+        "use another bucket than that of cached results, or administer the object store": [
+            raises(ClientError, s3.list_objects_v2, Bucket="mlflow"),
+            raises(ClientError, s3.put_object, Bucket="mlflow", Key="own", Body=b""),
+            raises(ClientError, s3.create_bucket, Bucket="own-bucket"),
+            raises(ClientError, s3.delete_bucket, Bucket=stored.bucket_name),
+        ],
+        "reach a database": [raises(OSError, can_connect, host, 5432) for host in ("postgres", database)],
+        "read a secret of another service": [
+            *(other not in known for other in others),
+            not Path("/secrets").exists(),
+        ],
+        "change flows, the platform's code or anything else in its image": [
+            raises(OSError, Path(folder, "own.py").write_text, "")
+            for folder in ("/trainyard/flows", "/opt/trainyard", "/opt/venv", "/run/secrets", "/usr/local/bin")
+        ],
+        "become root, or reach Docker": [
+            raises(PermissionError, os.setuid, 0),
+            not Path("/var/run/docker.sock").exists(),
+        ],
+    }
+    print("REFUSED " + json.dumps(refused))
+"""
+
+
+def test_a_run_cannot_do_what_the_security_page_says_that_it_cannot(stack: Stack) -> None:
+    (_, sentences) = (CHECKOUT / "SECURITY.md").read_text().split("A run cannot ")
+    stated = set(re.findall(r"^- (.+?)[;.]$", sentences, re.MULTILINE))
+    (stack.home / "flows/attempts.py").write_text(ATTEMPTS)
+    with (stack.home / "prefect.yaml").open("a") as project:
+        project.write(
+            "\n  - name: attempts\n    entrypoint: flows/attempts.py:attempts\n    work_pool: {name: training}\n"
+        )
+    stack.shell("make deploy")
+    stack.provisioner(
+        "from prefect.blocks.system import Secret; Secret(value='x').save('of-the-admin', overwrite=True)"
+    )
+    with stack.mlflow() as api:
+        experiment = api.post("/experiments/create", json={"name": "of-the-admin"}).raise_for_status().json()
+        api.post("/registered-models/create", json={"name": "of-the-admin"}).raise_for_status()
+    workers = {"SERVING_API_KEY", "CACHE_SIGNING_KEY", "MLFLOW_WORKER_PASSWORD", "PREFECT_WORKER_PASSWORD"}
+    parameters = {
+        "experiment": experiment["experiment_id"],
+        "model": "of-the-admin",
+        "database": next(iter(stack.containers()["postgres"]["NetworkSettings"]["Networks"].values()))["IPAddress"],
+        # Not whole: parameters are in the database.
+        "others": [secret[:12] for name, secret in secrets_of(stack).items() if name not in workers],
+    }
+    output = stack.shell(f"make run DEPLOYMENT=attempts PARAMETERS={shlex.quote(json.dumps(parameters))}").stdout
+
+    refused = json.loads(re.findall(r"REFUSED (.+)", output)[0])
+    assert set(refused) == stated
+    assert {what: attempts for what, attempts in refused.items() if not all(attempts)} == {}
