@@ -322,6 +322,7 @@ def test_worker_and_deploy_may_do_no_more_than_they_need(
         (WORKER, "GET", "/block_documents/OWN?include_secrets=true", None),
         (WORKER, "POST", "/deployments/DEPLOYMENT/create_flow_run", {}),
         (WORKER, "POST", "/work_pools/training/get_scheduled_flow_runs", {}),
+        (WORKER, "POST", "/deployments/get_scheduled_flow_runs", {"deployment_ids": ["DEPLOYMENT"]}),
         (WORKER, "POST", "/variables/", {"name": "of_a_flow", "value": 1}),
         (WORKER, "PATCH", "/variables/name/of_a_flow", {"value": 2}),
         (WORKER, "POST", "/flow_runs/RUN/set_state", {"state": {"type": "CANCELLED"}}),

@@ -101,6 +101,7 @@ def test_mlflows_user_of_the_object_store_cannot_read_prefects_bucket(stack: Sta
         "print(len(s3.list_objects_v2(Bucket={bucket!r}).get('Contents', [])))"
     )
 
+    stack.wait_for_first_run()
     assert int(stack.python("mlflow", listing.format(bucket="mlflow")).stdout) > 0
     refused = stack.python("mlflow", listing.format(bucket="prefect-results"), check=False)
     assert "AccessDenied" in refused.stderr
@@ -241,12 +242,13 @@ def attempts(experiment: str, model: str, database: str, others: list[str]):
             is_forbidden("POST", "deployments/", {"name": "own", "flow_id": run}),
             is_forbidden("PATCH", f"deployments/{deployment}", {"paused": True}),
         ],
-        "change a work pool, a work queue or an existing concurrency limit, or take runs of another pool": [
+        "change a work pool, a work queue or an existing concurrency limit, or pose as a worker of another pool": [
             is_forbidden("PATCH", "work_pools/training", {"is_paused": True}),
             is_forbidden("POST", "work_pools/", {"name": "own", "type": "process"}),
             is_forbidden("PATCH", "work_pools/training/queues/mail", {"is_paused": True}),
             is_forbidden("PATCH", "v2/concurrency_limits/own", {"limit": 0}),
             is_forbidden("POST", "work_pools/other/get_scheduled_flow_runs", {}),
+            is_forbidden("POST", "work_pools/other/workers/heartbeat", {"name": "own"}),
         ],
         "read Prefect's settings, or clear its database": [
             is_forbidden("GET", "admin/settings"),

@@ -100,7 +100,7 @@ def worker_permissions(blocks: Collection[str]) -> Permissions:
                 "(?:flows|flow_runs|task_runs|deployments|artifacts|work_pools|work_queues)/(?:filter|count|paginate|history)",
                 f"(?:flow_runs|task_runs)/{ID}/set_state",
                 f"flow_runs/{ID}/(?:input|input/filter|resume)",
-                f"deployments/{ID}/create_flow_run",
+                f"deployments/(?:{ID}/create_flow_run|get_scheduled_flow_runs)",
                 f"{POOL}/(?:get_scheduled_flow_runs|workers/heartbeat|(?:queues|workers)/filter)",
                 "v2/concurrency_limits/(?:increment|increment-with-lease|decrement-with-lease)",
                 f"v2/concurrency_limits/leases/{ID}/renew",
