@@ -68,8 +68,8 @@ backup: ## back up the running stack into the repository of .env, or TO=folder o
 backups: ## list the backups of the repository, or of FROM=folder or s3://bucket/path
 	@infra/back-up --list "$(FROM)"
 
-restore: ## REPLACE ALL DATA by the newest backup, or BACKUP=id, of the repository or of FROM=...
-	@infra/restore "$(FROM)" "$(BACKUP)"
+restore: ## REPLACE ALL DATA by the newest backup, BACKUP=id or AT="2026-11-27 06:00:00+00:00", of the repository or of FROM=...
+	@infra/restore "$(FROM)" "$(BACKUP)" "$(AT)"
 
 storage: ## what uses space, and what the next clean-up removes
 	@infra/storage/show

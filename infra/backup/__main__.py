@@ -3,11 +3,16 @@
 now              back up, remove what is not to be kept, and check the repository
 due              print the seconds until the next backup
 metrics          answer scrapes of Prometheus
+receive          store WAL all the time, where BACKUP_POINT_IN_TIME is true
+base             write a copy of the databases' files to standard output, for restic
 list             the backups of the repository
 status           as JSON, the newest backup's age and whether it can be read, for `make doctor`
 stream           write a backup to standard output, for restic
 check [ID]       say what a backup holds, and read all of it; touches nothing
 restore [ID]     load a backup into databases and buckets, and print its secrets as JSON for the vault
+
+With --at a moment, or without an ID where a moment after the newest backup can be restored, `check` and `restore` bring the
+databases to that moment first, in a Postgres of their own.
 """
 
 import argparse
@@ -17,28 +22,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from itertools import groupby, takewhile
-from pathlib import Path
+from itertools import takewhile
 from typing import Any
 
 from minio.error import MinioException
 from urllib3.exceptions import HTTPError as StorageUnreachable
 
-from infra.backup.archive import FORMAT, MANIFEST, SECRETS, Member, Writer, read_members
+from infra.backup import archiving
+from infra.backup.archive import FORMAT, MANIFEST, SECRETS, Writer, read_members
 from infra.backup.databases import DATABASES, Postgres
 from infra.backup.errors import BackupError
-from infra.backup.objects import Restoration, connect, write_objects
-from infra.backup.repository import Repository, Snapshot
-from infra.backup.settings import NEWEST, Settings
-from infra.backup.versions import client_version, own_versions, refuse_newer
+from infra.backup.objects import connect, list_all, write_objects
+from infra.backup.point_in_time import FOLDER, Archive, parse_moment, show
+from infra.backup.receiver import exclusive, home
+from infra.backup.repository import Repository
+from infra.backup.restoring import Wanted, check, megabytes, read_manifest, restore
+from infra.backup.settings import NEWEST, RECEIVING, VAULT, Settings
+from infra.backup.versions import own_versions
 
-VAULT = Path("/run/secrets/vault.json")
 MAX_READ_SECONDS = 20.0
 STREAM = [sys.executable, "-m", "infra.backup", "stream"]
 
 
-def back_up(settings: Settings, repository: Repository, _: str) -> None:
+def back_up(settings: Settings, repository: Repository, _: Wanted) -> None:
+    """Make a backup, with a base for point-in-time recovery where that is on, and keep the repository in order."""
+    with exclusive(home()) if settings.is_point_in_time else nullcontext():
+        make_backup(settings, repository)
+        if settings.is_point_in_time:
+            archiving.make_base(settings, repository)
+
+
+def make_backup(settings: Settings, repository: Repository) -> None:
     """Make a backup, and keep the repository in order."""
     start = time.monotonic()
     repository.ensure()
@@ -53,9 +69,11 @@ def back_up(settings: Settings, repository: Repository, _: str) -> None:
     repository.check(datetime.now(UTC).day)
 
 
-def print_due(settings: Settings, repository: Repository, _: str) -> None:
+def print_due(settings: Settings, repository: Repository, _: Wanted) -> None:
     """Print the seconds until the next backup of the schedule."""
     repository.ensure()
+    if settings.is_point_in_time:
+        repository.inside(FOLDER).ensure()
     own = [snapshot for snapshot in repository.snapshots() if snapshot.project == settings.project]
     if own and NEWEST.exists():
         os.utime(NEWEST, times=(own[-1].time.timestamp(),) * 2)
@@ -63,20 +81,25 @@ def print_due(settings: Settings, repository: Repository, _: str) -> None:
     print(max(0, int(settings.every_hours * 3600 - age)))
 
 
-def serve_metrics(settings: Settings, _: Repository, __: str) -> None:
+def serve_metrics(settings: Settings, _: Repository, __: Wanted) -> None:
     """Answer scrapes of Prometheus until the process is stopped."""
     from infra.backup import metrics
 
     metrics.serve(settings)
 
 
-def print_list(_: Settings, repository: Repository, __: str) -> None:
-    """Print the backups, the oldest first."""
-    for snapshot in repository.snapshots():
+def print_list(_: Settings, repository: Repository, __: Wanted) -> None:
+    """Print the backups, the oldest first, and the moments that can be restored."""
+    snapshots = repository.snapshots()
+    for snapshot in snapshots:
         print(f"{snapshot.id}  {snapshot.time:%Y-%m-%d %H:%M} UTC  {snapshot.project}")
+    moments = repository.inside(FOLDER)
+    for project in sorted({snapshot.project for snapshot in snapshots}) if moments.exists() else ():
+        for first, last in Archive.read(moments, project).ranges():
+            print(f"Any moment from {show(first)} to {show(last)}  {project}")
 
 
-def print_status(settings: Settings, repository: Repository, _: str) -> None:
+def print_status(settings: Settings, repository: Repository, _: Wanted) -> None:
     """Print when the newest backup of this installation was made, and what is wrong with it.
 
     All of it is read that can be in MAX_READ_SECONDS: the repository's checks read the rest in the course of a month.
@@ -99,11 +122,20 @@ def print_status(settings: Settings, repository: Repository, _: str) -> None:
         "started": NEWEST.stat().st_mtime,
         "newest": own[-1].time.isoformat() if own else None,
         "problem": problem,
+        "wal": wal_status(settings, repository),
     }
     print(json.dumps(status))
 
 
-def stream(settings: Settings, _: Repository, __: str) -> None:
+def wal_status(settings: Settings, repository: Repository) -> dict[str, Any] | None:
+    """Return up to which moment this installation can be restored, and since when WAL is received; None where it is not."""
+    if not settings.is_point_in_time:
+        return None
+    ranges = Archive.read(repository.inside(FOLDER), settings.project).ranges()
+    return {"until": ranges[-1][1].isoformat() if ranges else None, "started": RECEIVING.stat().st_mtime}
+
+
+def stream(settings: Settings, _: Repository, __: Wanted) -> None:
     """Write a backup to standard output: databases before objects, so that every object that a row names is there."""
     postgres = Postgres(settings.postgres_user, settings.secrets["postgres"])
     store = connect(settings.minio_user, settings.secrets["minio"])
@@ -119,98 +151,17 @@ def stream(settings: Settings, _: Repository, __: str) -> None:
     for database in DATABASES:
         for number, part in enumerate(postgres.dump(database)):
             archive.add(f"databases/{database}/{number:08}", part)
-    write_objects(store, archive)
+    write_objects(store, archive, list_all(store))
     archive.add(SECRETS, VAULT.read_bytes())
     archive.end()
 
 
-def check(_: Settings, repository: Repository, name: str) -> None:
-    """Say what a backup holds, once all of it has been read.
-
-    Raises:
-        BackupError: It is foreign, newer or damaged.
-    """
-    snapshot = repository.find(name)
-    with repository.read(snapshot) as source:
-        members = read_members(source)
-        manifest = read_manifest(members)
-        sections: dict[str, int] = {}
-        total = 0
-        for member in members:
-            sections[member.section] = sections.get(member.section, 0) + 1
-            total += member.size
-    missing = {SECRETS, *(f"databases/{database}" for database in DATABASES)} - sections.keys()
-    if missing:
-        raise BackupError(f"the backup is damaged: it lacks {', '.join(sorted(missing))}.")
-    print(
-        f"Backup {snapshot.id} of {snapshot.project}, {snapshot.time:%Y-%m-%d %H:%M} UTC, Trainyard "
-        f"{manifest['versions']['trainyard']}: {len(DATABASES)} databases and {sections.get('objects', 0)} objects, "
-        f"{megabytes(total)}, all of it readable."
-    )
-
-
-def read_manifest(members: Any) -> dict[str, Any]:
-    """Return a backup's manifest.
-
-    Raises:
-        BackupError: It is not one of Trainyard's, or a newer one.
-    """
-    first: Member = next(members)
-    if first.name != MANIFEST:
-        raise BackupError("the backup is not one of Trainyard's.")
-    manifest: dict[str, Any] = first.json()
-    refuse_newer(manifest, {**own_versions(), "postgres": client_version()})
-    return manifest
-
-
-def restore(settings: Settings, repository: Repository, name: str) -> None:
-    """Load a backup beside what is there, then put it in its place; print the secrets.
-
-    Until everything is loaded, present databases stay as they are, and objects are only added.
-
-    Raises:
-        BackupError: The backup is foreign, newer or damaged, or a server refused it.
-    """
-    postgres = Postgres(settings.postgres_user, settings.secrets["postgres"])
-    snapshot: Snapshot = repository.find(name)
-    objects = Restoration(connect(settings.minio_user, settings.secrets["minio"]))
-    secrets: dict[str, str] = {}
-    with repository.read(snapshot) as source:
-        members = read_members(source)
-        read_manifest(members)
-        for section, group in groupby(members, key=lambda member: member.section):
-            if section == "objects":
-                objects.add(group)
-                say(f"Wrote {objects.sent} objects.")
-            elif section == SECRETS:
-                (secrets,) = (member.json() for member in group)
-            elif (database := section.removeprefix("databases/")) in DATABASES:
-                postgres.load(database, (member.stream for member in group))
-                say(f"Loaded the database {database}.")
-            else:
-                raise BackupError(f"the backup has an unknown part, {section}.")
-    if not secrets:
-        raise BackupError("the backup is damaged: it has no secrets.")
-    postgres.replace()
-    deleted = objects.delete_others()
-    say(f"The databases are in place; deleted {deleted} objects that the backup does not have.")
-    print(json.dumps(secrets))
-
-
-def megabytes(count: float) -> str:
-    """Return a number of bytes for people."""
-    return f"{count / 1e6:,.1f} MB"
-
-
-def say(text: str) -> None:
-    """Tell people of progress: standard output carries the secrets."""
-    print(text, file=sys.stderr, flush=True)
-
-
-COMMANDS: dict[str, Callable[[Settings, Repository, str], None]] = {
+COMMANDS: dict[str, Callable[[Settings, Repository, Wanted], None]] = {
     "now": back_up,
     "due": print_due,
     "metrics": serve_metrics,
+    "receive": lambda settings, repository, _: archiving.receive(settings, repository),
+    "base": lambda settings, _, __: archiving.write_base(settings),
     "list": print_list,
     "status": print_status,
     "stream": stream,
@@ -224,12 +175,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="infra.backup", description=__doc__)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("backup", nargs="?", default="latest")
+    parser.add_argument("--at", default="", help="a moment such as '2026-11-27 06:00:00+00:00'")
     arguments = parser.parse_args()
     try:
-        settings = Settings.read()
-        COMMANDS[arguments.command](
-            settings, Repository(settings.repository, settings.environment, settings.former_password), arguments.backup
-        )
+        settings, wanted = Settings.read(), Wanted(arguments.backup, parse_moment(arguments.at))
+        repository = Repository(settings.repository, settings.environment, settings.former_password)
+        COMMANDS[arguments.command](settings, repository, wanted)
     except (BackupError, ValueError) as error:
         sys.exit(f"{'Restore' if arguments.command in ('check', 'restore') else 'Backup'} refused or failed: {error}")
     except (MinioException, StorageUnreachable, subprocess.SubprocessError, OSError) as error:

@@ -30,6 +30,7 @@ class Member:
     size: int
     headers: Mapping[str, str]
     stream: IO[bytes]
+    modified: int = 0
 
     @property
     def section(self) -> str:
@@ -99,7 +100,7 @@ def read_members(source: IO[bytes]) -> Iterator[Member]:
             stream = tar.extractfile(entry)
             if stream is None:
                 raise BackupError(f"the backup is damaged: {entry.name} is not a file.")
-            member = Member(entry.name, entry.size, entry.pax_headers, stream)
+            member = Member(entry.name, entry.size, entry.pax_headers, stream, int(entry.mtime))
             if member.name == END:
                 if member.json() != {"members": count}:
                     raise BackupError("the backup is damaged: members are missing.")

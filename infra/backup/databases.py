@@ -17,10 +17,16 @@ MAX_LOCK_WAIT = "60s"
 
 
 class Postgres:
-    """The installation's server, as a user of it."""
+    """The installation's server, or another one, as a user of it."""
 
-    def __init__(self, user: str, password: str) -> None:
-        self._environment = {**os.environ, "PGHOST": HOST, "PGUSER": user, "PGPASSWORD": password}
+    def __init__(self, user: str, password: str, host: str = HOST, port: int = 5432) -> None:
+        self.environment = {
+            **os.environ,
+            "PGHOST": host,
+            "PGPORT": str(port),
+            "PGUSER": user,
+            "PGPASSWORD": password,
+        }
 
     def query(self, database: str, sql: str) -> str:
         """Run SQL, in a transaction of its own unless the SQL says otherwise, and return its answer without decoration.
@@ -30,7 +36,7 @@ class Postgres:
         """
         command = ["psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
         result = subprocess.run(
-            [*command, "--dbname", database], input=sql, env=self._environment, capture_output=True, text=True
+            [*command, "--dbname", database], input=sql, env=self.environment, capture_output=True, text=True
         )
         if result.returncode:
             raise BackupError(f"Postgres refused a command on {database}: {last_line(result.stderr)}")
@@ -43,7 +49,7 @@ class Postgres:
             BackupError: pg_dump failed.
         """
         command = ["pg_dump", "--format=custom", "--compress=none", f"--lock-wait-timeout={MAX_LOCK_WAIT}", database]
-        with subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             while part := process.stdout.read(PART_BYTES):
                 yield part
@@ -60,7 +66,7 @@ class Postgres:
         self.query("postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         self.query("postgres", f"CREATE DATABASE {name} OWNER {database}")
         command = ["pg_restore", "--exit-on-error", "--dbname", name]
-        with subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE) as process:
+        with subprocess.Popen(command, env=self.environment, stdin=subprocess.PIPE) as process:
             assert process.stdin is not None
             try:
                 for part in parts:

@@ -54,8 +54,13 @@ def list_objects(store: Minio, bucket: str) -> Iterator[Listed]:
         yield Listed(modified, entry.object_name, bucket, entry.size or 0, (entry.etag or "").strip('"'))
 
 
-def write_objects(store: Minio, archive: Writer) -> None:
-    """Add every object of the buckets to a backup, the oldest first, so that new ones change its end only.
+def list_all(store: Minio) -> list[Listed]:
+    """Return the objects of all buckets, the oldest first."""
+    return sorted(entry for bucket in BUCKETS for entry in list_objects(store, bucket))
+
+
+def write_objects(store: Minio, archive: Writer, listed: Iterable[Listed]) -> None:
+    """Add objects to a backup. With the oldest first, new ones change its end only.
 
     Objects that are deleted meanwhile are left out: no row named them any more.
 
@@ -63,7 +68,6 @@ def write_objects(store: Minio, archive: Writer) -> None:
         minio.error.MinioException: The store refused a request.
         urllib3.exceptions.HTTPError: The store did not answer.
     """
-    listed = sorted(entry for bucket in BUCKETS for entry in list_objects(store, bucket))
 
     def prefetch(entry: Listed) -> tuple[Listed, Any]:
         return entry, open_object(store, entry, preload=True) if entry.size <= MAX_SMALL_BYTES else None
@@ -142,6 +146,7 @@ class Restoration:
             present = self._present.get((bucket, name))
             if present and (present.size, present.etag) == (member.size, member.headers.get(ETAG)):
                 continue
+            self._present.pop((bucket, name), None)  # a later member may be the same object as it was before
             self.sent += 1
             if member.size <= MAX_SMALL_BYTES:
                 yield member, member.read()

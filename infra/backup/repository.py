@@ -6,9 +6,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import IO, Any, Final
+from pathlib import Path
+from typing import IO, Any, Final, Self
 
 from infra.backup.archive import reported_damage
 from infra.backup.errors import BackupError
@@ -33,14 +34,28 @@ class Snapshot:
 
     id: str
     time: datetime
+    """When it was begun."""
     project: str
+    end: datetime | None = None
+    """When it was complete."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The values of tags of the form NAME=VALUE."""
+    path: str = ""
+    """Of the file or folder that it has."""
 
 
 class Repository:
     """A restic repository."""
 
-    def __init__(self, address: str, environment: Mapping[str, str], former_password: str = "") -> None:
-        self._address, self._environment, self._former_password = address, environment, former_password
+    def __init__(
+        self, address: str, environment: Mapping[str, str], former_password: str = "", cache: Path | None = None
+    ) -> None:
+        self._address, self._former_password, self._cache = address, former_password, cache
+        self._environment = {**environment, "RESTIC_REPOSITORY": address}
+
+    def inside(self, name: str, cache: Path | None = None) -> Self:
+        """Return a repository in a folder of this one, with the same password. It has locks of its own."""
+        return type(self)(f"{self._address}/{name}", self._environment, self._former_password, cache)
 
     def ensure(self) -> None:
         """Create the repository if there is none.
@@ -68,13 +83,10 @@ class Repository:
             file.flush()
             self._restic("key", "passwd", "--new-password-file", file.name, password=former)
 
-    def snapshots(self) -> list[Snapshot]:
-        """Return the backups, the oldest first."""
-        found = json.loads(self._restic("snapshots", "--no-lock", "--tag", TAG, "--json").stdout or "[]")
-        return sorted(
-            (Snapshot(each["short_id"], parse_time(each["time"]), each["hostname"]) for each in found),
-            key=lambda snapshot: snapshot.time,
-        )
+    def snapshots(self, tag: str = TAG) -> list[Snapshot]:
+        """Return the backups, or what else has a tag, the oldest first."""
+        found = json.loads(self._restic("snapshots", "--no-lock", "--tag", tag, "--json").stdout or "[]")
+        return sorted(map(read_snapshot, found), key=lambda snapshot: snapshot.time)
 
     def find(self, name: str) -> Snapshot:
         """Return a backup by its id, or the newest by `latest`.
@@ -96,11 +108,34 @@ class Repository:
         Raises:
             BackupError: The command failed, or the repository cannot be written. There is no backup then.
         """
-        arguments = ["--tag", TAG, "--host", project, "--stdin-filename", FILE, "--stdin-from-command", "--", *command]
-        result = self._restic("backup", "--json", *arguments)
-        messages = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-        (summary,) = [message for message in messages if message["message_type"] == "summary"]
-        return dict(summary)
+        return self.keep_output(project, command, FILE, [TAG])
+
+    def keep_output(self, project: str, command: Sequence[str], file: str, tags: Sequence[str]) -> dict[str, Any]:
+        """Keep what a command writes as a file of a snapshot with tags; return restic's summary.
+
+        Raises:
+            BackupError: The command failed, or the repository cannot be written.
+        """
+        arguments = ["--host", project, "--stdin-filename", file, "--stdin-from-command", "--", *command]
+        return summary_of(self._restic("backup", "--json", *as_options(tags), *arguments))
+
+    def keep_folder(self, project: str, folder: Path, tags: Sequence[str]) -> dict[str, Any]:
+        """Keep a folder as a snapshot with tags; return restic's summary. What the one before it had is not read again.
+
+        Raises:
+            BackupError: The folder cannot be read, or the repository cannot be written.
+        """
+        arguments = ["--host", project, "--no-scan", str(folder)]
+        return summary_of(self._restic("backup", "--json", *as_options(tags), *arguments))
+
+    def remove(self, ids: Sequence[str], *, prune: bool) -> None:
+        """Remove snapshots, and with `prune` the data that only they had. Those that are gone already do not matter.
+
+        Raises:
+            BackupError: Others use the repository, and do not end.
+        """
+        if ids:
+            self._restic("forget", *(["--prune"] if prune else []), *ids)
 
     def forget(self, keep: Mapping[str, int]) -> None:
         """Remove the backups beyond those to keep, and the data that only they had."""
@@ -128,13 +163,30 @@ class Repository:
         Raises:
             BackupError: The stream was read to its end, and restic says that it is damaged.
         """
-        command = ["restic", "--no-cache", "--no-lock", "dump", snapshot.id, f"/{FILE}"]
+        with self.read_path(snapshot.id, f"/{FILE}") as source:
+            yield source
+
+    @contextmanager
+    def read_path(self, snapshot: str, path: str, *, is_all_read: bool = False) -> Iterator[IO[bytes]]:
+        """Open a file of a snapshot, or a folder as a tar. restic verifies each piece of it.
+
+        Args:
+            snapshot: Its id.
+            path: The path in it.
+            is_all_read: Whether the stream will be read to its end, so that restic's exit code says whether it is whole.
+
+        Raises:
+            BackupError: What was read is damaged, and restic says why.
+        """
+        command = ["restic", "--no-cache", "--no-lock", "dump", snapshot, path]
         process = subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stderr is not None
         try:
             with reported_damage():
                 yield process.stdout
+                if is_all_read and process.wait():
+                    raise BackupError("the backup is damaged:")
         except BackupError as error:
             process.stdout.close()
             reason = process.stderr.read().decode(errors="replace").strip().splitlines()
@@ -145,7 +197,8 @@ class Repository:
             process.wait()
 
     def _restic(self, *arguments: str, check: bool = True, password: str = "") -> subprocess.CompletedProcess[str]:
-        command = ["restic", "--no-cache", f"--retry-lock={RETRY_LOCK}", *arguments]
+        cache = ["--cache-dir", str(self._cache)] if self._cache else ["--no-cache"]
+        command = ["restic", *cache, f"--retry-lock={RETRY_LOCK}", *arguments]
         environment = {**self._environment, **({"RESTIC_PASSWORD": password} if password else {})}
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         if check and result.returncode:
@@ -161,6 +214,31 @@ class Repository:
         if code not in reasons:
             print(output.strip(), file=sys.stderr)
         return BackupError(reasons.get(code, f"restic failed with {self._address}: see above."))
+
+
+def read_snapshot(found: Mapping[str, Any]) -> Snapshot:
+    """Return what restic says of a snapshot."""
+    summary = found.get("summary") or {}
+    return Snapshot(
+        id=found["short_id"],
+        time=parse_time(found["time"]),
+        project=found["hostname"],
+        end=parse_time(summary["backup_end"]) if "backup_end" in summary else None,
+        tags=dict(tag.split("=", 1) for tag in found.get("tags") or [] if "=" in tag),
+        path=found["paths"][0],
+    )
+
+
+def summary_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return restic's summary of a backup."""
+    messages = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    (summary,) = [message for message in messages if message["message_type"] == "summary"]
+    return dict(summary)
+
+
+def as_options(tags: Sequence[str]) -> list[str]:
+    """Return restic's options for tags."""
+    return [word for tag in tags for word in ("--tag", tag)]
 
 
 def policy(keep: Mapping[str, int]) -> list[str]:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Self
 
 FOLDER = "/backups"
+VAULT = Path("/run/secrets/vault.json")
 NEWEST = Path("/tmp/newest")  # noqa: S108 - the service's own file, whose time is that of the newest backup
+ARCHIVED = Path("/tmp/archived")  # noqa: S108 - as above: of the WAL that was last stored
+RECEIVING = Path("/tmp/receiving")  # noqa: S108 - as above: of the start of the service
 MAX_KEEP = 10_000
 
 
@@ -30,6 +33,8 @@ class Settings:
     minio_user: str
     secrets: Mapping[str, str]
     """The passwords of Postgres and the object store, by what they open."""
+    is_point_in_time: bool
+    """Whether WAL is received and stored, so that any moment can be restored."""
     metrics_port: int
     """Where scrapes of Prometheus are answered; 0 for nowhere."""
 
@@ -62,7 +67,12 @@ class Settings:
             former_password=variables.get("BACKUP_FORMER_PASSWORD", ""),
             postgres_user=variables["POSTGRES_USER"],
             minio_user=variables["MINIO_USER"],
-            secrets={"postgres": variables["POSTGRES_PASSWORD"], "minio": variables["MINIO_PASSWORD"]},
+            secrets={
+                "postgres": variables["POSTGRES_PASSWORD"],
+                "minio": variables["MINIO_PASSWORD"],
+                "replication": variables.get("REPLICATION_PASSWORD", ""),
+            },
+            is_point_in_time=yes_or_no("BACKUP_POINT_IN_TIME", variables),
             metrics_port=int(variables.get("METRICS_PORT") or 0),
         )
 
@@ -95,3 +105,15 @@ def whole_number(name: str, variables: Mapping[str, str]) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > MAX_KEEP:
         raise ValueError(f"{name} is {text!r} and must be a whole number from 0 to {MAX_KEEP}")
     return int(text)
+
+
+def yes_or_no(name: str, variables: Mapping[str, str]) -> bool:
+    """Return a setting that is true or false; false where it is not set.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    text = variables.get(name, "") or "false"
+    if text not in ("true", "false"):
+        raise ValueError(f"{name} is {text!r} and must be true or false")
+    return text == "true"
