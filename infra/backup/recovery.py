@@ -94,15 +94,17 @@ class Scratch:
         """
         (self.data / "recovery.signal").touch()
         (self.folder / "hba").write_text("local all all trust\n")
-        log = self.folder / "log"
+        socket, log = self.folder / "socket", self.folder / "log"
+        socket.mkdir()
         if self.user:
-            subprocess.run(["chown", "-R", self.user, str(self.folder)], check=True)
+            self.folder.chmod(0o711)
+            subprocess.run(["chown", "-R", self.user, str(socket), str(self.data)], check=True)
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["postgres", "-D", str(self.data), *self._options(moment)], stdout=output, stderr=output, user=self.user
             )
         try:
-            postgres = Postgres("postgres", "", host=str(self.folder))
+            postgres = Postgres("postgres", "", host=str(socket))
             while not is_recovered(postgres):
                 if process.poll() is not None:
                     raise BackupError(f"the databases could not be brought to {moment}: {reason_of(log)}.")
@@ -118,7 +120,7 @@ class Scratch:
     def _options(self, moment: datetime) -> list[str]:
         options = {
             "listen_addresses": "",
-            "unix_socket_directories": str(self.folder),
+            "unix_socket_directories": str(self.folder / "socket"),
             "hba_file": str(self.folder / "hba"),
             "ssl": "off",
             "dynamic_shared_memory_type": "mmap",

@@ -1,6 +1,7 @@
 """Restore a backup, or the installation at a moment: verified first, then loaded beside what is there, which it replaces."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -83,8 +84,9 @@ def open_source(repository: Repository, wanted: Wanted) -> Iterator[Source]:
     if plan.is_newest:
         say(f"The newest moment that can be restored is {show(plan.moment)}.")
     moments = repository.inside(FOLDER)
-    with tempfile.TemporaryDirectory(dir=home()) as folder:
-        scratch = Scratch(Path(folder))
+    with tempfile.TemporaryDirectory(dir=home(), ignore_cleanup_errors=True) as folder:
+        # Postgres does not run as root, to whom the folder of the backups may belong.
+        scratch = Scratch(Path(folder), user="postgres" if os.geteuid() == 0 else None)
         with moments.read_path(plan.base.id, f"/{BASE_FILE}", is_all_read=True) as stream:
             scratch.unpack_base(stream)
         for piece in plan.pieces:

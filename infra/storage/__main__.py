@@ -5,7 +5,8 @@ Standard input has, a line each, the JSON of `docker system df`, that of `trainy
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from minio.error import MinioException
@@ -14,6 +15,7 @@ from urllib3.exceptions import HTTPError as StorageUnreachable
 from infra.backup.databases import Postgres
 from infra.backup.errors import BackupError
 from infra.backup.objects import connect, list_objects
+from infra.backup.point_in_time import FOLDER, Archive, oldest_kept
 from infra.backup.repository import Repository
 from infra.backup.settings import Settings
 from infra.storage.databases import measure_databases
@@ -86,7 +88,7 @@ def show_clean_up(live: Mapping[str, Any], objects: MLflowObjects) -> Iterator[s
     )
 
 
-def show_backups(repository: Repository, keep: Mapping[str, int]) -> Iterator[str]:
+def show_backups(repository: Repository, keep: Mapping[str, int], project: str) -> Iterator[str]:
     """Yield how many backups there are, and what their retention would remove."""
     try:
         snapshots = repository.snapshots()
@@ -96,6 +98,17 @@ def show_backups(repository: Repository, keep: Mapping[str, int]) -> Iterator[st
         return
     kept = ", ".join(f"{number} {unit}" for unit, number in keep.items())
     yield f"  {removed} of {count(len(snapshots), 'backup')}, after the next one   [BACKUP_KEEP_*: {kept}]"
+    yield from show_moments(repository, [snapshot.id for snapshot in snapshots], project, keep["daily"])
+
+
+def show_moments(repository: Repository, backups: Sequence[str], project: str, daily: int) -> Iterator[str]:
+    """Yield how much there is for point-in-time recovery, and how many bases the next backup removes."""
+    archive = Archive.read(repository.inside(FOLDER), project)
+    if archive.bases:
+        unneeded = set(archive.unneeded(backups, oldest_kept(datetime.now(UTC), daily)))
+        removed = sum(base.id in unneeded for base in archive.bases)
+        label = f"{removed} of {count(len(archive.bases), 'base')} for point-in-time recovery, with WAL, after the next backup"
+        yield f"  {label}   [BACKUP_KEEP_DAILY: days of moments that can be restored]"
 
 
 def main() -> None:
@@ -114,7 +127,7 @@ def main() -> None:
             "Images", {**measure_images(docker, images), "(layers that they share)": measure_shared(docker, images)}
         ),
         *(show_clean_up(live, objects) if live else ()),
-        *show_backups(Repository(settings.repository, settings.environment), settings.keep),
+        *show_backups(Repository(settings.repository, settings.environment), settings.keep, settings.project),
         "  recorded predictions by age and size, which serving sees to   [SERVING_KEEP_DAYS, SERVING_RECORDS_MAX_BYTES]",
     ]
     print("\n".join(lines))

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -126,7 +127,7 @@ def test_wal_goes_on_over_segments_series_and_a_restart_of_the_receiver(installa
         installation.admin.query("postgres", "SELECT pg_switch_wal()")
     moment = datetime.fromtimestamp(rounds[-1].until, UTC)
 
-    assert all(later.start <= earlier.stop < later.stop for earlier, later in zip(rounds, rounds[1:], strict=False))
+    assert all(later.start <= earlier.stop < later.stop for earlier, later in pairwise(rounds))
     assert len(list(installation.receiver.received.iterdir())) <= 2
     assert numbers(scratch, moment) == ["0", "1", "2", "3"]
 

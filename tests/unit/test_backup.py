@@ -153,6 +153,15 @@ class TestSettings:
         with pytest.raises(ValueError, match="BACKUP_KEEP_DAILY"):
             Settings.read({**VARIABLES, "BACKUP_KEEP_DAILY": value})
 
+    def test_point_in_time_recovery_is_off_unless_it_is_true(self) -> None:
+        assert not Settings.read(VARIABLES).is_point_in_time
+        assert not Settings.read({**VARIABLES, "BACKUP_POINT_IN_TIME": "false"}).is_point_in_time
+        assert Settings.read({**VARIABLES, "BACKUP_POINT_IN_TIME": "true"}).is_point_in_time
+
+    def test_another_word_than_true_and_false_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="BACKUP_POINT_IN_TIME is 'on' and must be true or false"):
+            Settings.read({**VARIABLES, "BACKUP_POINT_IN_TIME": "on"})
+
     def test_passwords_are_not_shown(self) -> None:
         shown = repr(Settings.read(VARIABLES))
 

@@ -172,6 +172,17 @@ def backups(**answer: Any) -> str:
             "The newest backup is 80 hours old, and one is made every 24 hours.",
         ),
         (backups(problem="the backup is damaged."), "The newest backup cannot be restored: the backup is damaged."),
+        (backups(wal=None), None),
+        (backups(wal={"until": (NOW - timedelta(seconds=100)).isoformat(), "started": 0}), None),
+        (backups(wal={"until": None, "started": NOW.timestamp() - 60}), None),
+        (
+            backups(wal={"until": None, "started": 0}),
+            "No moment can be restored yet, though BACKUP_POINT_IN_TIME is true.",
+        ),
+        (
+            backups(wal={"until": (NOW - timedelta(seconds=130)).isoformat(), "started": 0}),
+            "The newest WAL in the repository is 130 s old, though BACKUP_POINT_IN_TIME is true.",
+        ),
         ("Backup refused: wrong password", "The backups cannot be read: Backup refused: wrong password"),
     ],
 )
