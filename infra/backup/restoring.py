@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -84,9 +85,10 @@ def open_source(repository: Repository, wanted: Wanted) -> Iterator[Source]:
     if plan.is_newest:
         say(f"The newest moment that can be restored is {show(plan.moment)}.")
     moments = repository.inside(FOLDER)
-    with tempfile.TemporaryDirectory(dir=home(), ignore_cleanup_errors=True) as folder:
-        # Postgres does not run as root, to whom the folder of the backups may belong.
-        scratch = Scratch(Path(folder), user="postgres" if os.geteuid() == 0 else None)
+    folder = Path(tempfile.mkdtemp(dir=home()))
+    # Postgres does not run as root, to whom the folder of the backups may belong.
+    scratch = Scratch(folder, user="postgres" if os.geteuid() == 0 else None)
+    try:
         with moments.read_path(plan.base.id, f"/{BASE_FILE}", is_all_read=True) as stream:
             scratch.unpack_base(stream)
         for piece in plan.pieces:
@@ -96,6 +98,8 @@ def open_source(repository: Repository, wanted: Wanted) -> Iterator[Source]:
             refuse_newer(json.loads(versions), {**own_versions(), "postgres": client_version()})
         with scratch.recovered(plan.moment) as postgres:
             yield Source(snapshot, plan, scratch, postgres)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what is left of another user goes with the container's volume
 
 
 def check(_: Settings, repository: Repository, wanted: Wanted) -> None:
