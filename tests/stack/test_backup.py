@@ -1,12 +1,15 @@
 """A backup while a run goes on, and a restore into a new installation: the same data, byte for byte."""
 
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import pytest
 
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
-from tests.support.installation import predict, read_installation, recorded_predictions
+from tests.support.installation import MODEL, predict, read_installation, recorded_predictions, serving
+from trainyard.contract import Record, ServingPath
 
 DIARY = """
 import mlflow
@@ -88,6 +92,51 @@ def pages(stack: Stack) -> tuple[str, int] | None:
         runs = api.post("/runs/search", json={"experiment_ids": ids}).raise_for_status().json().get("runs", [])
     written = [(run["info"]["run_id"], metric) for run in runs for metric in run["data"].get("metrics", [])]
     return next(((run, int(metric["value"])) for run, metric in written if metric["key"] == "page"), None)
+
+
+WRITE_NOTE = """
+import mlflow, sys
+mlflow.set_experiment("notes")
+with mlflow.start_run(run_name={name!r}):
+    mlflow.log_text({name!r}, "note.txt")
+"""
+READ_NOTES = """
+import mlflow
+runs = mlflow.search_runs(experiment_names=["notes"], output_format="list")
+print({run.info.run_name: mlflow.artifacts.load_text(run.info.artifact_uri + "/note.txt") for run in runs})
+"""
+DELETE_MODEL = "import mlflow; mlflow.MlflowClient().delete_registered_model({name!r})"
+
+
+def notes(stack: Stack) -> dict[str, str]:
+    """Return the notes in MLflow, each an artifact of a run of its name."""
+    found: dict[str, str] = ast.literal_eval(stack.python("worker", READ_NOTES).stdout.splitlines()[-1])
+    return found
+
+
+def predict_until(client: httpx.Client, end: float) -> dict[str, datetime]:
+    """Ask for a prediction every two seconds until a moment of `time.monotonic`; return when each id was answered."""
+    example = client.get(ServingPath.MODELS).raise_for_status().json()["models"][MODEL]["example"]
+    answered = {}
+    while time.monotonic() < end:
+        answer = client.post(ServingPath.of_model(MODEL, "predict"), json=example).raise_for_status().json()
+        answered[answer["id"]] = datetime.now(UTC)
+        time.sleep(2)
+    return answered
+
+
+def recorded_ids(client: httpx.Client) -> set[str]:
+    """Return the ids of the recorded predictions."""
+    answer = client.get(ServingPath.of_model(MODEL, "predictions"), params={"limit": 1000}).raise_for_status()
+    return {record[Record.PREDICTION_ID] for record in answer.json()["predictions"]}
+
+
+def last_moment(stack: Stack) -> datetime | None:
+    """Return the last moment that `make backups` names, or None."""
+    found = re.findall(
+        r"^Any moment from .* to (\S+ \S+) ", stack.shell("make backups", check=False).stdout, re.MULTILINE
+    )
+    return datetime.fromisoformat(found[-1]) if found else None
 
 
 def passwords(variables: dict[str, str]) -> dict[str, str]:
@@ -393,3 +442,57 @@ def test_backups_go_to_s3(backup: Backup) -> None:
 
     assert stack.project in listed
     assert "all of it readable" in stack.shell(check).stdout
+
+
+def test_any_moment_can_be_restored_and_a_lost_host_loses_a_minute_at_most(restored: Stack, tmp_path: Path) -> None:
+    restored.environment |= {
+        "BACKUP_POINT_IN_TIME": "true",
+        "BACKUP_FOLDER": str(tmp_path),
+        "BACKUP_USER": f"{os.getuid()}:{os.getgid()}",
+    }
+    restored.shell("make up")
+    wait_until(lambda: last_moment(restored), 180, "the first moment that can be restored", every=3)
+
+    restored.python("worker", WRITE_NOTE.format(name="before"))
+    with serving(restored) as client:
+        wait_until(lambda: MODEL in client.get(ServingPath.MODELS).json()["models"], 60, "the champion", every=1)
+        before = predict_until(client, time.monotonic() + 3)
+        wait_until(lambda: before.keys() <= recorded_ids(client), 30, "the records", every=0.5)
+        moment = datetime.now(UTC)
+        after = predict_until(client, time.monotonic() + 3)
+    versions = restored.model_versions()
+    restored.python("worker", DELETE_MODEL.format(name=MODEL))
+    restored.python("worker", WRITE_NOTE.format(name="after"))
+    wait_until(lambda: (last_moment(restored) or moment) > moment + timedelta(seconds=5), 90, "WAL after it", every=3)
+
+    output = restored.shell(f"make restore AT='{moment.isoformat(' ')}'").stdout
+
+    assert "Its databases can be brought to" in output
+    assert [version["version"] for version in restored.model_versions()] == [version["version"] for version in versions]
+    assert notes(restored) == {"before": "before"}
+    with serving(restored) as client:
+        ids = recorded_ids(client)
+    assert before.keys() <= ids
+    assert not after.keys() & ids
+
+    wait_until(
+        lambda: (last_moment(restored) or moment) > datetime.now(UTC) - timedelta(seconds=40), 120, "WAL", every=3
+    )
+    with serving(restored) as client:
+        wait_until(lambda: MODEL in client.get(ServingPath.MODELS).json()["models"], 60, "the champion", every=1)
+        answered = predict_until(client, time.monotonic() + 75)
+    killed = datetime.now(UTC)
+    password = restored.exec("backup", "printenv", "BACKUP_PASSWORD").stdout.strip()
+    restored.shell("docker compose kill && docker compose down --volumes")
+    start = time.monotonic()
+    output = restored.shell(f"BACKUP_PASSWORD={password} make restore").stderr
+    took = time.monotonic() - start
+    del restored.__dict__["_credentials"]
+
+    assert "The newest moment that can be restored is " in output
+    assert notes(restored) == {"before": "before"}
+    with serving(restored) as client:
+        ids = recorded_ids(client)
+    newest = max(when for id_, when in answered.items() if id_ in ids)
+    print(f"Lost {(killed - newest).total_seconds():.0f} s of work; the restore took {took:.0f} s.")
+    assert (killed - newest).total_seconds() <= 60
