@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from subprocess import PIPE
 from urllib.parse import urlsplit
 
 import pytest
@@ -74,9 +75,12 @@ def installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
         receiver.begin()
         receiver.run()
         command = ["pg_basebackup", "--pgdata=-", "--format=tar", "--wal-method=none", "--checkpoint=fast"]
-        base = subprocess.run(
-            [*command, "--no-manifest"], env=receiver.postgres.environment, check=True, capture_output=True
-        ).stdout
+        with subprocess.Popen([*command, "--no-manifest"], env=receiver.postgres.environment, stdout=PIPE) as process:
+            assert process.stdout
+            first = process.stdout.read(1)
+            admin.query("postgres", "SELECT pg_current_xact_id()")  # a commit before the base is complete
+            base = first + process.stdout.read()
+        assert process.returncode == 0
         made = Installation(admin, receiver, base)
         try:
             yield made
@@ -170,6 +174,7 @@ def test_wal_that_postgres_has_not_kept_begins_anew_and_says_so(installation: In
     installation.admin.query("postgres", f"SELECT pg_drop_replication_slot('{SLOT}')")
     installation.admin.query("postgres", "SELECT pg_switch_wal()")
     installation.insert(2)
+    installation.admin.query("postgres", "CHECKPOINT")  # a new slot keeps what came after the last one
     installation.receiver.run()
     after = installation.receiver.cut()
 
