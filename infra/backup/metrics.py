@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
-from infra.backup.settings import FOLDER, NEWEST, Settings
+from infra.backup.settings import ARCHIVED, FOLDER, NEWEST, Settings
 
 # The container's own files are beside the volumes, unless a volume was put elsewhere.
 DISKS = {"data": Path("/"), "backups": Path(FOLDER)}
@@ -14,16 +14,26 @@ DISKS = {"data": Path("/"), "backups": Path(FOLDER)}
 
 def serve(settings: Settings) -> None:
     """Answer scrapes until the process is stopped."""
-    _, thread = start_http_server(settings.metrics_port, registry=make_registry(settings.every_hours))
+    _, thread = start_http_server(
+        settings.metrics_port, registry=make_registry(settings.every_hours, settings.is_point_in_time)
+    )
     thread.join()
 
 
-def make_registry(every_hours: int, newest: Path = NEWEST, disks: dict[str, Path] = DISKS) -> CollectorRegistry:
+def make_registry(
+    every_hours: int,
+    is_point_in_time: bool,
+    newest: Path = NEWEST,
+    archived: Path = ARCHIVED,
+    disks: dict[str, Path] = DISKS,
+) -> CollectorRegistry:
     """Return the metrics, read at each scrape.
 
     Args:
         every_hours: The hours between two backups of the schedule; 0 where there is none.
+        is_point_in_time: Whether WAL is stored.
         newest: A file of the age of the newest backup.
+        archived: One of the age of the newest WAL.
         disks: A path on each disk.
     """
     registry = CollectorRegistry()
@@ -35,6 +45,13 @@ def make_registry(every_hours: int, newest: Path = NEWEST, disks: dict[str, Path
         registry=registry,
     )
     age.set_function(lambda: newest.stat().st_mtime)
+    if is_point_in_time:
+        wal = Gauge(
+            "trainyard_wal_newest_timestamp_seconds",
+            "When WAL was last stored for point-in-time recovery, or the service started.",
+            registry=registry,
+        )
+        wal.set_function(lambda: archived.stat().st_mtime)
     free = Gauge("trainyard_disk_free_bytes", "Space left on a disk.", ["disk"], registry=registry)
     size = Gauge("trainyard_disk_size_bytes", "Size of a disk.", ["disk"], registry=registry)
     for name, path in disks.items():

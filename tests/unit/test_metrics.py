@@ -143,7 +143,7 @@ def test_the_backups_metrics_are_the_age_of_the_newest_and_the_space_on_the_disk
     newest = tmp_path / "newest"
     newest.touch()
     os.utime(newest, (1000, 1000))
-    registry = backup_metrics.make_registry(6, newest, {"backups": tmp_path})
+    registry = backup_metrics.make_registry(6, False, newest, disks={"backups": tmp_path})
 
     assert registry.get_sample_value("trainyard_backup_interval_seconds") == 6 * 3600
     assert registry.get_sample_value("trainyard_backup_newest_timestamp_seconds") == 1000
@@ -155,6 +155,16 @@ def test_the_backups_metrics_are_the_age_of_the_newest_and_the_space_on_the_disk
     assert 0 < free < size
     os.utime(newest, (2000, 2000))
     assert registry.get_sample_value("trainyard_backup_newest_timestamp_seconds") == 2000
+    assert registry.get_sample_value("trainyard_wal_newest_timestamp_seconds") is None
+
+
+def test_the_age_of_the_newest_wal_is_a_metric_of_point_in_time_recovery(tmp_path: Path) -> None:
+    archived = tmp_path / "archived"
+    archived.touch()
+    os.utime(archived, (1000, 1000))
+    registry = backup_metrics.make_registry(6, True, tmp_path, archived, {"backups": tmp_path})
+
+    assert registry.get_sample_value("trainyard_wal_newest_timestamp_seconds") == 1000
 
 
 def test_nothing_is_published_to_another_machine() -> None:
