@@ -267,11 +267,15 @@ def project(results: dict[str, Any]) -> str:
 
 def backup(results: dict[str, Any]) -> str:
     """Return the table of backups and restores."""
-    added, median = results["megabytes_of_each_round"], results["backup_seconds"]["median"]
+    seconds, size = results["backup_seconds"], results["gigabytes"]
+    databases = sum(results[f"{name}_bytes"] for name in ("prefect", "mlflow")) / 1e9
     running = results["run_to_running_seconds"]
     rows = [
-        [f"backup with {added:.0f} MB of new random objects, s", f"{median:.1f} ({added / median:.0f} MB/s)"],
-        ["backup of which nothing is new, s", f"{results['unchanged_backup_seconds']:.1f}"],
+        ["flow runs, MLflow runs", f"{results['flow_runs']:,}, {results['mlflow_runs']:,}"],
+        ["databases, with their indexes, GB", f"{databases:.1f}"],
+        ["random objects, GB", f"{size:g}"],
+        ["first backup, s", f"{seconds:.0f} ({size * 1000 / seconds:.0f} MB/s of objects)"],
+        ["next backup, of which little is new, s", f"{results['unchanged_backup_seconds']:.1f}"],
         ["check that all of a backup is readable, s", f"{results['check_seconds']:.1f}"],
         ["restore, objects present, s", f"{results['restore_of_present_objects_seconds']:.1f}"],
         ["restore, objects missing, s", f"{results['restore_of_missing_objects_seconds']:.1f}"],
