@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from threading import Event
 
 from bench.history import Databases, fill_both
 from bench.report import save, summary
@@ -17,6 +18,8 @@ from infra.testing.stack import Stack
 
 SMALL_BYTES, LARGE_BYTES = 20_000, 10_000_000
 RUNS_ALONE = 15
+PAUSE_SECONDS = 5
+"""Between two runs beside a backup, which gives way to runs."""
 CONNECT = """
 from minio import Minio
 from infra.provision.settings import Settings
@@ -78,6 +81,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, object] = {"gigabytes": arguments.gigabytes}
     beside: list[float] = []
+    pause = Event()
     with plain_stack() as stack:
         add_trivial_flow(stack)
         stack.up()
@@ -93,6 +97,7 @@ def main() -> None:
             with subprocess.Popen(["make", "backup"], cwd=stack.home, env=stack.environment) as backup:
                 while backup.poll() is None:
                     beside.append(run_once(api, deployment)[0])
+                    pause.wait(PAUSE_SECONDS)
             results["backup_seconds"] = round(time.monotonic() - start, 1)
             results["run_to_running_seconds"] = {"alone": summary(alone), "beside_a_backup": summary(beside)}
         results["unchanged_backup_seconds"] = timed(stack, "make backup")

@@ -3,6 +3,8 @@
 import os
 import subprocess
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO
 
 from infra.backup.errors import BackupError
@@ -14,6 +16,7 @@ REVISION_TABLES = {"prefect": "alembic_version", "mlflow": "alembic_version", "m
 HOST = "postgres"
 PART_BYTES = 32 << 20
 MAX_LOCK_WAIT = "60s"
+LOADING = {"PGOPTIONS": "-c maintenance_work_mem=128MB"}  # indexes are built with less reading and writing
 
 
 class Postgres:
@@ -56,8 +59,8 @@ class Postgres:
         if process.returncode:
             raise BackupError(f"the database {database} could not be dumped: see above.")
 
-    def load(self, database: str, parts: Iterable[IO[bytes]]) -> None:
-        """Load a dump beside the present database, under the name of `beside`.
+    def load(self, database: str, parts: Iterable[IO[bytes]]) -> "Load":
+        """Read a dump into a database beside the present one, under the name of `beside`; it is to be finished.
 
         Raises:
             BackupError: The server refused it.
@@ -66,19 +69,17 @@ class Postgres:
         self.query("postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         self.query("postgres", f"CREATE DATABASE {name} OWNER {database}")
         command = ["pg_restore", "--exit-on-error", "--dbname", name]
-        with subprocess.Popen(command, env=self.environment, stdin=subprocess.PIPE) as process:
-            assert process.stdin is not None
-            try:
-                for part in parts:
-                    while data := part.read(1 << 20):
-                        process.stdin.write(data)
-            except BrokenPipeError:
-                pass  # pg_restore has said why
-            finally:
-                process.communicate()
-        if process.returncode:
-            raise BackupError(f"the database {database} could not be loaded: see above.")
-        self.query(name, "ANALYZE")
+        process = subprocess.Popen(command, env=self.environment | LOADING, stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        load = Load(self, database, process)
+        try:
+            for part in parts:
+                while data := part.read(1 << 20):
+                    process.stdin.write(data)
+            process.stdin.close()
+        except BrokenPipeError:  # pg_restore has said why
+            load.finish()
+        return load
 
     def replace(self) -> None:
         """Put the loaded databases in the places of the present ones, all in one transaction, and drop those."""
@@ -111,3 +112,24 @@ def beside(database: str) -> str:
 def last_line(text: str) -> str:
     """Return the last line of a program's output."""
     return text.strip().splitlines()[-1] if text.strip() else "it gave no reason"
+
+
+@dataclass(frozen=True)
+class Load:
+    """A database whose dump has been read: its indexes are still being built."""
+
+    postgres: Postgres
+    database: str
+    process: subprocess.Popen[bytes]
+
+    def finish(self) -> None:
+        """Wait until the database is complete.
+
+        Raises:
+            BackupError: The server refused it.
+        """
+        with suppress(BrokenPipeError):
+            self.process.communicate()
+        if self.process.returncode:
+            raise BackupError(f"the database {self.database} could not be loaded: see above.")
+        self.postgres.query(beside(self.database), "ANALYZE")

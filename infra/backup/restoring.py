@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infra.backup.archive import MANIFEST, SECRETS, Member, read_members, reported_damage
-from infra.backup.databases import DATABASES, Postgres
+from infra.backup.databases import DATABASES, Load, Postgres
 from infra.backup.errors import BackupError
 from infra.backup.objects import Restoration, connect
 from infra.backup.point_in_time import BASE_FILE, FOLDER, Archive, Plan, show
@@ -175,6 +175,7 @@ def load(source: Source, repository: Repository, postgres: Postgres, objects: Re
         BackupError: The backup is foreign, newer or damaged, or a server refused it.
     """
     secrets: dict[str, str] = {}
+    loads: list[Load] = []
     with repository.read(source.snapshot) as stream:
         members = read_members(stream)
         read_manifest(members)
@@ -185,14 +186,17 @@ def load(source: Source, repository: Repository, postgres: Postgres, objects: Re
                 (secrets,) = (member.json() for member in group)
             elif (database := section.removeprefix("databases/")) in DATABASES:
                 at_moment = source.postgres and (BytesIO(part) for part in source.postgres.dump(database))
-                postgres.load(database, at_moment or (member.stream for member in group))
-                say(f"Loaded the database {database}.")
+                loads.append(postgres.load(database, at_moment or (member.stream for member in group)))
+                say(f"Loaded the rows of the database {database}.")
             else:
                 raise BackupError(f"the backup has an unknown part, {section}.")
     for stream, last in source.members():
         with reported_damage():
             objects.add(member for member in read_members(stream) if member.modified <= last)
     say(f"Wrote {objects.sent} objects.")
+    for each in loads:
+        each.finish()
+    say("Built the databases' indexes.")
     if source.scratch and source.plan and (vault := source.scratch.fact("vault", source.plan.moment)):
         secrets = json.loads(vault)
     if not secrets:

@@ -294,7 +294,7 @@ def restored(backup: Backup, target: Stack) -> Stack:
     def is_loading() -> str | None:
         container = target.shell(find).stdout.strip()
         log = target.shell(f"docker logs {container} 2>&1", check=False).stdout if container else ""
-        return container if "Loaded the database prefect" in log else None
+        return container if "Loaded the rows of the database prefect" in log else None
 
     with subprocess.Popen(
         ["bash", "-c", command], cwd=target.home, env=target.environment, stderr=subprocess.PIPE
