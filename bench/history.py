@@ -40,7 +40,7 @@ PREFECT = [
     Table("log", "flow_run_id IN (TABLE template)", ["id", "flow_run_id", "task_run_id"], UUID),
     Table("artifact", "flow_run_id IN (TABLE template)", ["id", "flow_run_id", "task_run_id"], UUID),
 ]
-OF_EVENTS = "(resource_id LIKE 'prefect.flow-run.%' OR resource_id LIKE 'prefect.task-run.%')"
+OF_EVENTS = "resource_id ~ '^prefect[.](flow|task)-run[.]'"
 EVENTS = [
     Table("events", OF_EVENTS, ["id"], UUID),
     Table("event_resources", f"event_id IN (SELECT id FROM events WHERE {OF_EVENTS})", ["id", "event_id"], UUID),
@@ -61,8 +61,7 @@ OTHERS: Mapping[tuple[str, str], str] = {
     ("flow_run", "idempotency_key"): "idempotency_key || '-' || n",
     ("events", "resource_id"): "left(resource_id, 17) || md5(substr(resource_id, 18) || n)::uuid",
     ("event_resources", "resource_id"): (
-        "CASE WHEN resource_id ~ '^prefect.(flow|task)-run[.]' "
-        "THEN left(resource_id, 17) || md5(substr(resource_id, 18) || n)::uuid ELSE resource_id END"
+        f"CASE WHEN {OF_EVENTS} THEN left(resource_id, 17) || md5(substr(resource_id, 18) || n)::uuid ELSE resource_id END"
     ),
     ("logged_models", "source_run_id"): HEX.format(column="source_run_id"),
     ("runs", "artifact_uri"): "replace(artifact_uri, run_uuid, md5(run_uuid || n))",
