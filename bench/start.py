@@ -27,7 +27,8 @@ def main() -> None:
     with plain_stack() as stack:
         stack.environment["COMPOSE_FILE"] = "docker-compose.yml"
         for _ in range(ROUNDS):
-            stack.remove()
+            stack.shell("docker compose down --volumes")
+            stack.forget_credentials()
             starts["first"].append(timed_up(stack))
             stack.wait_for_first_run()
             stack.shell("docker compose down")

@@ -162,6 +162,10 @@ class Stack:
         """What `make env` printed after the last start: it runs a container, which takes longer than most requests."""
         return self.variables()
 
+    def forget_credentials(self) -> None:
+        """Read the credentials again before the next request: they may have changed."""
+        self.__dict__.pop("_credentials", None)
+
     def dashboard(self) -> tuple[str, str, str]:
         """Return the dashboard's address, user and password, as `make info` shows them."""
         (line,) = [line for line in self.shell("make info").stdout.splitlines() if line.startswith("Dashboard ")]
@@ -210,7 +214,7 @@ class Stack:
     def up(self, *services: str) -> float:
         """Run the README's command, for some services and what they depend on or for all; return how long it took in seconds."""
         start = time.monotonic()
-        self.__dict__.pop("_credentials", None)  # .env may have changed
+        self.forget_credentials()  # .env may have changed
         self.shell(f"docker compose up -d --wait --build {' '.join(services)}", timeout=1800)
         return time.monotonic() - start
 

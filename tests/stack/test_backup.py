@@ -374,7 +374,7 @@ def test_every_secret_is_rotated_and_nothing_is_lost(backup: Backup, restored: S
     before = read_installation(restored)
     old = before["accounts"]
     output = restored.shell("make rotate").stdout
-    del restored.__dict__["_credentials"]
+    restored.forget_credentials()
     after = read_installation(restored)
 
     assert "Changed, and restarted: " in output.splitlines()[-1]
@@ -487,7 +487,7 @@ def test_any_moment_can_be_restored_and_a_lost_host_loses_a_minute_at_most(resto
     start = time.monotonic()
     output = restored.shell(f"BACKUP_PASSWORD={password} make restore").stderr
     took = time.monotonic() - start
-    del restored.__dict__["_credentials"]
+    restored.forget_credentials()
 
     assert "The newest moment that can be restored is " in output
     assert notes(restored) == {"before": "before"}
