@@ -19,8 +19,9 @@ from trainyard.contract import Bucket
 BUCKETS = (Bucket.MLFLOW, Bucket.RESULTS)
 ADDRESS = "minio:9000"
 THREADS, AHEAD = 4, 16
-# Objects up to this size are held in memory, some at a time; larger ones are streamed one after the other.
-MAX_SMALL_BYTES = 1 << 20
+# Objects up to these sizes are read or written by several threads, of which each holds one in memory; larger ones are streamed one
+# after the other. The service that reads has less memory than a restore.
+MAX_SMALL_BYTES, MAX_RESTORED_BYTES = 1 << 20, 16 << 20
 # The parts of boto3: a restored object then has the ETag that it had, and a repeated restore does not send it again.
 UPLOAD_PART_BYTES = 8 << 20
 MAX_DELETED_AT_ONCE = 1000
@@ -148,7 +149,7 @@ class Restoration:
                 continue
             self._present.pop((bucket, name), None)  # a later member may be the same object as it was before
             self.sent += 1
-            if member.size <= MAX_SMALL_BYTES:
+            if member.size <= MAX_RESTORED_BYTES:
                 yield member, member.read()
             else:
                 self._put(member, member.stream)
