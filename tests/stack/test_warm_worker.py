@@ -166,6 +166,13 @@ def start_workers(stack: Stack, number: int = 1) -> None:
     stack.shell(f"docker compose up --detach --wait --no-deps --no-recreate --scale worker={number} worker")
 
 
+def count_warm_processes(stack: Stack) -> int:
+    """Return how many of the running workers have a warm process that is ready."""
+    containers = stack.shell("docker compose ps --quiet worker").stdout.split()
+    logs = [stack.shell(f"docker logs {container} 2>&1").stdout for container in containers]
+    return sum("The warm process (PID" in log for log in logs)
+
+
 def warm_pid(stack: Stack) -> int:
     program = (
         "import pathlib; print(next(p.parent.name for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')"
@@ -298,6 +305,8 @@ def test_the_next_worker_settles_what_a_killed_container_left(stack: Stack, api:
 def test_two_workers_start_each_of_many_runs_once(stack: Stack, api: httpx.Client) -> None:
     start_workers(stack, 2)
     try:
+        # Else one of them may take all runs while the other one is not ready.
+        wait_until(lambda: count_warm_processes(stack) == 2, 120, "the workers' warm processes", every=0.5)
         with ThreadPoolExecutor(8) as callers:
             runs = list(callers.map(lambda _: trigger(api, "nothing"), range(24)))
         query = {"flow_runs": {"id": {"any_": runs}, "state": {"type": {"any_": ["COMPLETED"]}}}}
