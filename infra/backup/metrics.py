@@ -1,5 +1,6 @@
 """Metrics for Prometheus of backups, and of the disks that hold the installation's data and its backups."""
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -45,13 +46,12 @@ def make_registry(
         registry=registry,
     )
     age.set_function(lambda: newest.stat().st_mtime)
-    if is_point_in_time:
-        wal = Gauge(
-            "trainyard_wal_newest_timestamp_seconds",
-            "When WAL was last stored for point-in-time recovery, or the service started.",
-            registry=registry,
-        )
-        wal.set_function(lambda: archived.stat().st_mtime)
+    wal = Gauge(
+        "trainyard_wal_newest_timestamp_seconds",
+        "When WAL was last stored for point-in-time recovery, or the service started; NaN where that is off.",
+        registry=registry,
+    )
+    wal.set_function(lambda: archived.stat().st_mtime if is_point_in_time else math.nan)
     free = Gauge("trainyard_disk_free_bytes", "Space left on a disk.", ["disk"], registry=registry)
     size = Gauge("trainyard_disk_size_bytes", "Size of a disk.", ["disk"], registry=registry)
     for name, path in disks.items():

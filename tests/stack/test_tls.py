@@ -290,7 +290,7 @@ def test_the_mail_server_announces_a_mail_over_a_websocket(tls: Stack, trust: ss
     )
     url = address(tls, "mail")
     events = f"{url.replace('https', 'wss')}/api/events"
-    with connect(events, ssl=trust, origin=Origin(url), additional_headers=headers) as websocket:
+    with connect(events, ssl=trust, origin=Origin(url), additional_headers=headers, open_timeout=60) as websocket:
         tls.python("worker", send)
 
         wait_until(lambda: "over TLS" in str(websocket.recv(30)), 30, "the mail's event")
