@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from infra.testing.stack import CHECKOUT, ONE_SHOTS, Stack
+from infra.testing.waiting import wait_until
 
 OWN_IMAGES = {
     "prefect",
@@ -28,7 +29,9 @@ def secrets_of(stack: Stack) -> dict[str, str]:
     """Return every secret of the installation, read from the vault itself."""
     program = "import json, pathlib; print(json.dumps({f.name: f.read_text() for f in pathlib.Path('/secrets/vault').iterdir()}))"
     command = f'docker compose run --rm --no-deps -T --entrypoint python secrets -c "{program}"'
-    secrets: dict[str, str] = json.loads(stack.shell(command).stdout)
+    # Compose may lose the output of a container that ends before it listens.
+    output = wait_until(lambda: stack.shell(command).stdout, 60, "the vault's secrets")
+    secrets: dict[str, str] = json.loads(output)
     return secrets
 
 
