@@ -7,14 +7,15 @@ Prefect, metrics, parameters, tags and logged models in MLflow. Events are copie
 import argparse
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DAYS = 90
-"""The history's length: what retention keeps."""
-EVENT_DAYS = 7
-BATCH = 5000
+from trainyard.contract import FLOW_RUN_DAYS
+
+EVENT_DAYS = 7  # for as long the server keeps events by default
+BATCH_RUNS = 5000
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Table:
     of_runs: str
     """Which rows are those of the runs in the temporary table `template`."""
     ids: Sequence[str]
-    """The columns with ids that a copy has as its own; `{n}` is its number."""
+    """The columns with ids, in place of which a copy has its own."""
     id: str
-    """What a copy has as its id in place of `{column}`."""
+    """The SQL of a copy's own id, from the `{column}` and the copy's number `n`."""
 
 
 RUN_TASKS = "SELECT id FROM task_run WHERE flow_run_id IN (TABLE template)"
@@ -57,6 +58,7 @@ MLFLOW = [
     Table("logged_models", "source_run_id IN (TABLE template)", ["model_id"], MODEL),
     *(Table(name, OF_MODELS, ["model_id"], MODEL) for name in ("logged_model_params", "logged_model_tags")),
 ]
+# An id follows upon 17 characters: prefect.flow-run. or prefect.task-run.
 OTHERS: Mapping[tuple[str, str], str] = {
     ("flow_run", "idempotency_key"): "idempotency_key || '-' || n",
     ("events", "resource_id"): "left(resource_id, 17) || md5(substr(resource_id, 18) || n)::uuid",
@@ -87,8 +89,8 @@ class Databases:
         return result.stdout
 
 
-def copy_statements(columns: Mapping[str, str], table: Table, step: float, first: int, last: int) -> Iterator[str]:
-    """Yield what adds copies of a table's rows.
+def copy_statement(columns: Mapping[str, str], table: Table, step: float, first: int, last: int) -> str:
+    """Return the SQL that adds copies of a table's rows.
 
     Args:
         columns: The table's columns and their types.
@@ -110,7 +112,7 @@ def copy_statements(columns: Mapping[str, str], table: Table, step: float, first
         else:
             values.append(f'"{name}"')
     names = ", ".join(f'"{name}"' for name in columns)
-    yield (
+    return (
         f"INSERT INTO {table.name} ({names}) SELECT {', '.join(values)} FROM {table.name}_template, "
         f"generate_series({first}, {last}) AS n;"
     )
@@ -118,8 +120,8 @@ def copy_statements(columns: Mapping[str, str], table: Table, step: float, first
 
 def fill(
     databases: Databases, database: str, template: str, tables: Sequence[Table], runs: int, span: float = 1.0
-) -> int:
-    """Add copies of runs to a database; return how many.
+) -> None:
+    """Add copies of runs to a database.
 
     Args:
         databases: Those of an installation that has runs.
@@ -128,6 +130,9 @@ def fill(
         tables: What is copied.
         runs: How many runs there are to be, about.
         span: The part of them, from the newest on, of which these tables have rows.
+
+    Raises:
+        SystemExit: There are no runs to copy.
     """
     columns: dict[str, dict[str, str]] = {}
     rows = databases.query(
@@ -139,8 +144,10 @@ def fill(
         owner, name, kind = row.split("|")
         columns.setdefault(owner, {})[name] = kind
     number = int(databases.query(database, f"SELECT count(*) FROM ({template}) AS found"))
-    copies, step = -(-runs // number), DAYS * 86400 / (runs / number)
-    each = max(1, BATCH // number)
+    if not number:
+        sys.exit(f"The database {database} has no run that has ended: start one, then fill the installation.")
+    step = FLOW_RUN_DAYS * 86400 * number / runs
+    copies, batch = int(span * -(-runs // number)), max(1, BATCH_RUNS // number)
     # No foreign keys are checked while rows are inserted whose partners follow.
     script = [
         "SET session_replication_role = replica; SET synchronous_commit = off;",
@@ -150,21 +157,18 @@ def fill(
             for each in tables
         ),
     ]
-    for first in range(1, int(copies * span) + 1, each):
-        for table in tables:
-            script += copy_statements(
-                columns[table.name], table, step, first, min(first + each - 1, int(copies * span))
-            )
+    for first in range(1, copies + 1, batch):
+        last = min(first + batch - 1, copies)
+        script += [copy_statement(columns[table.name], table, step, first, last) for table in tables]
     script.append("VACUUM ANALYZE;")
     databases.query(database, "\n".join(script))
-    return copies * number
 
 
 def fill_both(databases: Databases, flow_runs: int, mlflow_runs: int) -> dict[str, int]:
     """Add copies of Prefect's and MLflow's runs; return how many there are now, and the databases' sizes in bytes."""
     ended = "SELECT id FROM flow_run WHERE state_type IN ('COMPLETED', 'FAILED', 'CRASHED', 'CANCELLED')"
     fill(databases, "prefect", ended, PREFECT, flow_runs)
-    fill(databases, "prefect", ended, EVENTS, flow_runs, span=EVENT_DAYS / DAYS)
+    fill(databases, "prefect", ended, EVENTS, flow_runs, span=EVENT_DAYS / FLOW_RUN_DAYS)
     fill(databases, "mlflow", "SELECT run_uuid FROM runs WHERE status = 'FINISHED'", MLFLOW, mlflow_runs)
     return {
         "flow_runs": int(databases.query("prefect", "SELECT count(*) FROM flow_run")),

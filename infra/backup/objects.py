@@ -19,8 +19,8 @@ from trainyard.contract import Bucket
 BUCKETS = (Bucket.MLFLOW, Bucket.RESULTS)
 ADDRESS = "minio:9000"
 THREADS, AHEAD = 4, 16
-# Objects up to these sizes are read or written by several threads, of which each holds one in memory; larger ones are streamed one
-# after the other. The service that reads has less memory than a restore.
+# Objects up to these sizes are read, or written in a restore, by several threads, with some (AHEAD) in memory; larger ones are
+# streamed one after the other. The service that reads has less memory than a restore.
 MAX_SMALL_BYTES, MAX_RESTORED_BYTES = 1 << 20, 16 << 20
 # The parts of boto3: a restored object then has the ETag that it had, and a repeated restore does not send it again.
 UPLOAD_PART_BYTES = 8 << 20

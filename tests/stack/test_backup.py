@@ -95,7 +95,7 @@ def pages(stack: Stack) -> tuple[str, int] | None:
 
 
 WRITE_NOTE = """
-import mlflow, sys
+import mlflow
 mlflow.set_experiment("notes")
 with mlflow.start_run(run_name={name!r}):
     mlflow.log_text({name!r}, "note.txt")
