@@ -100,6 +100,7 @@ class Stack:
                     "DASHBOARD_",
                     "BACKUP_",
                     "SMTP_",
+                    "DISK_",
                     "MAKE",
                     "MFLAGS",
                 )
@@ -110,6 +111,7 @@ class Stack:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": os.pathsep.join(["docker-compose.yml", "infra/testing/compose.yml"]),
+            "DISK_ALERT_PERCENT": "100",  # how full this machine's disk is says nothing about the stack
             **{name: str(port) for name, port in self.ports.items()},
             **settings,
         }

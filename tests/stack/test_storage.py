@@ -71,6 +71,7 @@ def test_a_disk_that_fills_up_is_mailed(stack: Stack, mailbox: httpx.Client) -> 
         f"""make run DEPLOYMENT={Resource.RECONCILE} PARAMETERS='{{"disk_alert_percent": 0}}'"""
     ).stdout
     run = stack.flow_runs(Resource.RECONCILE)[0]
+    assert run["state"]["name"] == State.ALERT
 
     def mails() -> list[dict[str, Any]]:
         listed = mailbox.get("/messages", params={"limit": 200}).raise_for_status().json()["messages"]
@@ -79,7 +80,6 @@ def test_a_disk_that_fills_up_is_mailed(stack: Stack, mailbox: httpx.Client) -> 
     (mail,) = wait_until(mails, 60, "the mail about the disk", every=0.5)
     text = mailbox.get(f"/message/{mail['ID']}").raise_for_status().json()["Text"]
 
-    assert run["state"]["name"] == State.ALERT
     assert " % full: " in output
     assert " % full: " in text
     assert "`make storage` shows what uses it." in text
