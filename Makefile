@@ -14,7 +14,7 @@ registry = docker compose exec -T worker with-secrets python -m trainyard.regist
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help new up upgrade down info ca doctor env deploy run promote reproduce rollback backup backups restore rotate storage logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up upgrade down info ca doctor worker-token env deploy run promote reproduce rollback backup backups restore rotate storage logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ help: ## list the commands
 new: ## create a project of your own in a folder beside this one: make new PROJECT=../churn
 	@infra/dev/new "$(PROJECT)"
 
-up: ## start the stack and wait until it is ready
+up: ## start the stack and wait until it is ready; WORKERS=n starts n workers
 	@infra/up
 
 upgrade: ## bring the running stack to this checkout's version, or to TO=tag; where that fails, back to what it was
@@ -40,6 +40,9 @@ doctor: ## what is wrong, and the command that mends it; changes nothing
 
 ca: ## with infra/compose/tls.yml: the certificate of the internal authority, for browsers and other machines to trust
 	@infra/proxy/authority
+
+worker-token: ## with infra/compose/remote-workers.yml: the token of workers on other hosts; it is a secret
+	@infra/proxy/worker-token
 
 env: ## lines for eval "$$(make -s env)": the host's prefect and mlflow then use the stack
 	@$(secrets) env && infra/proxy/authority env

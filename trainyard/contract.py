@@ -329,6 +329,20 @@ class State:
     """Prefect's name for a task that was taken from the cache."""
 
 
+class LostRun:
+    """What the server says of a run that it has ended because nothing was heard of its worker."""
+
+    NO_HEARTBEAT: Final = "it sent no heartbeat"
+    NOT_STARTED: Final = "the worker that claimed it did not start it"
+    LOCK: Final = "settle-lost-runs"
+    """The lock of the workers that run it again."""
+
+
+def is_lost(message: str) -> bool:
+    """Return whether a Crashed state's message says that the run was lost."""
+    return LostRun.NO_HEARTBEAT in message or LostRun.NOT_STARTED in message
+
+
 class Event:
     """Names of Prefect's events."""
 
@@ -338,6 +352,7 @@ class Event:
     FLOW_RUN_SCHEDULED: Final = "prefect.flow-run.Scheduled"
     FLOW_RUN_RUNNING: Final = "prefect.flow-run.Running"
     FLOW_RUN_CANCELLING: Final = "prefect.flow-run.Cancelling"
+    FLOW_RUN_CRASHED: Final = "prefect.flow-run.Crashed"
     FLOW_RUN_HEARTBEAT: Final = "prefect.flow-run.heartbeat"
     WORK_POOL: Final = "prefect.work-pool"
     """The prefix of a work pool's resource id."""
@@ -367,6 +382,8 @@ class Resource:
     WORK_POOL: Final = "training"
     WORK_POOL_TYPE: Final = "warm-process"
     MAIL_QUEUE: Final = "mail"
+    PLATFORM_QUEUE: Final = "platform"
+    """The work queue of the platform's runs that only workers on the installation's own host can do."""
     RESULTS_BLOCK: Final = "results"
     RESULTS_BLOCK_TYPE: Final = "s3-bucket"
     SEND_MAIL: Final = "send-mail"

@@ -24,7 +24,7 @@ from trainyard.contract import Resource, RunTag
 from trainyard.diagnosis import Examination, Finding, Report, examine_prefect
 
 TIMEOUT_SECONDS = 15.0
-FIRST_PROJECT_QUEUES = ("default", Resource.MAIL_QUEUE)
+FIRST_PROJECT_QUEUES = ("default", Resource.MAIL_QUEUE, Resource.PLATFORM_QUEUE)
 """Of an installation with a second project, whose deployments have another image."""
 
 Facts = Mapping[str, str]

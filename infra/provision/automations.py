@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from infra.provision.api import retry_transient
-from trainyard.contract import Event, Resource, RunTag, State
+from trainyard.contract import Event, LostRun, Resource, RunTag, State
 
 # Run or server may be away for a minute (docs/faults.md), and a heartbeat comes every 30 s
 # (PREFECT_FLOWS_HEARTBEAT_FREQUENCY).
@@ -43,7 +43,7 @@ def lost_run_automations(
             expect=[Event.FLOW_RUN_HEARTBEAT, *_state_events(*NOT_RUNNING)],
             within=heartbeat_window,
             state="CRASHED",
-            message=f"The flow run crashed: it sent no heartbeat for {heartbeat_window} seconds.",
+            message=f"The flow run crashed: {LostRun.NO_HEARTBEAT} for {heartbeat_window} seconds.",
         ),
         _lost_run_automation(
             Resource.CRASH_UNSTARTED_RUNS,
@@ -52,7 +52,7 @@ def lost_run_automations(
             expect=_state_events("Running", "Cancelling", *NOT_RUNNING),
             within=start_window,
             state="CRASHED",
-            message=f"The flow run crashed: the worker that claimed it did not start it for {start_window} seconds.",
+            message=f"The flow run crashed: {LostRun.NOT_STARTED} for {start_window} seconds.",
         ),
         _lost_run_automation(
             Resource.CANCEL_LOST_RUNS,

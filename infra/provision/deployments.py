@@ -184,7 +184,7 @@ def record_fingerprint(api: httpx.Client, variable: str, fingerprint: str) -> No
 
 def is_platform_complete(api: httpx.Client, settings: Settings) -> bool:
     """Return whether everything that was created for the platform still exists."""
-    paths = [WORK_POOL, f"{QUEUES}/{Resource.MAIL_QUEUE}"]
+    paths = [WORK_POOL, *(f"{QUEUES}/{queue}" for queue in (Resource.MAIL_QUEUE, Resource.PLATFORM_QUEUE))]
     if settings.minio_address:
         block = f"{Resource.RESULTS_BLOCK_TYPE}/block_documents/name/{Resource.RESULTS_BLOCK}"
         paths.append(f"/block_types/slug/{block}")
@@ -221,7 +221,7 @@ def read_entries(file: Path) -> list[dict[str, Any]]:
 
 @retry_transient
 def ensure_work_pool(api: httpx.Client) -> None:
-    """Create the work pool and the queue of mails, or reset the job template to the worker type's default.
+    """Create the work pool and the platform's queues, or reset the job template to the worker type's default.
 
     The limits of an existing pool or queue stay as they are, and so does a pause. Deployments wait for the digest that is
     recorded last.
@@ -241,21 +241,17 @@ def ensure_work_pool(api: httpx.Client) -> None:
     else:
         answer.raise_for_status()
         api.patch(WORK_POOL, json=pool).raise_for_status()
-    ensure_mail_queue(api)
+    ensure_queue(api, Resource.MAIL_QUEUE, "Mail about runs.", MAX_CONCURRENT_MAILS)
+    ensure_queue(api, Resource.PLATFORM_QUEUE, "What only workers on the installation's own host can do.")
     record_fingerprint(api, Resource.POOL_TEMPLATE, compute_template_fingerprint())
 
 
 @retry_transient
-def ensure_mail_queue(api: httpx.Client) -> None:
-    """Create the queue of the flow that sends mail; an existing one keeps its limit."""
-    answer = api.get(f"{QUEUES}/{Resource.MAIL_QUEUE}")
+def ensure_queue(api: httpx.Client, name: str, description: str, limit: int | None = None) -> None:
+    """Create a work queue; an existing one keeps its limit."""
+    answer = api.get(f"{QUEUES}/{name}")
     if answer.status_code == httpx.codes.NOT_FOUND:
-        queue = {
-            "name": Resource.MAIL_QUEUE,
-            "description": "Mail about runs.",
-            "concurrency_limit": MAX_CONCURRENT_MAILS,
-        }
-        answer = api.post(QUEUES, json=queue)
+        answer = api.post(QUEUES, json={"name": name, "description": description, "concurrency_limit": limit})
     answer.raise_for_status()
 
 

@@ -88,6 +88,9 @@ KNOWN_DEFAULTS = (
 )  # fmt: skip
 FILLERS = string.digits + string.punctuation + " "
 
+# What a worker on another host gets (infra/proxy/worker-token). Of mail and serving it needs nothing.
+TOKEN = ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "CACHE_SIGNING_KEY")
+
 # Where the proxy of infra/compose/tls.yml has its certificates from.
 TLS_ISSUERS = ("internal", "acme", "files")
 
@@ -146,8 +149,9 @@ def find_tls_problems(environment: Mapping[str, str]) -> Iterator[str]:
     if issuer not in TLS_ISSUERS:
         yield f"TLS_ISSUER is {issuer}; it is one of {', '.join(TLS_ISSUERS)}"
     taken: dict[str, str] = {}
-    for service in ("PREFECT", "MLFLOW", "SERVING", "DASHBOARD", "MAIL"):
-        address = environment[f"{service}_UI_URL"]
+    for service in ("PREFECT", "MLFLOW", "SERVING", "DASHBOARD", "MAIL", "WORKERS"):
+        if (address := environment.get(f"{service}_UI_URL")) is None:  # without infra/compose/remote-workers.yml
+            continue
         parts = urlsplit(address)
         name, port = parts.hostname or "", str(parts.port or 443)
         makes = f"{service}_PUBLIC_URL, or PUBLIC_HOST, makes the address {address}"
@@ -538,6 +542,18 @@ def show_environment(volume: Path = VOLUME) -> None:
         print(f"export {name}={shlex.quote(value)}")
 
 
+def show_worker_token(volume: Path = VOLUME) -> None:
+    """Print what a worker on another host needs, a line NAME=value each: secrets, and addresses for links.
+
+    Raises:
+        SystemExit: The stack has never been started.
+    """
+    read_vault(volume)
+    values = {name: (volume / "worker" / name).read_text() for name in TOKEN}
+    for name, value in {**values, **{name: os.environ[name] for name in ("PREFECT_UI_URL", "MLFLOW_UI_URL")}}.items():
+        print(f"{name}={value}")
+
+
 def read_vault(volume: Path) -> dict[str, str]:
     """Read the secrets that people use.
 
@@ -579,6 +595,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "env": show_environment,
     "rotate": lambda *names: rotate(VOLUME, SETTINGS, *names),
     "settle": settle,
+    "worker-token": show_worker_token,
 }
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from infra.secrets import vault
+from trainyard.contract import Resource
 
 CHECKOUT = Path(__file__).parents[2]
 METRICS = CHECKOUT / "infra/metrics"  # settings of Prometheus
@@ -132,3 +134,59 @@ def test_the_proxy_s_certificates_have_an_issuer_that_the_vault_knows() -> None:
         == len(re.findall(r"^\{\$\w+_UI_URL\} \{$", text, re.MULTILINE))
         == 5
     )
+
+
+def test_a_worker_on_another_host_is_the_stack_s_on_one_work_queue() -> None:
+    file = CHECKOUT / "infra/compose/worker.yml"
+    here, there = services(CHECKOUT / "docker-compose.yml")["worker"], services(file)["worker"]
+    of_the_host = {
+        "scale",
+        "build",
+        "image",
+        "command",
+        "env_file",
+        "environment",
+        "volumes",
+        "networks",
+        "depends_on",
+        "secrets",
+    }
+    command = there["command"]
+
+    assert {k: v for k, v in here.items() if k not in of_the_host} == {
+        k: v for k, v in there.items() if k not in of_the_host
+    }
+    assert there["environment"].items() <= here["environment"].items()
+    assert {name for name in here["environment"] if name.startswith("PREFECT_")} - there["environment"].keys() == {
+        "PREFECT_UI_URL"  # the token has it
+    }
+    assert [each for each in command if each not in here["command"]] == [
+        "--name", "${WORKER_NAME:-}", "--work-queue", "${WORKER_QUEUE:-default}",
+    ]  # fmt: skip
+    assert not {secret for secret in vault.TOKEN if secret.startswith(("SMTP", "SERVING", "POSTGRES", "MINIO"))}
+
+
+def test_the_gateway_has_the_limits_of_the_proxy() -> None:
+    gateway = services(CHECKOUT / "infra/compose/worker.yml")["gateway"]
+    proxy = services(CHECKOUT / "infra/compose/tls.yml")["proxy"]
+
+    for name in (
+        "image",
+        "restart",
+        "init",
+        "read_only",
+        "cap_drop",
+        "security_opt",
+        "oom_score_adj",
+        "pids_limit",
+        "logging",
+        "mem_limit",
+    ):
+        assert gateway[name] == proxy[name], name
+
+
+def test_a_worker_that_polls_chosen_queues_takes_all_of_the_platform() -> None:
+    command = services(CHECKOUT / "infra/compose/second-project.yml")["worker"]["command"]
+    polled = {queue for option, queue in pairwise(command) if option == "--work-queue"}
+
+    assert polled == {"default", Resource.MAIL_QUEUE, Resource.PLATFORM_QUEUE}

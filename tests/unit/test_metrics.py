@@ -187,7 +187,10 @@ def test_each_service_that_is_scraped_exists_and_has_what_prometheus_reads(tmp_p
     vault.make(tmp_path, settings_file(tmp_path))
 
     for job in JOBS.values():
-        ((target,),) = (each["targets"] for each in job["static_configs"])
+        if found := job.get("dns_sd_configs"):  # each container of the service
+            (target,) = found[0]["names"]
+        else:
+            ((target,),) = (each["targets"] for each in job["static_configs"])
         assert target.partition(":")[0] in known | {"localhost"}, job
         if "authorization" in job:
             file = Path(job["authorization"]["credentials_file"])

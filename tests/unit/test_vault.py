@@ -275,6 +275,7 @@ def test_a_name_for_each_service_can_be_served_with_tls(settings: dict[str, str]
         ({"MLFLOW_UI_URL": "https://[fd00::1]"}, "MLFLOW_PUBLIC_URL.* PUBLIC_HOST needs to be a name"),
         ({"MLFLOW_UI_URL": "https://prefect.ml.lan"}, "MLFLOW_PUBLIC_URL.* is that of prefect too"),
         ({"TLS_ISSUER": "acme", "MLFLOW_UI_URL": "https://mlflow.localhost"}, "set PUBLIC_HOST"),
+        ({"WORKERS_UI_URL": "https://prefect.ml.lan"}, "WORKERS_PUBLIC_URL.* is that of prefect too"),
     ],
 )
 def test_an_address_that_cannot_be_served_with_tls_is_refused_before_anything_starts(

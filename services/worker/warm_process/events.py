@@ -12,7 +12,7 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 
 from trainyard.contract import Event as EventName
-from trainyard.contract import State
+from trainyard.contract import State, is_lost
 
 _MIN_BACKOFF, _MAX_BACKOFF = 0.5, 5.0
 _SCHEDULED = (EventName.FLOW_RUN_SCHEDULED, f"{EventName.FLOW_RUN}.{State.AWAITING_RERUN}")
@@ -32,11 +32,13 @@ class EventListener:
         *,
         on_scheduled: Callable[[], None],
         on_stopped: Callable[[UUID], None],
+        on_lost: Callable[[UUID], None],
         on_connected: Callable[[], None],
         logger: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
         self._on_scheduled = on_scheduled
         self._on_stopped = on_stopped
+        self._on_lost = on_lost
         self._on_connected = on_connected
         self._logger = logger
 
@@ -67,4 +69,7 @@ class EventListener:
         if event.event in _SCHEDULED:
             self._on_scheduled()
         elif event.event in _STOPPED:
-            self._on_stopped(UUID(event.resource.id.removeprefix(f"{EventName.FLOW_RUN}.")))
+            flow_run_id = UUID(event.resource.id.removeprefix(f"{EventName.FLOW_RUN}."))
+            self._on_stopped(flow_run_id)
+            if event.event == EventName.FLOW_RUN_CRASHED and is_lost(event.resource.get("prefect.state-message") or ""):
+                self._on_lost(flow_run_id)

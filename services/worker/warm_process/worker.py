@@ -28,6 +28,7 @@ from warm_process.job import WarmProcessJobConfiguration, WarmProcessVariables
 from warm_process.ledger import Claim, Ledger
 from warm_process.limits import Limits
 from warm_process.live_runs import LiveRun, LiveRuns
+from warm_process.lost_runs import LostRuns
 from warm_process.metrics import count_end, count_start, serve_metrics
 from warm_process.polling import PollScheduler
 from warm_process.processes import offer_to_oom_killer
@@ -78,6 +79,7 @@ class WarmProcessWorker(ProcessWorker):
         self._worker_client: WorkerClient | None = None
         self._endings: RunEndings | None = None
         self._checks: RunChecks | None = None
+        self._lost: LostRuns | None = None
         self._supervisor: Supervisor | None = None
         self._why_never_forked: str | None = None
         self._metrics = contextlib.ExitStack()
@@ -107,6 +109,7 @@ class WarmProcessWorker(ProcessWorker):
         self._checks = RunChecks(
             self.client, self._settings, self._ledger, self._live, self._endings, self._background, self._log
         )
+        self._lost = LostRuns(self.client, self._work_pool_name, self._pool_job_variables, self._background, self._log)
         self._background.keep_running(self._listen)
         self._background.keep_running(self._poller.run)
         self._background.keep_running(self._check_regularly)
@@ -209,9 +212,11 @@ class WarmProcessWorker(ProcessWorker):
 
     async def _listen(self) -> None:
         assert self._checks
+        assert self._lost
         listener = EventListener(
             on_scheduled=self._poller.request,
             on_stopped=self._checks.request,
+            on_lost=self._lost.request,
             on_connected=self._catch_up,
             logger=self._log,
         )
@@ -226,8 +231,10 @@ class WarmProcessWorker(ProcessWorker):
     def _catch_up(self) -> None:
         """Look for what happened while no event stream was connected."""
         assert self._checks
+        assert self._lost
         self._poller.request()
         self._background.spawn(self._checks.check_all())
+        self._background.spawn(self._lost.request_all())
 
     async def _check_regularly(self) -> None:
         assert self._checks
