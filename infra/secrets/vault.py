@@ -550,7 +550,8 @@ def show_worker_token(volume: Path = VOLUME) -> None:
     """
     read_vault(volume)
     values = {name: (volume / "worker" / name).read_text() for name in TOKEN}
-    for name, value in {**values, **{name: os.environ[name] for name in ("PREFECT_UI_URL", "MLFLOW_UI_URL")}}.items():
+    addresses = {name: os.environ[name] for name in ("PREFECT_UI_URL", "MLFLOW_UI_URL")}
+    for name, value in {**values, **addresses}.items():
         print(f"{name}={value}")
 
 

@@ -13,6 +13,7 @@ from prefect.exceptions import ObjectNotFound
 
 from warm_process.background import BackgroundTasks
 from warm_process.endings import RunEndings
+from warm_process.events import EVENT_DELAYS
 from warm_process.ledger import Ledger
 from warm_process.live_runs import LiveRun, LiveRuns, wait_for_all
 from warm_process.settings import WarmProcessSettings
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun, State
 
-# An event may arrive before the transaction that set the state is committed.
-_EVENT_DELAYS = (0.0, 0.05, 0.2, 1.0)
 # A run that was claimed and neither started nor refused within this time has met an error in between.
 _MAX_SUBMISSION_SECONDS = 300.0
 
@@ -56,7 +55,7 @@ class RunChecks:
 
     async def _check(self, flow_run_id: UUID) -> None:
         try:
-            for delay in _EVENT_DELAYS:
+            for delay in EVENT_DELAYS:
                 await asyncio.sleep(delay)
                 if not self._ledger.get(flow_run_id) or self._judge(await self._client.read_flow_run(flow_run_id)):
                     return

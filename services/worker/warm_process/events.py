@@ -14,6 +14,8 @@ from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNam
 from trainyard.contract import Event as EventName
 from trainyard.contract import State, is_lost
 
+# Seconds between reads of a run after an event: it may arrive before the transaction that set the state is committed.
+EVENT_DELAYS = (0.0, 0.05, 0.2, 1.0)
 _MIN_BACKOFF, _MAX_BACKOFF = 0.5, 5.0
 _SCHEDULED = (EventName.FLOW_RUN_SCHEDULED, f"{EventName.FLOW_RUN}.{State.AWAITING_RERUN}")
 # Runs that somebody cancels or ends; what ends by itself is among them.

@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from trainyard.contract import LostRun, is_lost
 from trainyard.locks import lock
 from warm_process.background import BackgroundTasks
+from warm_process.events import EVENT_DELAYS
 from warm_process.job import DEFAULT_RERUNS
 from warm_process.ledger import Claim
 from warm_process.settle import EndedRun, Settlement
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 _RERUNS = "reruns_after_crash"
-# An event may arrive before the transaction that set the state is committed.
-_EVENT_DELAYS = (0.0, 0.05, 0.2, 1.0)
 # For how long a run that was lost while no worker heard of it is still run again.
 _MAX_AGE = timedelta(hours=1)
 # Meanwhile a worker that starts settles what its predecessor left in the ledger.
@@ -82,7 +81,7 @@ class LostRuns:
 
     async def _settle(self, flow_run_id: UUID) -> None:
         try:
-            for delay in _EVENT_DELAYS:
+            for delay in EVENT_DELAYS:
                 await asyncio.sleep(delay)
                 if ended := await self._find(flow_run_id):
                     await asyncio.to_thread(self._settle_in_turn, ended, asyncio.get_running_loop())
@@ -91,11 +90,12 @@ class LostRuns:
             self._logger.warning("Flow run %s, which was lost, could not be settled: %s", flow_run_id, error)
 
     async def _find(self, flow_run_id: UUID) -> EndedRun | None:
-        """Return a run if it is still crashed and was claimed by some worker."""
+        """Return a run if some worker had claimed it and it is still lost: since the event it may have been run again."""
         flow_run = await self._client.read_flow_run(flow_run_id)
         history = await self._client.read_flow_run_states(flow_run_id)
         claims = [state.id for state in history if state.is_pending() and state.name == "Pending"]
-        if not (claims and flow_run.state and flow_run.state.is_crashed()):
+        state = flow_run.state
+        if not (claims and state and state.is_crashed() and is_lost(state.message or "")):
             return None
         variables = dict(self._job_variables())
         if flow_run.deployment_id:
