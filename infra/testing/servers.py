@@ -1,9 +1,12 @@
 """Real Prefect and MLflow servers as local processes, on SQLite and free ports."""
 
+import importlib.metadata
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from infra.testing.waiting import wait_until
 SCRIPTS = Path(sys.executable).parent
 CHECKOUT = Path(__file__).parents[2]
 SERVICES = CHECKOUT / "services"
+TEMPLATES = Path(sys.prefix)  # the environment of the tests
 MAX_BUSY_SECONDS = 30.0
 
 
@@ -65,6 +69,29 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def prefect_database(folder: Path) -> str:
+    """Return the address of Prefect's database in a folder. A new one is a copy, since its migrations take longer than all else."""
+    file = folder / "prefect.db"
+    if not file.exists():
+        template = TEMPLATES / f"prefect-{importlib.metadata.version('prefect')}.db"
+        if not template.exists():
+            with tempfile.TemporaryDirectory(dir=TEMPLATES) as home:
+                made = Path(home, "prefect.db")
+                clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+                settings = {"PREFECT_HOME": home, "PREFECT_SERVER_DATABASE_CONNECTION_URL": sqlite_url(made)}
+                command = [str(SCRIPTS / "prefect"), "server", "database", "upgrade", "--yes"]
+                subprocess.run(command, env=clean | settings, check=True, capture_output=True)
+                made.rename(template)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(template, file)
+    return sqlite_url(file)
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the address of a file as Prefect's database."""
+    return f"sqlite+aiosqlite:///{file}"
+
+
 @contextmanager
 def prefect_server(
     folder: Path,
@@ -85,7 +112,7 @@ def prefect_server(
         "PREFECT_HOME": str(folder),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database(folder),
         **settings,
     }
     command = [str(SCRIPTS / "prefect"), "server", "start"]

@@ -64,7 +64,19 @@ def left_behind(home: Path) -> Iterator[psutil.Process]:
             continue
 
 
-def test_the_demo_trains_and_ends(home: Path) -> None:
+def test_ctrl_c_leaves_no_process_behind(home: Path) -> None:
+    demo = start(home, "demo")
+    wait_for_line(demo, "Beginning flow run")
+    running = len(list(left_behind(home)))
+    os.killpg(demo.pid, signal.SIGINT)
+    demo.communicate(timeout=60)
+
+    assert running > 3, "both servers, the worker and the process of the run"
+    assert demo.returncode == 130
+    assert not list(left_behind(home))
+
+
+def test_the_demo_trains_and_ends_also_after_one_that_was_interrupted(home: Path) -> None:
     demo = start(home, "demo")
     output, _ = demo.communicate(timeout=240)
 
@@ -77,27 +89,6 @@ def test_the_demo_trains_and_ends(home: Path) -> None:
     assert set(header[2:]) >= {"persistence", "climatology"}
     assert float(brier[1]) < min(map(float, brier[2:])), "the model beats the baselines"
     assert "make ui" in output.splitlines()[-1]
-    assert not list(left_behind(home))
-
-
-def test_a_second_demo_adds_to_the_first(home: Path) -> None:
-    demo = start(home, "demo")
-    output, _ = demo.communicate(timeout=240)
-
-    assert demo.returncode == 0, output
-    assert "Nothing has changed since it was trained." in output
-    assert not list(left_behind(home))
-
-
-def test_ctrl_c_leaves_no_process_behind(home: Path) -> None:
-    demo = start(home, "demo")
-    wait_for_line(demo, "Beginning flow run")
-    running = len(list(left_behind(home)))
-    os.killpg(demo.pid, signal.SIGINT)
-    demo.communicate(timeout=60)
-
-    assert running > 3, "both servers, the worker and the process of the run"
-    assert demo.returncode == 130
     assert not list(left_behind(home))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from warm_process.ledger import live_workers
 
-from infra.testing.servers import SCRIPTS, free_port, prefect_client, server
+from infra.testing.servers import SCRIPTS, free_port, prefect_client, prefect_database, server
 from infra.testing.waiting import wait_until
 from trainyard.contract import Resource, State
 
@@ -152,7 +152,7 @@ def prefect_server(folder: Path, **settings: str) -> Iterator[Server]:
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_API_AUTH_STRING": AUTH,
         "PREFECT_API_AUTH_STRING": AUTH,
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database(folder),
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",  # as in the image
         # Few tests read stored events, none task runs, and on SQLite they block everything else.
