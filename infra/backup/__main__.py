@@ -32,9 +32,9 @@ from urllib3.exceptions import HTTPError as StorageUnreachable
 
 from infra.backup import archiving
 from infra.backup.archive import FORMAT, MANIFEST, SECRETS, Writer, read_members
-from infra.backup.databases import DATABASES, Postgres
+from infra.backup.databases import DATABASES
 from infra.backup.errors import BackupError
-from infra.backup.objects import connect, list_all, write_objects
+from infra.backup.objects import write_objects
 from infra.backup.point_in_time import FOLDER, Archive, parse_moment, show
 from infra.backup.receiver import exclusive, home
 from infra.backup.repository import Repository
@@ -137,8 +137,7 @@ def wal_status(settings: Settings, repository: Repository) -> dict[str, Any] | N
 
 def stream(settings: Settings, _: Repository, __: Wanted) -> None:
     """Write a backup to standard output: databases before objects, so that every object that a row names is there."""
-    postgres = Postgres(settings.postgres_user, settings.secrets["postgres"])
-    store = connect(settings.minio_user, settings.secrets["minio"])
+    postgres, objects = settings.connect_databases(), settings.connect_objects()
     archive = Writer(sys.stdout.buffer)
     manifest = {
         "format": FORMAT,
@@ -151,7 +150,7 @@ def stream(settings: Settings, _: Repository, __: Wanted) -> None:
     for database in DATABASES:
         for number, part in enumerate(postgres.dump(database)):
             archive.add(f"databases/{database}/{number:08}", part)
-    write_objects(store, archive, list_all(store))
+    write_objects(objects, archive, objects.list_all())
     archive.add(SECRETS, VAULT.read_bytes())
     archive.end()
 

@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from minio import Minio
 from minio.error import MinioException
 from urllib3.exceptions import HTTPError as StorageUnreachable
 
 from infra.backup.archive import FORMAT
 from infra.backup.databases import Postgres
 from infra.backup.errors import BackupError
-from infra.backup.objects import connect, list_all, write_objects
+from infra.backup.objects import write_objects
 from infra.backup.point_in_time import BASE, BASE_FILE, FOLDER, PIECE, Archive, oldest_kept
 from infra.backup.receiver import (
     MAX_LOCAL_BYTES,
@@ -41,7 +40,7 @@ PAUSE_SECONDS = 2.0
 
 def replication(settings: Settings) -> Postgres:
     """Return the installation's server as the role that may replicate."""
-    return Postgres(ROLE, settings.secrets["replication"])
+    return Postgres(ROLE, settings.secrets["replication"], settings.postgres_host, settings.postgres_port)
 
 
 def newest_backup(repository: Repository, project: str) -> Snapshot | None:
@@ -99,8 +98,8 @@ class Archiver:
         self._settings, self._repository = settings, repository
         self._receiver = Receiver(replication(settings), home())
         self._moments = repository.inside(FOLDER, cache=home() / "cache")
-        self._store: Minio = connect(settings.minio_user, settings.secrets["minio"])
-        self._write: Callable[..., None] = partial(write_objects, self._store)
+        self._objects = settings.connect_objects()
+        self._write: Callable[..., None] = partial(write_objects, self._objects)
         self._backup: Snapshot | None = None
         self._base_time = 0.0
         self._former: list[str] = []
@@ -141,7 +140,7 @@ class Archiver:
         self._receiver.add_fact("vault", VAULT.read_bytes(), found.until)
         self._receiver.add_fact("versions", self._read_versions(), found.until)
         # After the WAL was cut, so that every object that a row of it names is listed.
-        self._receiver.add_objects(list_all(self._store), self._backup.time, found.until, self._write)
+        self._receiver.add_objects(self._objects.list_all(), self._backup.time, found.until, self._write)
         summary = self._moments.keep_folder(self._settings.project, self._receiver.stored, [PIECE, *found.tags])
         ARCHIVED.touch()
         self._tidy(found.system, summary["snapshot_id"])

@@ -13,16 +13,15 @@ from infra.backup.errors import BackupError
 # name MLflow's runs.
 DATABASES = ("serving", "prefect", "mlflow_accounts", "mlflow")
 REVISION_TABLES = {"prefect": "alembic_version", "mlflow": "alembic_version", "mlflow_accounts": "alembic_version_auth"}
-HOST = "postgres"
 PART_BYTES = 32 << 20
 MAX_LOCK_WAIT = "60s"
 LOADING = {"PGOPTIONS": "-c maintenance_work_mem=128MB"}  # indexes are built with less reading and writing
 
 
 class Postgres:
-    """The installation's server, or another one, as a user of it."""
+    """A server, as a user of it."""
 
-    def __init__(self, user: str, password: str, host: str = HOST, port: int = 5432) -> None:
+    def __init__(self, user: str, password: str, host: str, port: int = 5432) -> None:
         self.environment = {
             **os.environ,
             "PGHOST": host,

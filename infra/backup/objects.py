@@ -8,16 +8,15 @@ from contextlib import closing
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from infra.backup.archive import Member, Writer
 from infra.backup.errors import BackupError
+from infra.object_store import ObjectStore
 from trainyard.contract import Bucket
 
 BUCKETS = (Bucket.MLFLOW, Bucket.RESULTS)
-ADDRESS = "minio:9000"
 THREADS, AHEAD = 4, 16
 # Objects up to these sizes are read, or written in a restore, by several threads, with some (AHEAD) in memory; larger ones are
 # streamed one after the other. The service that reads has less memory than a restore.
@@ -41,26 +40,51 @@ class Listed(NamedTuple):
     etag: str
 
 
-def connect(user: str, password: str) -> Minio:
-    """Return a client of the installation's object store."""
-    return Minio(endpoint=ADDRESS, access_key=user, secret_key=password, secure=False)
+class Objects:
+    """The installation's objects, as an account of the store sees them."""
+
+    def __init__(self, store: ObjectStore, user: str, password: str) -> None:
+        self.client = store.connect(user, password)
+        self._store = store
+
+    def locate(self, bucket: str, name: str) -> tuple[str, str]:
+        """Return where an object is: the store's bucket, and its name there."""
+        actual, folder = self._store.locate(bucket)
+        return actual, folder + name
+
+    def list_bucket(self, bucket: str) -> Iterator[Listed]:
+        """Yield the objects of one of the installation's buckets."""
+        actual, folder = self._store.locate(bucket)
+        for entry in self.client.list_objects(bucket_name=actual, prefix=folder or None, recursive=True):
+            assert entry.object_name is not None
+            assert entry.last_modified is not None
+            modified, name = int(entry.last_modified.timestamp()), entry.object_name.removeprefix(folder)
+            yield Listed(modified, name, bucket, entry.size or 0, (entry.etag or "").strip('"'))
+
+    def list_all(self) -> list[Listed]:
+        """Return the objects of all buckets, the oldest first."""
+        return sorted(entry for bucket in BUCKETS for entry in self.list_bucket(bucket))
+
+    def make_buckets(self) -> None:
+        """Create the buckets that are missing; the bucket of an external S3 is its owner's."""
+        for bucket in () if self._store.is_external else BUCKETS:
+            if not self.client.bucket_exists(bucket_name=bucket):
+                self.client.make_bucket(bucket_name=bucket)
+
+    def remove(self, bucket: str, names: Iterable[str]) -> None:
+        """Delete objects.
+
+        Raises:
+            BackupError: The store refused.
+        """
+        actual, folder = self._store.locate(bucket)
+        doomed = (DeleteObject(folder + name) for name in names)
+        while batch := list(islice(doomed, MAX_DELETED_AT_ONCE)):
+            for error in self.client.remove_objects(bucket_name=actual, delete_object_list=batch):
+                raise BackupError(f"an object could not be deleted: {error.code} {error.message}")
 
 
-def list_objects(store: Minio, bucket: str) -> Iterator[Listed]:
-    """Yield a bucket's objects."""
-    for entry in store.list_objects(bucket_name=bucket, recursive=True):
-        assert entry.object_name is not None
-        assert entry.last_modified is not None
-        modified = int(entry.last_modified.timestamp())
-        yield Listed(modified, entry.object_name, bucket, entry.size or 0, (entry.etag or "").strip('"'))
-
-
-def list_all(store: Minio) -> list[Listed]:
-    """Return the objects of all buckets, the oldest first."""
-    return sorted(entry for bucket in BUCKETS for entry in list_objects(store, bucket))
-
-
-def write_objects(store: Minio, archive: Writer, listed: Iterable[Listed]) -> None:
+def write_objects(objects: Objects, archive: Writer, listed: Iterable[Listed]) -> None:
     """Add objects to a backup. With the oldest first, new ones change its end only.
 
     Objects that are deleted meanwhile are left out: no row named them any more.
@@ -71,20 +95,21 @@ def write_objects(store: Minio, archive: Writer, listed: Iterable[Listed]) -> No
     """
 
     def prefetch(entry: Listed) -> tuple[Listed, Any]:
-        return entry, open_object(store, entry, preload=True) if entry.size <= MAX_SMALL_BYTES else None
+        return entry, open_object(objects, entry, preload=True) if entry.size <= MAX_SMALL_BYTES else None
 
     for entry, response in map_ahead(prefetch, listed):
         if entry.size > MAX_SMALL_BYTES:
-            response = open_object(store, entry)
+            response = open_object(objects, entry)
         if response is not None:
             with closing(response):
                 add_object(archive, entry, response)
 
 
-def open_object(store: Minio, entry: Listed, *, preload: bool = False) -> Any:
+def open_object(objects: Objects, entry: Listed, *, preload: bool = False) -> Any:
     """Return the response with an object, with its content in memory if asked for; None if the object is gone."""
     try:
-        response = store.get_object(bucket_name=entry.bucket, object_name=entry.name)
+        bucket, name = objects.locate(entry.bucket, entry.name)
+        response = objects.client.get_object(bucket_name=bucket, object_name=name)
     except S3Error as error:
         if error.code == "NoSuchKey":
             return None
@@ -115,13 +140,11 @@ def add_object(archive: Writer, entry: Listed, response: Any) -> None:
 class Restoration:
     """Brings the buckets to what a backup holds: first adds, and deletes what is not in it at the very end."""
 
-    def __init__(self, store: Minio) -> None:
-        self._store = store
-        for bucket in BUCKETS:
-            if not store.bucket_exists(bucket_name=bucket):
-                store.make_bucket(bucket_name=bucket)
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        objects.make_buckets()
         self._present = {
-            (entry.bucket, entry.name): entry for bucket in BUCKETS for entry in list_objects(store, bucket)
+            (entry.bucket, entry.name): entry for bucket in BUCKETS for entry in objects.list_bucket(bucket)
         }
         self._restored: set[tuple[str, str]] = set()
         self.sent = 0
@@ -161,9 +184,10 @@ class Restoration:
     def _put(self, member: Member, stream: Any) -> None:
         _, bucket, name = member.name.split("/", 2)
         metadata = {key.removeprefix(META): value for key, value in member.headers.items() if key.startswith(META)}
-        self._store.put_object(
-            bucket_name=bucket,
-            object_name=name,
+        actual, actual_name = self._objects.locate(bucket, name)
+        self._objects.client.put_object(
+            bucket_name=actual,
+            object_name=actual_name,
             data=stream,
             length=member.size,
             content_type=member.headers.get(CONTENT_TYPE, "application/octet-stream"),
@@ -179,10 +203,7 @@ class Restoration:
         """
         others = sorted(self._present.keys() - self._restored)
         for bucket in BUCKETS:
-            names = iter(DeleteObject(name) for where, name in others if where == bucket)
-            while batch := list(islice(names, MAX_DELETED_AT_ONCE)):
-                for error in self._store.remove_objects(bucket_name=bucket, delete_object_list=batch):
-                    raise BackupError(f"an object could not be deleted: {error.code} {error.message}")
+            self._objects.remove(bucket, (name for where, name in others if where == bucket))
         return len(others)
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 from infra.backup.archive import MANIFEST, SECRETS, Member, read_members, reported_damage
 from infra.backup.databases import DATABASES, Load, Postgres
 from infra.backup.errors import BackupError
-from infra.backup.objects import Restoration, connect
+from infra.backup.objects import Restoration
 from infra.backup.point_in_time import BASE_FILE, FOLDER, Archive, Plan, show
 from infra.backup.receiver import home
 from infra.backup.recovery import Scratch
@@ -158,8 +158,7 @@ def restore(settings: Settings, repository: Repository, wanted: Wanted) -> None:
     Raises:
         BackupError: The backup is foreign, newer or damaged, that moment cannot be restored, or a server refused it.
     """
-    postgres = Postgres(settings.postgres_user, settings.secrets["postgres"])
-    objects = Restoration(connect(settings.minio_user, settings.secrets["minio"]))
+    postgres, objects = settings.connect_databases(), Restoration(settings.connect_objects())
     with open_source(repository, wanted) as source:
         secrets = load(source, repository, postgres, objects)
     postgres.replace()

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from infra.backup.databases import Postgres
+from infra.backup.objects import Objects
+from infra.object_store import ObjectStore
+
 FOLDER = "/backups"
 VAULT = Path("/run/secrets/vault.json")
 NEWEST = Path("/tmp/newest")  # noqa: S108 - the service's own file, whose time is that of the newest backup
@@ -29,8 +33,11 @@ class Settings:
     """The variables of restic, with its password."""
     former_password: str
     """The repository's before `make rotate`, while it may still have that; else empty."""
+    postgres_host: str
+    postgres_port: int
     postgres_user: str
-    minio_user: str
+    store: ObjectStore
+    store_user: str
     secrets: Mapping[str, str]
     """The passwords of Postgres and the object store, by what they open."""
     is_point_in_time: bool
@@ -65,8 +72,11 @@ class Settings:
             },
             environment={**variables, **{name: value for name, value in restic.items() if value}},
             former_password=variables.get("BACKUP_FORMER_PASSWORD", ""),
+            postgres_host=variables.get("POSTGRES_HOST", "postgres"),
+            postgres_port=int(variables.get("POSTGRES_PORT", 5432)),
             postgres_user=variables["POSTGRES_USER"],
-            minio_user=variables["MINIO_USER"],
+            store=ObjectStore.read(variables),
+            store_user=variables["MINIO_USER"],
             secrets={
                 "postgres": variables["POSTGRES_PASSWORD"],
                 "minio": variables["MINIO_PASSWORD"],
@@ -79,6 +89,14 @@ class Settings:
     def __repr__(self) -> str:
         """Return the repository alone: the other fields hold passwords."""
         return f"Settings(repository={self.repository!r})"
+
+    def connect_databases(self) -> Postgres:
+        """Return the installation's Postgres."""
+        return Postgres(self.postgres_user, self.secrets["postgres"], self.postgres_host, self.postgres_port)
+
+    def connect_objects(self) -> Objects:
+        """Return the installation's objects."""
+        return Objects(self.store, self.store_user, self.secrets["minio"])
 
 
 def restic_address(s3: str, endpoint: str) -> str:

@@ -9,7 +9,7 @@ from trainyard.diagnosis import Finding
 REVISION = re.compile(r"^INSERT INTO public\.alembic_version\w* VALUES \('(\w+)'\);$", re.MULTILINE)
 CREATE_INDEX = re.compile(r"^CREATE (?:UNIQUE )?INDEX (?:IF NOT EXISTS )?(\w+)\s[^;]*;", re.MULTILINE)
 ADD_CONSTRAINT = re.compile(r"^ALTER TABLE [^;]*?\sADD CONSTRAINT (\w+) (?:PRIMARY KEY|UNIQUE)[^;]*;", re.MULTILINE)
-COMMAND = "docker compose exec postgres psql --username postgres --dbname {} --command {}"
+COMMAND = "docker compose exec postgres psql --dbname {} --command {}"
 
 
 class Schema(NamedTuple):

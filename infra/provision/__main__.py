@@ -22,7 +22,7 @@ from infra.provision.api import prefect_api
 from infra.provision.deployments import DeployError, provision_deployments, provision_platform, start_first_runs
 from infra.provision.follow import RunError, follow, start_run
 from infra.provision.settings import Settings
-from infra.provision.storage import provision_storage
+from infra.provision.storage import ObjectStoreError, provision_storage
 
 MAX_WAIT_SECONDS = 120.0  # `platform` and `project` run side by side and wait for parts of each other's
 
@@ -74,8 +74,8 @@ def main() -> None:
     try:
         match arguments.command:
             case "platform":
-                if settings.minio_address:
-                    provision_storage(settings)
+                if settings.store:
+                    provision_storage(settings, settings.store)
                 if settings.mlflow_tracking_username:
                     provision_accounts(settings)
                 provision_platform(settings, MAX_WAIT_SECONDS)
@@ -91,7 +91,7 @@ def main() -> None:
                 with prefect_api(settings) as api:
                     run_id = start_run(api, arguments.deployment, arguments.parameters, settings.prefect_ui_url)
                     sys.exit(0 if follow(api, run_id) else 1)
-    except (DeployError, RunError) as error:
+    except (DeployError, RunError, ObjectStoreError) as error:
         sys.exit(str(error))
     except httpx.HTTPError as error:
         sys.exit(f"A request to a server failed: {error}. See `make logs`.")

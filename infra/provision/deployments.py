@@ -15,8 +15,10 @@ from typing import Any
 
 import httpx
 import yaml
+from pydantic import SecretStr
 
 import trainyard.flows
+from infra.object_store import ObjectStore
 from infra.provision.api import create_flow_run, find_deployments, prefect_api, retry_transient
 from infra.provision.automations import (
     find_automations,
@@ -66,8 +68,8 @@ def provision_platform(settings: Settings, wait_seconds: float = 0) -> None:
         ensure_work_pool(api)
         for automation in lost_run_automations():
             save_automation(api, automation)
-        if settings.minio_address:
-            save_results_block(settings)
+        if settings.store:
+            save_results_block(settings, settings.store)
         save_mail_automations(api, settings, wait_seconds)
         record_fingerprint(api, Resource.PROVISIONED, fingerprint)
 
@@ -134,8 +136,10 @@ def refuse_others_deployments(existing: Iterable[dict[str, Any]], queue: str) ->
 def compute_platform_fingerprint(settings: Settings) -> str:
     """Return a digest of everything that decides what work pool, block and automations look like."""
     mail = [automation("", settings.mail_events) for automation in (mail_run_events, mail_alerts)]
-    key = settings.prefect_s3_secret_key.get_secret_value()
-    decisive = f"{settings.minio_address} {lost_run_automations()} {mail} {key}"
+    user, key = results_account(settings)
+    decisive = (
+        f"{settings.store} {settings.ssl_cert_file} {lost_run_automations()} {mail} {user} {key.get_secret_value()}"
+    )
     return compute_fingerprint(decisive, job_variables_files())
 
 
@@ -185,7 +189,7 @@ def record_fingerprint(api: httpx.Client, variable: str, fingerprint: str) -> No
 def is_platform_complete(api: httpx.Client, settings: Settings) -> bool:
     """Return whether everything that was created for the platform still exists."""
     paths = [WORK_POOL, *(f"{QUEUES}/{queue}" for queue in (Resource.MAIL_QUEUE, Resource.PLATFORM_QUEUE))]
-    if settings.minio_address:
+    if settings.store:
         block = f"{Resource.RESULTS_BLOCK_TYPE}/block_documents/name/{Resource.RESULTS_BLOCK}"
         paths.append(f"/block_types/slug/{block}")
     send_mail = {deployment["id"] for deployment in find_deployments(api, Resource.SEND_MAIL)}
@@ -271,18 +275,36 @@ def save_mail_automations(api: httpx.Client, settings: Settings, wait_seconds: f
         save_automation(api, automation(found[0]["id"], settings.mail_events))
 
 
-def save_results_block(settings: Settings) -> None:
+def results_account(settings: Settings) -> tuple[str, SecretStr]:
+    """Return the account by which runs keep their results, and its key."""
+    if settings.results_user:  # of an external S3
+        return settings.results_user, settings.results_password
+    return RESULTS_USER, settings.prefect_s3_secret_key
+
+
+def save_results_block(settings: Settings, store: ObjectStore) -> None:
     """Save the block through which runs keep their results in the object store."""
     from prefect_aws import AwsClientParameters, MinIOCredentials, S3Bucket
 
-    credentials = MinIOCredentials(
-        minio_root_user=RESULTS_USER,
-        minio_root_password=settings.prefect_s3_secret_key,
-        aws_client_parameters=AwsClientParameters(
-            endpoint_url=settings.minio_address, config={"s3": {"addressing_style": "path"}}
-        ),
+    user, key = results_account(settings)
+    bucket, folder = store.locate(Bucket.RESULTS)
+    # As infra/secrets/external.py has it for MLflow.
+    names = ("request_checksum_calculation", "response_checksum_validation") if store.is_external else ()
+    checksums = dict.fromkeys(names, "when_required")
+    client = AwsClientParameters(
+        endpoint_url=store.endpoint,
+        verify=True,  # without it a block that was loaded forgets the next line
+        verify_cert_path=settings.ssl_cert_file if store.is_external else None,
+        config={"s3": {"addressing_style": "path" if store.has_paths else "virtual"}, **checksums},
     )
-    S3Bucket(bucket_name=Bucket.RESULTS, credentials=credentials).save(Resource.RESULTS_BLOCK, overwrite=True)
+    credentials = MinIOCredentials(
+        minio_root_user=user,
+        minio_root_password=key,
+        region_name=store.region or None,
+        aws_client_parameters=client,
+    )
+    block = S3Bucket(bucket_name=bucket, bucket_folder=folder.rstrip("/"), credentials=credentials)
+    block.save(Resource.RESULTS_BLOCK, overwrite=True)
 
 
 def deploy(file: Path, queue: str | None = None) -> None:

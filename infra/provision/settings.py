@@ -1,10 +1,12 @@
 """Settings of provisioning; nothing else in this package reads the environment."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
+from infra.object_store import ObjectStore
 from trainyard.contract import MAIL_EVENTS
 
 
@@ -34,6 +36,18 @@ class Settings(BaseSettings):
     minio_address: str | None = None
     minio_root_user: str = ""
     minio_root_password: SecretStr = SecretStr("")
+
+    # An external S3, with the account of MLflow and backups, and that of the runs' results.
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    s3_bucket: str = ""
+    s3_prefix: str = ""
+    s3_path_style: bool = True
+    ssl_cert_file: Path | None = None
+    minio_user: str = ""
+    minio_password: SecretStr = SecretStr("")
+    results_user: str = ""
+    results_password: SecretStr = SecretStr("")
     mlflow_s3_secret_key: SecretStr = SecretStr("")
     prefect_s3_secret_key: SecretStr = SecretStr("")
     backup_s3_reading_key: SecretStr = SecretStr("")
@@ -50,6 +64,13 @@ class Settings(BaseSettings):
 
     work_queue: str | None = Field(default=None, pattern="^[a-z0-9_-]+$")
     """The work queue of a further project's deployments; None for the first project, whose deployments name their queues."""
+
+    @property
+    def store(self) -> ObjectStore | None:
+        """Where the installation's objects are; None where it has no object store."""
+        if self.s3_endpoint:
+            return ObjectStore(self.s3_endpoint, self.s3_region, self.s3_bucket, self.s3_prefix, self.s3_path_style)
+        return ObjectStore(self.minio_address) if self.minio_address else None
 
     @field_validator("mail_events", mode="before")
     @classmethod

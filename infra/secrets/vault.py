@@ -20,10 +20,12 @@ import secrets
 import shlex
 import string
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from urllib.parse import quote, urlsplit
+
+from infra.secrets import external
 
 SETTINGS = Path("/given/settings")
 VOLUME = Path("/secrets")
@@ -72,7 +74,7 @@ NAMES = USER_SECRETS + SERVICE_SECRETS + ENCRYPTION_KEYS
 KEPT_WHEN_ROTATED = (*ENCRYPTION_KEYS, "BACKUP_PASSWORD")
 
 # Passwords of external servers: they cannot be generated here, nor held to the rules.
-EXTERNAL = ("SMTP_PASSWORD", "BACKUP_S3_SECRET_KEY")
+EXTERNAL = ("SMTP_PASSWORD", "BACKUP_S3_SECRET_KEY", *external.PASSWORDS)
 
 # Accounts of services. One that an administrator signs in with would make the service an administrator too.
 RESERVED_USERS = {
@@ -109,10 +111,10 @@ def is_known_default(value: str) -> bool:
     return True
 
 
-def find_problems(values: Mapping[str, str]) -> Iterator[str]:
+def find_problems(values: Mapping[str, str], is_external: Collection[str] = EXTERNAL) -> Iterator[str]:
     """Yield a sentence for each secret that is not safe to use, without its value."""
     for name, value in values.items():
-        if name in EXTERNAL:
+        if name in is_external:
             if not value.isascii() or not value.isprintable():
                 yield f"{name} has a control character or a non-ASCII letter"
         elif len(value) < MIN_LENGTH:
@@ -179,7 +181,12 @@ def read_settings(path: Path = SETTINGS) -> dict[str, str]:
         name, _, value = line.partition("=")
         if value:
             settings[name] = value
-    return settings
+    return settings | {name: os.environ[name] for name in external.SETTINGS if os.environ.get(name)}
+
+
+def external_secrets(settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of the passwords that belong to servers outside."""
+    return (*EXTERNAL, "POSTGRES_PASSWORD") if external.POSTGRES in settings else EXTERNAL
 
 
 def fill_vault(volume: Path, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -220,14 +227,14 @@ def service_files(
     prefect_worker_login = f"worker:{values['PREFECT_WORKER_PASSWORD']}"
     prefect_deploy_login = f"deploy:{values['PREFECT_DEPLOY_PASSWORD']}"
 
-    def external(name: str) -> dict[str, str]:
+    def outside(name: str) -> dict[str, str]:
         return {name: settings[name]} if name in settings else {}
 
     def former_secret(variable: str, name: str, form: Callable[[str], str] = str) -> dict[str, str]:
         return {variable: form(former[name])} if name in former else {}
 
     def database_url(role: str, name: str, scheme: str = "postgresql+psycopg2") -> str:
-        return f"{scheme}://{role}:{quote(values[name], safe='')}@postgres:5432/{role}"
+        return f"{scheme}://{role}:{quote(values[name], safe='')}@{external.postgres_address(settings)}/{role}"
 
     return {
         "postgres": {
@@ -273,7 +280,7 @@ def service_files(
             "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_WORKER_PASSWORD"],
             "SERVING_API_KEY": values["SERVING_API_KEY"],
             "CACHE_SIGNING_KEY": values["CACHE_SIGNING_KEY"],
-            **external("SMTP_PASSWORD"),
+            **outside("SMTP_PASSWORD"),
         },
         "provision": {
             "PREFECT_API_AUTH_STRING": prefect_login,
@@ -315,7 +322,7 @@ def service_files(
             "MINIO_USER": "backup",
             "MINIO_PASSWORD": values["BACKUP_S3_READING_KEY"],
             "vault.json": json.dumps({name: value for name, value in values.items() if name != "BACKUP_PASSWORD"}),
-            **external("BACKUP_S3_SECRET_KEY"),
+            **outside("BACKUP_S3_SECRET_KEY"),
         },
         "restore": {
             "BACKUP_PASSWORD": values["BACKUP_PASSWORD"],
@@ -323,11 +330,11 @@ def service_files(
             "POSTGRES_PASSWORD": values["POSTGRES_PASSWORD"],
             "MINIO_USER": settings["MINIO_ROOT_USER"],
             "MINIO_PASSWORD": values["MINIO_ROOT_PASSWORD"],
-            **external("BACKUP_S3_SECRET_KEY"),
+            **outside("BACKUP_S3_SECRET_KEY"),
         },
         "prometheus": {"token": values["METRICS_TOKEN"], "minio": minio_metrics_token(values["METRICS_S3_KEY"])},
         "postgres-exporter": {"password": values["METRICS_DATABASE_PASSWORD"]},
-        "alertmanager": external("SMTP_PASSWORD"),
+        "alertmanager": outside("SMTP_PASSWORD"),
     }
 
 
@@ -398,13 +405,13 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> list[str]:
     settings = read_settings(settings_file)
     for problem in chain(find_address_problems(os.environ), find_tls_problems(os.environ)):
         sys.exit(f"Nothing was started, because of a setting in .env: {problem}.")
-    chosen = {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
-    unsafe = list(find_problems(chosen))
-    problems = [*find_reserved_users(settings), *unsafe]
+    chosen, outside = chosen_secrets(settings), external_secrets(settings)
+    unsafe = list(find_problems(chosen, outside))
+    problems = [*find_reserved_users(settings), *external.find_problems(settings), *unsafe]
     if problems:
         advice = (
             "Leave it empty to have a safe one generated, or choose one of at least 12 characters.\n"
-            f"Only {', '.join(EXTERNAL)} may be shorter: they belong to an external server."
+            f"Only {', '.join(outside)} may be shorter: they belong to an external server."
         )
         sys.exit(
             "Nothing was started, because of a setting in .env:\n"
@@ -412,7 +419,8 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> list[str]:
             + (advice if unsafe else "")
         )
     os.umask(0)  # the modes below apply as they are
-    values, changed = fill_vault(volume, chosen), []
+    own = {name: value for name, value in chosen.items() if name not in outside}
+    values, changed = fill_vault(volume, own), []
     for service, files in all_files(volume, values, settings, settings_file).items():
         folder = volume / service
         folder.mkdir(mode=0o755, exist_ok=True)
@@ -427,11 +435,19 @@ def make(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> list[str]:
     return changed
 
 
+def chosen_secrets(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the secrets that .env sets."""
+    return {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
+
+
 def all_files(
     volume: Path, values: Mapping[str, str], settings: Mapping[str, str], settings_file: Path
 ) -> dict[str, dict[str, str]]:
     """Return the files of each service's folder, with what is beside the settings."""
     folders = service_files(values, settings, read_former(volume))
+    for further in (external.postgres_files(settings), external.s3_files(settings)):
+        for service, files in further.items():
+            folders[service] |= files
     # infra/compose/metrics.yml makes it; Alertmanager reads no environment.
     if (alerting := settings_file.with_name("alertmanager.yml")).exists():
         folders["alertmanager"]["alertmanager.yml"] = alerting.read_text()
@@ -570,15 +586,20 @@ def read_vault(volume: Path) -> dict[str, str]:
 def check(volume: Path = VOLUME, settings_file: Path = SETTINGS) -> None:
     """Print a sentence for each thing that is wrong with settings and secrets; write nothing."""
     settings = read_settings(settings_file)
-    chosen = {name: settings[name] for name in NAMES + EXTERNAL if name in settings}
-    for problem in (*find_address_problems(os.environ), *find_reserved_users(settings), *find_problems(chosen)):
+    chosen, outside = chosen_secrets(settings), external_secrets(settings)
+    for problem in (
+        *find_address_problems(os.environ),
+        *find_reserved_users(settings),
+        *external.find_problems(settings),
+        *find_problems(chosen, outside),
+    ):
         print(f"A setting in .env is refused at the next start: {problem}.")
     files = {name: volume / "vault" / name for name in NAMES}
     values = {name: file.read_text() if file.exists() else "" for name, file in files.items()}
     if missing := [name for name, value in values.items() if not value]:
         print(f"The volume secrets lacks {', '.join(missing)}, or has an empty file.")
         return
-    values = {name: chosen.get(name) or value for name, value in values.items()}
+    values = {name: value if name in outside else chosen.get(name) or value for name, value in values.items()}
     if former := read_former(volume):
         print(f"A rotation of {', '.join(former)} did not end: run make rotate again.")
     for service, expected in all_files(volume, values, settings, settings_file).items():

@@ -12,9 +12,7 @@ from typing import Any
 from minio.error import MinioException
 from urllib3.exceptions import HTTPError as StorageUnreachable
 
-from infra.backup.databases import Postgres
 from infra.backup.errors import BackupError
-from infra.backup.objects import connect, list_objects
 from infra.backup.point_in_time import FOLDER, Archive, oldest_kept
 from infra.backup.repository import Repository
 from infra.backup.settings import Settings
@@ -115,9 +113,8 @@ def main() -> None:
     """Print the report."""
     docker_line, live_line, *images = filter(None, sys.stdin.read().splitlines())
     docker, live, settings = json.loads(docker_line), json.loads(live_line), Settings.read()
-    databases = measure_databases(Postgres(settings.postgres_user, settings.secrets["postgres"]))
-    store = connect(settings.minio_user, settings.secrets["minio"])
-    objects = measure_objects(list_objects(store, Bucket.MLFLOW))
+    databases = measure_databases(settings.connect_databases())
+    objects = measure_objects(settings.connect_objects().list_bucket(Bucket.MLFLOW))
     print(f"{live['disk']['text']} A mail is sent at {live['disk']['alert_percent']:g} %." if live else UNKNOWN)
     lines = [
         *show_section("Databases", {f"{database}: {group}": size for (database, group), size in databases.items()}),

@@ -95,6 +95,7 @@ class Stack:
                     "WEATHER_",
                     "MINIO_",
                     "POSTGRES_",
+                    "S3_",
                     "MAIL_",
                     "SERVING_",
                     "DASHBOARD_",

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser
 from infra.testing.browser import chromium
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
+from tests.support.backups import REMOVE_LARGE_OBJECT, Backup, make_backup
 
 
 def docker_answers() -> bool:
@@ -93,6 +94,13 @@ def served(stack: Stack) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30) as client:
         wait_until(lambda: client.get("/models").json()["models"], 30, "the champion")
         yield client
+
+
+@pytest.fixture(scope="session")
+def backup(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backup]:
+    """A backup of the shared stack."""
+    yield make_backup(stack, tmp_path_factory.mktemp("backups") / "repository")
+    stack.provisioner(REMOVE_LARGE_OBJECT)  # MLflow does not know it
 
 
 @pytest.fixture(scope="session")

@@ -1,98 +1,23 @@
 """A backup while a run goes on, and a restore into a new installation: the same data, byte for byte."""
 
 import ast
-import json
 import os
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
-from tests.support.installation import MODEL, predict, read_installation, recorded_predictions, serving
+from tests.support.backups import LARGE_OBJECT, READ_BLOCK, Backup, colleagues_status, hashes, pages
+from tests.support.installation import MODEL, predict, read_installation, serving
 from trainyard.contract import Record, ServingPath
-
-DIARY = """
-import mlflow
-from prefect import flow
-
-
-@flow(timeout_seconds=300)
-def diary():
-    mlflow.set_experiment("diary")
-    page = 0
-    with mlflow.start_run() as run:
-        while "done" not in mlflow.get_run(run.info.run_id).data.tags:
-            page += 1
-            mlflow.log_text(str(page), f"pages/{page}.txt")
-            mlflow.log_metric("page", page)
-"""
-ENTRY = "\n  - name: diary\n    entrypoint: flows/diary.py:diary\n    work_pool: *training\n"
-HASHES = """
-import hashlib, json
-from minio import Minio
-from infra.provision.settings import Settings
-settings = Settings()
-store = Minio(endpoint="minio:9000", access_key=settings.minio_root_user,
-              secret_key=settings.minio_root_password.get_secret_value(), secure=False)
-found = {}
-for bucket in ("mlflow", "prefect-results"):
-    for entry in store.list_objects(bucket_name=bucket, recursive=True):
-        response = store.get_object(bucket_name=bucket, object_name=entry.object_name)
-        about = hashlib.sha256(response.data).hexdigest() + " " + response.headers["Content-Type"]
-        found[f"{bucket}/{entry.object_name}"] = about
-print(json.dumps(found))
-"""
-LARGE_OBJECT = """
-import io, random
-from minio import Minio
-from infra.provision.settings import Settings
-settings = Settings()
-store = Minio(endpoint="minio:9000", access_key=settings.minio_root_user,
-              secret_key=settings.minio_root_password.get_secret_value(), secure=False)
-data = random.Random(1).randbytes({megabytes} * 1_000_000)
-store.put_object(bucket_name="mlflow", object_name={name!r}, data=io.BytesIO(data), length=len(data), part_size=8 << 20)
-"""
-REMOVE_LARGE_OBJECT = (
-    LARGE_OBJECT.partition("data = ")[0] + 'store.remove_object(bucket_name="mlflow", object_name="large-object")'
-)
-SAVE_BLOCK = 'from prefect.blocks.system import Secret; Secret(value="open sesame").save("kept", overwrite=True)'
-READ_BLOCK = 'from prefect.blocks.system import Secret; print(Secret.load("kept").get())'
-COLLEAGUE = ("colleague", "an account of a person")
-
-
-def hashes(stack: Stack) -> dict[str, str]:
-    """Return hash and type of every object."""
-    found: dict[str, str] = json.loads(stack.provisioner(HASHES).splitlines()[-1])
-    return found
-
-
-def colleagues_status(stack: Stack) -> int:
-    """Return what MLflow answers to the account of a person."""
-    with stack.mlflow() as api:
-        return api.get("/experiments/search", params={"max_results": 1}, auth=COLLEAGUE).status_code
-
-
-def pages(stack: Stack) -> tuple[str, int] | None:
-    """Return the run that writes a diary and its number of pages, or None before the first one."""
-    with stack.mlflow() as api:
-        found = api.get("/experiments/get-by-name", params={"experiment_name": "diary"})
-        if found.status_code == 404:
-            return None
-        ids = [found.raise_for_status().json()["experiment"]["experiment_id"]]
-        runs = api.post("/runs/search", json={"experiment_ids": ids}).raise_for_status().json().get("runs", [])
-    written = [(run["info"]["run_id"], metric) for run in runs for metric in run["data"].get("metrics", [])]
-    return next(((run, int(metric["value"])) for run, metric in written if metric["key"] == "page"), None)
-
 
 WRITE_NOTE = """
 import mlflow
@@ -143,64 +68,11 @@ def passwords(variables: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if not value.startswith("http")}
 
 
-@dataclass
-class Backup:
-    """A backup that was made while a run wrote its diary."""
-
-    source: Stack
-    folder: Path
-    password: str
-    output: str
-    before: dict[str, Any]
-    objects: dict[str, str]
-    prediction: dict[str, Any]
-
-    def restore(
-        self, target: Stack, folder: Path | None = None, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `make restore` in another installation."""
-        return target.shell(f"BACKUP_PASSWORD={self.password} make restore FROM={folder or self.folder}", check)
-
-
 def backup_container(stack: Stack, folder: Path, command: str, *options: str) -> None:
     """Run a command in a container of `backup` with a repository in a folder."""
     owner = f"{os.getuid()}:{os.getgid()}"
     run = f"BACKUP_FOLDER={folder} BACKUP_USER={owner} docker compose run --rm --no-deps -T"
     stack.shell(" ".join([run, *options, "backup", command]))
-
-
-@pytest.fixture(scope="module")
-def backup(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backup]:
-    """Make a backup of the shared stack, with something of every kind in it."""
-    stack.wait_for_first_run()
-    prediction = wait_until(lambda: predict(stack), 60, "the champion to be served", every=1)
-    wait_until(lambda: recorded_predictions(stack), 30, "the recorded prediction", every=0.5)
-    stack.provisioner(SAVE_BLOCK)
-    with stack.mlflow() as api:
-        user, password = COLLEAGUE
-        api.post("/users/create", json={"username": user, "password": password}).raise_for_status()
-    stack.provisioner(LARGE_OBJECT.format(megabytes=20, name="large-object"))
-    (stack.home / "flows/diary.py").write_text(DIARY)
-    with (stack.home / "prefect.yaml").open("a") as project:
-        project.write(ENTRY)
-    stack.shell("make deploy")
-    folder = tmp_path_factory.mktemp("backups") / "repository"
-    objects, before = hashes(stack), read_installation(stack)
-
-    command = ["make", "run", "DEPLOYMENT=diary"]
-    with subprocess.Popen(command, cwd=stack.home, env=stack.environment, stdout=subprocess.PIPE) as run:
-        begun, _ = wait_until(lambda: pages(stack), 60, "the diary's first page")
-        output = stack.shell(f"make backup TO={folder}").stdout
-        diary, written = wait_until(lambda: pages(stack), 10, "the diary")
-        with stack.mlflow() as api:
-            api.post("/runs/set-tag", json={"run_id": diary, "key": "done", "value": "yes"}).raise_for_status()
-        run.communicate()
-    assert begun == diary
-    assert written > 1
-    assert run.returncode == 0
-    password = stack.exec("backup", "printenv", "BACKUP_PASSWORD").stdout.strip()
-    yield Backup(stack, folder, password, output, before, objects, prediction)
-    stack.provisioner(REMOVE_LARGE_OBJECT)  # MLflow does not know it
 
 
 @pytest.fixture(scope="module")
@@ -423,8 +295,9 @@ def test_the_accounts_of_backups_can_change_nothing(stack: Stack) -> None:
         "PGPASSWORD=$POSTGRES_PASSWORD psql --host postgres --username backup prefect --command 'DELETE FROM flow_run'"
     )
     put = (
-        "import io, os; from infra.backup.objects import connect;"
-        "connect(os.environ['MINIO_USER'], os.environ['MINIO_PASSWORD']).put_object('mlflow', 'mine', io.BytesIO(), 0)"
+        "import io; from infra.backup.settings import Settings;"
+        "objects = Settings.read().connect_objects().client;"
+        "objects.put_object(bucket_name='mlflow', object_name='mine', data=io.BytesIO(), length=0)"
     )
 
     assert "permission denied for table flow_run" in stack.exec("backup", "bash", "-c", delete, check=False).stderr

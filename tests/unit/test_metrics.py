@@ -189,6 +189,9 @@ def test_each_service_that_is_scraped_exists_and_has_what_prometheus_reads(tmp_p
     for job in JOBS.values():
         if found := job.get("dns_sd_configs"):  # each container of the service
             (target,) = found[0]["names"]
+        elif found := job.get("file_sd_configs"):
+            file = Path(found[0]["files"][0])
+            (((target,),),) = (each.values() for each in json.loads((tmp_path / "prometheus" / file.name).read_text()))
         else:
             ((target,),) = (each["targets"] for each in job["static_configs"])
         assert target.partition(":")[0] in known | {"localhost"}, job

@@ -73,6 +73,7 @@ async def connect() -> AsyncIterator[asyncpg.Connection]:
         try:
             connection = await asyncpg.connect(
                 host=os.environ["PREFECT_SERVER_DATABASE_HOST"],
+                port=int(os.environ["PREFECT_SERVER_DATABASE_PORT"]),
                 user=os.environ["PREFECT_SERVER_DATABASE_USER"],
                 password=os.environ["PREFECT_SERVER_DATABASE_PASSWORD"],
                 database=os.environ["PREFECT_SERVER_DATABASE_NAME"],
