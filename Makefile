@@ -99,7 +99,7 @@ test-unit test-integration test-stack: test-%:
 	@infra/dev/venv test && .venv/bin/python -m pytest tests/$*
 
 bench: ## all benchmarks, several hours on a quiet machine; writes bench/results and docs/benchmarks.md
-	@infra/dev/venv test && for name in start small backup demo project serving overload bombs dashboard peers gate monitor; do .venv/bin/python -m bench.$$name; done
+	@infra/dev/venv test && for name in start small backup artifacts demo project serving overload bombs dashboard peers gate monitor; do .venv/bin/python -m bench.$$name; done
 	@.venv/bin/python -m tests.support.parity
 	@.venv/bin/python -m bench.page
 

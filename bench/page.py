@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.report import RESULTS
@@ -303,12 +304,34 @@ def small(results: dict[str, Any]) -> str:
     return table(["the stack within 4 GiB", "value"], rows)
 
 
+def artifacts(results: dict[str, Any]) -> str:
+    """Return the table of artifacts' ways."""
+    rows = []
+    for kind, found in results.items():
+        for direction in ("upload", "download"):
+            ways = [f"{median(found[direction][f'{way}_seconds']):.2f}" for way in ("server", "straight")]
+            rows.append([kind, direction, *ways, f"{found[direction]['ratio']:.2f}", str(found["mlflow_mib"])])
+    head = [
+        "files",
+        "",
+        "through MLflow's server, s",
+        "straight to the object store, s",
+        "rate, as a part of the straight one",
+    ]
+    return table([*head, "memory of MLflow's server at most, MiB"], rows)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("start", "`docker compose up -d --wait`", start),
     ("demo", "`make demo`, without the installation", demo),
     ("latency", "Latency: from the trigger to Running and to Completed", latency),
     ("project", "A project beside the checkout, with a package of its own; the platform's images are built", project),
     ("backup", "Backup and restore, also while runs start", backup),
+    (
+        "artifacts",
+        "Artifacts, through MLflow's server and straight to the object store, by MLflow's client (medians)",
+        artifacts,
+    ),
     ("throughput", "Throughput: many trivial runs triggered at once, until the last has ended (medians)", throughput),
     ("idle", "Idle: memory in MiB according to `docker stats`, and CPU seconds per minute", idle),
     ("small", "A small machine: 4 GiB, of which system and Docker keep 600 MiB, without swap", small),
