@@ -311,6 +311,18 @@ def test_the_commands_know_the_servers(moved: Stack) -> None:
     assert found.stdout.splitlines() == ["Nothing is wrong."]
 
 
+def test_an_upgrade_can_keep_a_database_and_give_it_back(moved: Stack, servers: Servers) -> None:
+    command = "infra/upgrading/databases"
+    servers.postgres("CREATE TABLE kept ()", "mlflow_accounts")
+    moved.shell(f"{command} check mlflow_accounts && {command} keep mlflow_accounts")
+    servers.postgres("DROP TABLE kept", "mlflow_accounts")
+    moved.shell(f"{command} give-back mlflow_accounts")
+
+    assert servers.postgres("SELECT to_regclass('kept')", "mlflow_accounts") == "kept"
+    assert moved.shell(f"{command} check mlflow_accounts", check=False).returncode == 0
+    servers.postgres("DROP TABLE kept", "mlflow_accounts")
+
+
 def test_a_password_of_a_database_is_rotated(moved: Stack) -> None:
     moved.shell('make rotate NAME="PREFECT_DATABASE_PASSWORD BACKUP_DATABASE_PASSWORD"')
 
