@@ -189,6 +189,12 @@ class Stack:
         address = f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow"
         return httpx.Client(base_url=address, auth=login, timeout=30, limits=NO_IDLE_CONNECTIONS)
 
+    def serving(self) -> httpx.Client:
+        """Return a client of serving with the key of `make env`."""
+        variables = self._credentials
+        headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
+        return httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30, limits=NO_IDLE_CONNECTIONS)
+
     def flow_runs(self, flow: str) -> list[dict[str, Any]]:
         """Return the runs of a flow that somebody asked for, the newest first; those of a schedule are left out."""
         query = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}

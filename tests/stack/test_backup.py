@@ -16,7 +16,7 @@ import pytest
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
 from tests.support.backups import LARGE_OBJECT, READ_BLOCK, Backup, colleagues_status, hashes, pages
-from tests.support.installation import MODEL, predict, read_installation, serving
+from tests.support.installation import MODEL, predict, read_installation
 from trainyard.contract import Record, ServingPath
 
 WRITE_NOTE = """
@@ -326,7 +326,7 @@ def test_any_moment_can_be_restored_and_a_lost_host_loses_a_minute_at_most(resto
     wait_until(lambda: last_moment(restored), 180, "the first moment that can be restored", every=3)
 
     restored.python("worker", WRITE_NOTE.format(name="before"))
-    with serving(restored) as client:
+    with restored.serving() as client:
         wait_until(lambda: MODEL in client.get(ServingPath.MODELS).json()["models"], 60, "the champion", every=1)
         before = predict_until(client, time.monotonic() + 3)
         wait_until(lambda: before.keys() <= recorded_ids(client), 30, "the records", every=0.5)
@@ -342,7 +342,7 @@ def test_any_moment_can_be_restored_and_a_lost_host_loses_a_minute_at_most(resto
     assert "Its databases can be brought to" in output
     assert [version["version"] for version in restored.model_versions()] == [version["version"] for version in versions]
     assert notes(restored) == {"before": "before"}
-    with serving(restored) as client:
+    with restored.serving() as client:
         ids = recorded_ids(client)
     assert before.keys() <= ids
     assert not after.keys() & ids
@@ -350,7 +350,7 @@ def test_any_moment_can_be_restored_and_a_lost_host_loses_a_minute_at_most(resto
     wait_until(
         lambda: (last_moment(restored) or moment) > datetime.now(UTC) - timedelta(seconds=40), 120, "WAL", every=3
     )
-    with serving(restored) as client:
+    with restored.serving() as client:
         wait_until(lambda: MODEL in client.get(ServingPath.MODELS).json()["models"], 60, "the champion", every=1)
         answered = predict_until(client, time.monotonic() + 75)
     killed = datetime.now(UTC)
@@ -363,7 +363,7 @@ def test_any_moment_can_be_restored_and_a_lost_host_loses_a_minute_at_most(resto
 
     assert "The newest moment that can be restored is " in output
     assert notes(restored) == {"before": "before"}
-    with serving(restored) as client:
+    with restored.serving() as client:
         ids = recorded_ids(client)
     newest = max(when for id_, when in answered.items() if id_ in ids)
     print(f"Lost {(killed - newest).total_seconds():.0f} s of work; the restore took {took:.0f} s.")

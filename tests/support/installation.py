@@ -2,24 +2,15 @@
 
 from typing import Any
 
-import httpx
-
 from infra.testing.stack import Stack
 from trainyard.contract import Record, ServingPath
 
 MODEL = "rain-tomorrow"
 
 
-def serving(stack: Stack) -> httpx.Client:
-    """Return a client of serving with the key of `make env`."""
-    variables = stack.variables()
-    headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
-    return httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30)
-
-
 def predict(stack: Stack) -> dict[str, Any] | None:
     """Return the champion's answer for its own example, or None while none is served."""
-    with serving(stack) as client:
+    with stack.serving() as client:
         champion = client.get(ServingPath.MODELS).raise_for_status().json()["models"].get(MODEL)
         if champion is None:
             return None
@@ -30,7 +21,7 @@ def predict(stack: Stack) -> dict[str, Any] | None:
 
 def recorded_predictions(stack: Stack) -> list[dict[str, Any]]:
     """Return the recorded predictions, as the last release would show them."""
-    with serving(stack) as client:
+    with stack.serving() as client:
         answer = client.get(ServingPath.of_model(MODEL, "predictions")).raise_for_status()
     records: list[dict[str, Any]] = answer.json()["predictions"]
     added = {"shadow", Record.PREDICTION_ID, Record.CLASSES, Record.LABELS}  # since 0.3.0
