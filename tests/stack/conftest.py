@@ -15,7 +15,7 @@ from playwright.sync_api import Browser
 from infra.testing.browser import chromium
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
-from tests.support.backups import REMOVE_LARGE_OBJECT, Backup, make_backup
+from tests.support.backups import Backup, make_backup
 
 
 def docker_answers() -> bool:
@@ -97,10 +97,9 @@ def served(stack: Stack) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def backup(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backup]:
+def backup(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Backup:
     """A backup of the shared stack."""
-    yield make_backup(stack, tmp_path_factory.mktemp("backups") / "repository")
-    stack.provisioner(REMOVE_LARGE_OBJECT)  # MLflow does not know it
+    return make_backup(stack, tmp_path_factory.mktemp("backups") / "repository")
 
 
 @pytest.fixture(scope="session")
