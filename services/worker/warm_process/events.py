@@ -51,17 +51,20 @@ class EventListener:
             any_resource=EventAnyResourceFilter(id=[f"{EventName.WORK_POOL}.{work_pool_id}"]),
         )
         loop = asyncio.get_running_loop()
-        backoff = _MIN_BACKOFF
+        backoff, was_cut = _MIN_BACKOFF, False
         while True:
             connected_at = loop.time()
             try:
                 async with get_events_subscriber(filter=events, reconnection_attempts=0) as stream:
-                    self._logger.debug("Connected to the event stream.")
+                    if was_cut:
+                        self._logger.info("The event stream is back; runs start at once again.")
+                        was_cut = False
                     self._on_connected()
                     async for event in stream:
                         self._handle(event)
             except Exception as error:  # noqa: BLE001 - polling continues, so any failure is followed by a retry
                 self._logger.info("The event stream was cut; polling continues: %s", error or type(error).__name__)
+                was_cut = True
             if loop.time() - connected_at > _MAX_BACKOFF:
                 backoff = _MIN_BACKOFF
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
