@@ -11,12 +11,13 @@ from pathlib import Path
 import certifi
 import pytest
 
-# A client of Prefect reads all certificate authorities, which takes 50 ms. All servers of the tests speak HTTP, so that one will
-# do, as in the worker's image.
+# A client of Prefect or httpx reads all certificate authorities, which takes 50 ms, at each look at a server. Those of the tests
+# speak HTTP, or are trusted by an authority of their own, so that one will do, as in the worker's image. Other processes have all.
 CERTIFICATES = Path(tempfile.mkdtemp("trainyard-tests"))
 END = "-----END CERTIFICATE-----\n"
 (CERTIFICATES / "one.pem").write_text(certifi.contents().partition(END)[0] + END)
-os.environ["PREFECT_API_SSL_CERT_FILE"] = str(CERTIFICATES / "one.pem")
+certifi.where = lambda: str(CERTIFICATES / "one.pem")
+os.environ["PREFECT_API_SSL_CERT_FILE"] = certifi.where()
 os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.pop("PROJECT", None)  # the tests are about the examples, and make their own projects
 # A shell that runs the tests in the background has Ctrl-C ignored, and so would every process that the tests start.
