@@ -26,11 +26,7 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectCli
     """A client of a real Prefect server; flows that a test calls report to it."""
     home = tmp_path_factory.mktemp("prefect")
     # No test here reads stored events, and on SQLite they hold up everything else.
-    with prefect_server(
-        home / "server",
-        PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED="false",
-        PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED="false",
-    ) as api:
+    with prefect_server(home / "server", PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED="false") as api:
         settings = {
             PREFECT_API_URL: api,
             PREFECT_UI_URL: "http://prefect.test:4200",

@@ -235,15 +235,15 @@ def test_it_has_no_server_and_no_data_of_its_own(moved: Stack) -> None:
     assert not moved.shell(f"docker volume ls --quiet --filter name={moved.project}_minio").stdout
 
 
-def test_a_run_completes_artifacts_pass_and_the_champion_answers(
+def test_the_champion_answers_a_run_completes_and_artifacts_pass(
     backup: Backup, moved: Stack, servers: Servers
 ) -> None:
+    answer = wait_until(lambda: predict(moved), 60, "the champion to be served", every=1)
+    assert answer["predictions"] == backup.prediction["predictions"]
+
     start = datetime.now(UTC).replace(microsecond=0)
     output = moved.shell("make run DEPLOYMENT=weather-pipeline PARAMETERS='{\"refresh\": true}'").stdout
-    answer = wait_until(lambda: predict(moved), 60, "the champion to be served", every=1)
-
     assert "Completed" in output.splitlines()[-1]
-    assert answer["predictions"] == backup.prediction["predictions"]
     assert moved.python("worker", ARTIFACT).stdout.splitlines()[-1] == "20000000"
     folders = {name.removeprefix(f"{PREFIX}/").partition("/")[0] for name in servers.names(start)}
     assert folders == {"mlflow", "prefect-results"}
