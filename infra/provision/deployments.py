@@ -137,9 +137,7 @@ def compute_platform_fingerprint(settings: Settings) -> str:
     """Return a digest of everything that decides what work pool, block and automations look like."""
     mail = [automation("", settings.mail_events) for automation in (mail_run_events, mail_alerts)]
     user, key = results_account(settings)
-    decisive = (
-        f"{settings.store} {settings.ssl_cert_file} {lost_run_automations()} {mail} {user} {key.get_secret_value()}"
-    )
+    decisive = f"{settings.store} {settings.s3_ca} {lost_run_automations()} {mail} {user} {key.get_secret_value()}"
     return compute_fingerprint(decisive, job_variables_files())
 
 
@@ -294,7 +292,7 @@ def save_results_block(settings: Settings, store: ObjectStore) -> None:
     client = AwsClientParameters(
         endpoint_url=store.endpoint,
         verify=True,  # without it a block that was loaded forgets the next line
-        verify_cert_path=settings.ssl_cert_file if store.is_external else None,
+        verify_cert_path=settings.s3_ca,
         config={"s3": {"addressing_style": "path" if store.has_paths else "virtual"}, **checksums},
     )
     credentials = MinIOCredentials(

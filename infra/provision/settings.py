@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     s3_bucket: str = ""
     s3_prefix: str = ""
     s3_path_style: bool = True
-    ssl_cert_file: Path | None = None
+    s3_ca: Path | None = None
     minio_user: str = ""
     minio_password: SecretStr = SecretStr("")
     results_user: str = ""

@@ -78,7 +78,7 @@ def try_account(client: Minio, bucket: str, folder: str) -> None:
     """
     name = folder + PROBE
     client.put_object(bucket_name=bucket, object_name=name, data=io.BytesIO(), length=0)
-    next(iter(client.list_objects(bucket_name=bucket, prefix=name)))
+    list(client.list_objects(bucket_name=bucket, prefix=name))
     client.get_object(bucket_name=bucket, object_name=name).release_conn()
     client.remove_object(bucket_name=bucket, object_name=name)
 

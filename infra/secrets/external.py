@@ -71,12 +71,10 @@ def find_problems(settings: Mapping[str, str]) -> Iterator[str]:
             yield f"S3_PATH_STYLE is {settings['S3_PATH_STYLE']}; it is true or false"
 
 
-def read_certificates(name: str, *others: Path) -> str:
-    """Return the certificates of a file that .env names, with those of other files; without such a file the public ones."""
+def read_authority(name: str) -> str | None:
+    """Return the certificates of a file that .env names; None where it names none."""
     given = (GIVEN / name).read_text() if (GIVEN / name).exists() else ""
-    if "-----BEGIN CERTIFICATE-----" not in given:
-        return PUBLIC_AUTHORITIES.read_text()
-    return "\n".join([given, *(other.read_text() for other in others)])
+    return given if "-----BEGIN CERTIFICATE-----" in given else None
 
 
 def postgres_address(settings: Mapping[str, str]) -> str:
@@ -93,7 +91,7 @@ def postgres_files(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
         return {"postgres-exporter": {"uri": "postgres:5432/postgres?sslmode=disable"}}
     host, port, mode = settings[POSTGRES], settings["POSTGRES_PORT"], settings["POSTGRES_SSLMODE"]
     authority = f"{SECRETS}/{POSTGRES_AUTHORITY}"
-    certificates = {POSTGRES_AUTHORITY: read_certificates(POSTGRES_AUTHORITY)}
+    certificates = {POSTGRES_AUTHORITY: read_authority(POSTGRES_AUTHORITY) or PUBLIC_AUTHORITIES.read_text()}
     # For libpq and asyncpg.
     tls = {"PGSSLMODE": mode, "PGSSLROOTCERT": authority, **certificates}
     service = {
@@ -131,8 +129,10 @@ def s3_files(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
     endpoint, region = settings[S3].rstrip("/"), settings.get("S3_REGION", "")
     folder = f"{settings['S3_PREFIX']}/" if settings.get("S3_PREFIX") else ""
     is_path_style = settings["S3_PATH_STYLE"] == "true"
-    # Beside a private authority the public ones, for backups elsewhere.
-    certificates = {S3_AUTHORITY: read_certificates(S3_AUTHORITY, PUBLIC_AUTHORITIES)}
+    # Beside a private authority the public ones, for backups elsewhere. Without one no client names a file: workers on other
+    # hosts have none.
+    private, file = read_authority(S3_AUTHORITY), f"{SECRETS}/{S3_AUTHORITY}"
+    certificates = {S3_AUTHORITY: f"{private}\n{PUBLIC_AUTHORITIES.read_text()}"} if private else {}
     # Read by infra/object_store.py.
     place = {
         "S3_ENDPOINT": endpoint,
@@ -140,7 +140,7 @@ def s3_files(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
         "S3_BUCKET": settings["S3_BUCKET"],
         "S3_PREFIX": settings.get("S3_PREFIX", ""),
         "S3_PATH_STYLE": settings["S3_PATH_STYLE"],
-        "SSL_CERT_FILE": f"{SECRETS}/{S3_AUTHORITY}",
+        **({"S3_CA": file, "SSL_CERT_FILE": file} if private else {}),
         **certificates,
     }
     account = {"MINIO_USER": settings["S3_ACCESS_KEY"], "MINIO_PASSWORD": settings["S3_SECRET_KEY"]}
@@ -151,8 +151,8 @@ def s3_files(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
             "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE": "path" if is_path_style else "virtual",
             "AWS_ACCESS_KEY_ID": settings["S3_ACCESS_KEY"],
             "AWS_SECRET_ACCESS_KEY": settings["S3_SECRET_KEY"],
-            "AWS_CA_BUNDLE": f"{SECRETS}/{S3_AUTHORITY}",
-            # Checksums at the end of a request are news to many servers; TLS protects what is sent.
+            **({"AWS_CA_BUNDLE": file} if private else {}),
+            # Many servers do not know trailing checksums; TLS protects what is sent.
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
             **({"AWS_DEFAULT_REGION": region} if region else {}),

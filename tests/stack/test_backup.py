@@ -16,7 +16,7 @@ import pytest
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
 from tests.support.backups import LARGE_OBJECT, READ_BLOCK, Backup, colleagues_status, hashes, pages
-from tests.support.installation import MODEL, predict, read_installation
+from tests.support.installation import MODEL, assert_survived, predict, read_installation
 from trainyard.contract import Record, ServingPath
 
 WRITE_NOTE = """
@@ -195,11 +195,7 @@ def test_the_backup_says_what_it_did(backup: Backup) -> None:
 def test_the_restored_installation_has_what_was_backed_up(backup: Backup, restored: Stack) -> None:
     after = read_installation(restored)
 
-    assert after["runs"].items() >= backup.before["runs"].items()
-    assert after["deployments"].items() >= backup.before["deployments"].items()
-    assert after["versions"] == backup.before["versions"]
-    assert after["aliases"] == backup.before["aliases"]
-    assert all(record in after["predictions"] for record in backup.before["predictions"])
+    assert_survived(backup.before, after)
     assert passwords(after["accounts"]) == passwords(backup.before["accounts"])
 
 

@@ -28,6 +28,15 @@ def recorded_predictions(stack: Stack) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name not in added} for record in records]
 
 
+def assert_survived(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Assert that an installation has all that another one had, which may have gone on meanwhile."""
+    assert after["runs"].items() >= before["runs"].items()
+    assert after["deployments"].items() >= before["deployments"].items()
+    assert after["versions"] == before["versions"]
+    assert after["aliases"] == before["aliases"]
+    assert all(record in after["predictions"] for record in before["predictions"])
+
+
 def read_installation(stack: Stack) -> dict[str, Any]:
     """Return everything of an installation that must survive."""
     with stack.prefect() as api:

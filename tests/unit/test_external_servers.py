@@ -9,6 +9,7 @@ from sqlalchemy.engine import make_url
 from infra.object_store import ObjectStore
 from infra.secrets import external, vault
 from tests.unit.test_vault import settings_file
+from trainyard.contract import Bucket
 
 POSTGRES = {
     "POSTGRES_HOST": "db.example.com",
@@ -67,13 +68,15 @@ def test_the_administrators_password_reaches_those_who_need_it_alone_and_is_not_
 
 
 def test_every_client_of_s3_has_its_place(made: Path) -> None:
-    assert (made / "mlflow/MLFLOW_ARTIFACTS_DESTINATION").read_text() == "s3://shared/team/trainyard/mlflow"
+    assert (made / "mlflow/MLFLOW_ARTIFACTS_DESTINATION").read_text() == f"s3://shared/team/trainyard/{Bucket.MLFLOW}"
     assert (made / "mlflow/MLFLOW_S3_ENDPOINT_URL").read_text() == "https://s3.example.com"
     assert (made / "mlflow/MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE").read_text() == "virtual"
     assert (made / "mlflow/AWS_SECRET_ACCESS_KEY").read_text() == KEY
     for service in ("provision", "backup", "restore"):
         store = ObjectStore.read({file.name: file.read_text() for file in (made / service).iterdir()})
         assert store == ObjectStore("https://s3.example.com", "eu-1", "shared", "team/trainyard", has_paths=False)
+    assert not list(made.glob(f"*/{external.S3_AUTHORITY}")), "a block that names a file could not be loaded elsewhere"
+    assert not [name for name in ("S3_CA", "SSL_CERT_FILE", "AWS_CA_BUNDLE") if list(made.glob(f"*/{name}"))]
     assert (made / "provision/RESULTS_PASSWORD").read_text() == RESULTS_KEY
     assert json.loads((made / "prometheus/minio-targets.json").read_text()) == []
 
@@ -86,6 +89,7 @@ def test_a_private_authority_of_s3_is_trusted_beside_the_public_ones_and_of_post
 
     assert (made / "mlflow" / external.S3_AUTHORITY).read_text() == f"{private}\nthe public authorities"
     assert (made / "mlflow" / external.POSTGRES_AUTHORITY).read_text() == private
+    assert (made / "provision/S3_CA").read_text() == f"/run/secrets/{external.S3_AUTHORITY}"
     assert (made / "worker" / external.S3_AUTHORITY).read_text().startswith(private)
 
 
