@@ -22,6 +22,8 @@ os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true")
 os.environ.pop("PROJECT", None)  # the tests are about the examples, and make their own projects
 # A shell that runs the tests in the background has Ctrl-C ignored, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# What ends the tests from outside, as a CI's time limit does, ends them as Ctrl-C does: what they started is removed.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 SLOWEST_MODULES = 10
 
