@@ -3,25 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from joblib import cpu_count
 from prefect import Task, get_run_logger, unmapped
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from prefect.task_runners import TaskRunner
 
 from trainyard.cache import run_cached, stored_at_once
 from trainyard.candidates import Candidate, Score
+from trainyard.cluster import task_runner
 from trainyard.errors import SearchError
 from trainyard.tracking import Trial
-
-
-class SearchSettings(BaseSettings):
-    """Where candidates are evaluated."""
-
-    model_config = SettingsConfigDict(env_ignore_empty=True)
-
-    dask_scheduler_address: str | None = None
-    """A Dask scheduler such as tcp://scheduler:8786; without it candidates run on the cores of the run (job variable `threads`)."""
-
 
 SearchResult = tuple[list[Score], list[Trial]]
 """The scores of the candidates that did not fail, and a trial for each candidate, for MLflow."""
@@ -69,12 +58,3 @@ def evaluate_all(
         futures = runner.map(evaluate, {"candidate": candidates, **arguments})
         futures.wait()
         return [future.state.result(raise_on_failure=False) for future in futures]
-
-
-def task_runner() -> TaskRunner[Any]:
-    """Return a Dask task runner where a scheduler is set, else a thread for each core that the run may use."""
-    if address := SearchSettings().dask_scheduler_address:
-        from prefect_dask.task_runners import DaskTaskRunner
-
-        return DaskTaskRunner(address=address)
-    return ThreadPoolTaskRunner(max_workers=cpu_count())

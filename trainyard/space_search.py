@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from prefect import Task, get_run_logger
 
 from trainyard.candidates import Candidate, Score, Space
+from trainyard.cluster import task_runner
 from trainyard.errors import SearchError
 from trainyard.fitting import mean_score
-from trainyard.search import SearchResult, evaluate_all, task_runner
+from trainyard.search import SearchResult, evaluate_all
 from trainyard.tracking import Trial
 
 if TYPE_CHECKING:

@@ -17,10 +17,13 @@ PARAMETERS = {"refresh": True, "families": ["logistic-regression"], "years": 2, 
 
 
 class Chaos:
-    """A stack under faults."""
+    """A stack under faults.
 
-    def __init__(self, stack: Stack, seed: int) -> None:
-        self.stack, self.seed = stack, seed
+    Every promise has to hold `settle_seconds` after one.
+    """
+
+    def __init__(self, stack: Stack, seed: int, settle_seconds: float = SETTLE_SECONDS) -> None:
+        self.stack, self.seed, self.settle_seconds = stack, seed, settle_seconds
         self.started = time.monotonic()
         self.timeline: list[str] = []
         self.faults = Faults(stack, self.say)
@@ -86,8 +89,8 @@ class Chaos:
         }
 
     def settle(self, runs: list[str]) -> list[str]:
-        """Wait until every promise holds; return the violations that are left after two minutes."""
-        deadline = time.monotonic() + SETTLE_SECONDS
+        """Wait until every promise holds; return the violations that are left in the end."""
+        deadline = time.monotonic() + self.settle_seconds
         violations, said = self.promises.violations(runs), ""
         while violations and time.monotonic() < deadline:
             if violations[0] != said:

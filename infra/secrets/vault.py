@@ -26,6 +26,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from infra.secrets import external
+from infra.secrets.dask import dask_files
 
 SETTINGS = Path("/given/settings")
 VOLUME = Path("/secrets")
@@ -66,6 +67,8 @@ SERVICE_SECRETS = (
     "METRICS_TOKEN",
     "METRICS_DATABASE_PASSWORD",
     "METRICS_S3_KEY",
+    "REDIS_PASSWORD",
+    "DASK_SECRET",
 )
 # Keys of values in the databases, which no other key can read.
 ENCRYPTION_KEYS = ("PREFECT_ENCRYPTION_KEY", "MLFLOW_ENCRYPTION_PASSPHRASE", "MLFLOW_WEBHOOK_ENCRYPTION_KEY")
@@ -258,7 +261,9 @@ def service_files(
             "PREFECT_SERVER_ENCRYPTION_KEY": fernet_key(values["PREFECT_ENCRYPTION_KEY"]),
             **former_secret("PREFECT_FORMER_ENCRYPTION_KEY", "PREFECT_ENCRYPTION_KEY", fernet_key),
             "METRICS_TOKEN": values["METRICS_TOKEN"],
+            "REDIS_PASSWORD": values["REDIS_PASSWORD"],
         },
+        "redis": {"redis.conf": f'requirepass "{values["REDIS_PASSWORD"]}"\n', "password": values["REDIS_PASSWORD"]},
         "mlflow": {
             "MLFLOW_BACKEND_STORE_URI": database_url("mlflow", "MLFLOW_DATABASE_PASSWORD"),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": values["MLFLOW_SESSION_KEY"],
@@ -332,10 +337,19 @@ def service_files(
             "MINIO_PASSWORD": values["MINIO_ROOT_PASSWORD"],
             **outside("BACKUP_S3_SECRET_KEY"),
         },
-        "prometheus": {"token": values["METRICS_TOKEN"], "minio": minio_metrics_token(values["METRICS_S3_KEY"])},
+        "prometheus": {
+            "token": values["METRICS_TOKEN"],
+            "minio": minio_metrics_token(values["METRICS_S3_KEY"]),
+            "prefect-targets.json": targets(*os.environ.get("PREFECT_SERVERS", "prefect:4200").split()),
+        },
         "postgres-exporter": {"password": values["METRICS_DATABASE_PASSWORD"]},
         "alertmanager": outside("SMTP_PASSWORD"),
     }
+
+
+def targets(*addresses: str) -> str:
+    """Return what Prometheus reads the addresses of a job from."""
+    return json.dumps([{"targets": addresses}])
 
 
 def accounts_ini(database: str) -> str:
@@ -448,6 +462,9 @@ def all_files(
     for further in (external.postgres_files(settings), external.s3_files(settings)):
         for service, files in further.items():
             folders[service] |= files
+    if "DASK_SCHEDULER_ADDRESS" in os.environ:  # infra/compose/dask.yml
+        member = dask_files(values["DASK_SECRET"])
+        folders |= {"worker": folders["worker"] | member, "dask": member}
     # infra/compose/metrics.yml makes it; Alertmanager reads no environment.
     if (alerting := settings_file.with_name("alertmanager.yml")).exists():
         folders["alertmanager"]["alertmanager.yml"] = alerting.read_text()

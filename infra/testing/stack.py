@@ -21,7 +21,7 @@ from infra.testing.waiting import wait_until
 CHECKOUT = Path(__file__).parents[2]
 RUNNING = {"postgres", "minio", "prefect", "mlflow", "worker", "serving", "dashboard", "mail", "backup", "upstream"}
 PORTS = ("PREFECT_PORT", "MLFLOW_PORT", "MAIL_PORT", "SERVING_PORT", "DASHBOARD_PORT", "PROMETHEUS_PORT")
-FOREIGN_IMAGES = {"postgres", "minio", "mail", "upstream", "prometheus", "alertmanager", "postgres-exporter"}
+FOREIGN_IMAGES = {"postgres", "minio", "mail", "upstream", "prometheus", "alertmanager", "postgres-exporter", "redis"}
 LAST_RELEASE, LAST_VERSION = "64b37ad", "0.1.0"
 # A server closes an idle connection after some seconds, perhaps just as the next request is sent.
 NO_IDLE_CONNECTIONS = httpx.Limits(max_keepalive_connections=0)
@@ -194,6 +194,12 @@ class Stack:
         variables = self._credentials
         headers = {"Authorization": f"Bearer {variables['SERVING_API_KEY']}"}
         return httpx.Client(base_url=variables["SERVING_URL"], headers=headers, timeout=30, limits=NO_IDLE_CONNECTIONS)
+
+    def mailbox(self) -> httpx.Client:
+        """Return a client of Mailpit's API."""
+        user, password = self.exec("mail", "cat", "/run/secrets/login").stdout.strip().split(":", 1)
+        address = f"http://localhost:{self.ports['MAIL_PORT']}/api/v1"
+        return httpx.Client(base_url=address, auth=(user, password), timeout=10)
 
     def flow_runs(self, flow: str) -> list[dict[str, Any]]:
         """Return the runs of a flow that somebody asked for, the newest first; those of a schedule are left out."""

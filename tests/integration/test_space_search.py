@@ -137,7 +137,7 @@ def test_a_failed_candidate_has_no_score_and_a_search_without_any_score_fails(lo
 def test_on_dask_the_same_candidates_are_found(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = Space(SPACE.parameters, trials=8)
     here = run(log, few)
-    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
+    with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
     ) as cluster:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)

@@ -147,12 +147,12 @@ class TestCandidates:
     def test_they_are_evaluated_on_a_dask_cluster_where_one_is_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from distributed import Client, LocalCluster
 
-        with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:  # type: ignore[no-untyped-call]
+        with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
             monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
 
             outcome = run()
 
-            with Client(cluster.scheduler_address) as client:  # type: ignore[no-untyped-call]
+            with Client(cluster.scheduler_address) as client:
                 transitions = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.transition_log))
         assert outcome.is_champion
         assert transitions >= 3

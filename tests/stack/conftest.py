@@ -140,8 +140,5 @@ def hasten_alerts(home: Path) -> None:
 @pytest.fixture
 def mailbox(stack: Stack) -> Iterator[httpx.Client]:
     """Mailpit's API."""
-    user, password = stack.exec("mail", "cat", "/run/secrets/login").stdout.strip().split(":", 1)
-    address = f"http://localhost:{stack.ports['MAIL_PORT']}/api/v1"
-    assert httpx.get(f"{address}/messages").status_code == 401
-    with httpx.Client(base_url=address, auth=(user, password), timeout=10) as mailbox:
+    with stack.mailbox() as mailbox:
         yield mailbox

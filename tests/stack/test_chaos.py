@@ -10,6 +10,7 @@ from bench.chaos.player import Chaos
 from infra.testing.stack import Stack
 
 SEED = 1
+SETTLE_SECONDS = 300  # other tests share the machine
 FAULTS = [
     ("kill", "prefect", "task"),
     ("cut", "postgres", "alias"),
@@ -27,7 +28,7 @@ def chaos(stack: Stack) -> Iterator[Chaos]:
     stack.environment["COMPOSE_FILE"] += ":bench/chaos/compose.yml"
     try:
         stack.shell("docker compose up -d --build agent")
-        with closing(Chaos(stack, SEED)) as chaos:
+        with closing(Chaos(stack, SEED, SETTLE_SECONDS)) as chaos:
             yield chaos
     finally:
         stack.shell("docker compose rm --stop --force agent")

@@ -21,7 +21,7 @@ from trainyard.contract import Resource, State
 
 COMPOSE_FILE = "docker-compose.yml:infra/compose/tls.yml:infra/compose/remote-workers.yml:infra/compose/baked-flows.yml"
 NAME = "ml.test"
-RUNS = 300
+RUNS = 100
 PROBES = '''
 import time
 

@@ -14,7 +14,8 @@ from trainyard.contract import Resource
 
 CHECKOUT = Path(__file__).parents[2]
 METRICS = CHECKOUT / "infra/metrics"  # settings of Prometheus
-OVERRIDES = [file for file in sorted((CHECKOUT / "infra").rglob("*.yml")) if file.parent != METRICS]
+KUBERNETES = CHECKOUT / "infra/kubernetes"
+OVERRIDES = [file for file in sorted((CHECKOUT / "infra").rglob("*.yml")) if file.parent not in (METRICS, KUBERNETES)]
 FILES = [CHECKOUT / "docker-compose.yml", *OVERRIDES, CHECKOUT / "bench/compose.yml"]
 
 
@@ -22,11 +23,13 @@ class Loader(yaml.SafeLoader):
     """YAML with the tags by which a compose file replaces or removes what another one has."""
 
 
-def without_tag(loader: yaml.SafeLoader, node: yaml.MappingNode | yaml.SequenceNode) -> Any:
-    """Return the list or mapping as it is without the tag."""
+def without_tag(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    """Return the value as it is without the tag."""
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return loader.construct_scalar(node)  # type: ignore[arg-type]
 
 
 Loader.add_constructor("!override", without_tag)

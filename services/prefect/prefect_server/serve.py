@@ -19,8 +19,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from prefect_server.retention import set_retention
+from prefect_server.shared import share
 
 set_retention(os.environ)  # Prefect reads them on import
+share(os.environ)
 
 import prefect.server.api.server as server
 from prefect.cli import app as cli
@@ -35,6 +37,7 @@ from prefect_server.schema import connect, wait_for_schema
 from trainyard.servers.request_metrics import RequestMetricsMiddleware
 
 ON_POSTGRES = "PREFECT_SERVER_DATABASE_HOST" in os.environ
+HAS_SERVICES = "--no-services" not in sys.argv  # else they are apart (prefect_server.background)
 create_prefect_app = server.create_app  # `prefect server start` looks it up under this name
 _extended: set[Any] = set()
 
@@ -74,9 +77,11 @@ def after_schema(lifespan: Any) -> Any:
         async with connect() as connection:  # here, not in the migration, while a server of the last version may write
             await adopt_blocks(connection, os.environ[ENCRYPTION_KEY], os.environ.get(FORMER_KEY, ""))
         async with lifespan(app) as state:
-            reconciling = asyncio.create_task(reconcile_slots())
+            if HAS_SERVICES:
+                reconciling = asyncio.create_task(reconcile_slots())
             yield state
-            reconciling.cancel()
+            if HAS_SERVICES:
+                reconciling.cancel()
 
     return waiting
 
