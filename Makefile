@@ -14,7 +14,7 @@ registry = docker compose exec -T worker with-secrets python -m trainyard.regist
 reproduction = docker compose exec -T worker with-secrets python -m trainyard.reproduction
 export PARAMETERS # to the shell as a variable, so that it may hold any quotes
 
-.PHONY: help new up upgrade down info ca doctor worker-token env deploy run promote reproduce rollback backup backups restore rotate storage logs demo ui test test-project test-unit test-integration test-stack bench lint lock clean
+.PHONY: help new up upgrade down info ca doctor worker-token env deploy run promote reproduce rollback backup backups restore rotate storage logs demo ui test test-all test-project test-unit test-integration test-stack bench lint lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{gsub(/\$$\$$/, "$$"); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,8 +89,11 @@ demo: ## run the first-run deployments without Docker, and end
 ui: ## both UIs over the data of `make demo`, until Ctrl-C
 	@infra/dev/venv demo "$(project)" && "$(project)/.venv/bin/python" -m infra.embedded ui
 
-test: ## all tests; those of the stack where Docker is running
-	@infra/dev/venv test && $(if $(TESTS),.venv/bin/python -m pytest $(TESTS),infra/dev/run-tests)
+test: ## the tests, but for a few that take minutes each; those of the stack where Docker is running
+	@infra/dev/venv test && $(if $(TESTS),.venv/bin/python -m pytest $(TESTS),infra/dev/run-tests "not slow")
+
+test-all: ## all tests
+	@infra/dev/venv test && infra/dev/run-tests
 
 test-project: ## the tests of your project, without a stack
 	@infra/dev/venv demo "$(project)" && cd "$(project)" && .venv/bin/python -m pytest

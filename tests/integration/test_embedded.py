@@ -76,6 +76,7 @@ def test_ctrl_c_leaves_no_process_behind(home: Path) -> None:
     assert not list(left_behind(home))
 
 
+@pytest.mark.slow
 def test_the_demo_trains_and_ends_also_after_one_that_was_interrupted(home: Path) -> None:
     demo = start(home, "demo")
     output, _ = demo.communicate(timeout=240)

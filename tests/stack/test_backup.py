@@ -315,6 +315,7 @@ def test_backups_go_to_s3(backup: Backup) -> None:
     assert "all of it readable" in stack.shell(check).stdout
 
 
+@pytest.mark.slow
 def test_any_moment_can_be_restored_and_a_lost_host_loses_a_minute_at_most(restored: Stack, tmp_path: Path) -> None:
     restored.environment |= {
         "BACKUP_POINT_IN_TIME": "true",

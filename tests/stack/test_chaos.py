@@ -16,6 +16,7 @@ FAULTS = [
     ("cut", "postgres", "alias"),
     ("power", "all", "upload"),
 ]
+SLOW = {"power"}
 EVERY_ROUND = [plan(SEED, number) for number in range(len(pairs()) * len(MOMENTS))]
 ROUNDS = [next(each for each in EVERY_ROUND if (each.fault, each.target, each.moment) == fault) for fault in FAULTS]
 
@@ -35,7 +36,11 @@ def chaos(stack: Stack) -> Iterator[Chaos]:
         stack.environment["COMPOSE_FILE"] = compose_files
 
 
-@pytest.mark.parametrize("planned", ROUNDS, ids=lambda each: f"{each.fault}-{each.target}-{each.moment}")
+@pytest.mark.parametrize(
+    "planned",
+    [pytest.param(each, marks=[pytest.mark.slow] if each.fault in SLOW else []) for each in ROUNDS],
+    ids=[f"{each.fault}-{each.target}-{each.moment}" for each in ROUNDS],
+)
 def test_every_promise_holds_after_a_fault(chaos: Chaos, planned: Round) -> None:
     played = chaos.play(planned)
 

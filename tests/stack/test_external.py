@@ -319,6 +319,7 @@ def test_an_upgrade_can_keep_a_database_and_give_it_back(moved: Stack, servers: 
     servers.postgres("DROP TABLE kept", "mlflow_accounts")
 
 
+@pytest.mark.slow
 def test_a_password_of_a_database_is_rotated(moved: Stack) -> None:
     moved.shell('make rotate NAME="PREFECT_DATABASE_PASSWORD BACKUP_DATABASE_PASSWORD"')
 

@@ -21,7 +21,7 @@ from trainyard.contract import Resource, State
 
 COMPOSE_FILE = "docker-compose.yml:infra/compose/tls.yml:infra/compose/remote-workers.yml:infra/compose/baked-flows.yml"
 NAME = "ml.test"
-RUNS = 100
+RUNS = 300
 PROBES = '''
 import time
 
@@ -250,6 +250,7 @@ def test_results_and_artifacts_of_a_remote_worker_are_used_here(
     assert "read from the remote worker" in log_of(api, run)
 
 
+@pytest.mark.slow
 def test_many_runs_at_once_over_three_workers_run_once_each(central: Stack, remote: Stack, api: httpx.Client) -> None:
     central.shell("WORKERS=2 docker compose up --detach --wait --no-deps --no-recreate worker")
     try:
