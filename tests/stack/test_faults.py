@@ -105,7 +105,9 @@ def test_a_run_waits_out_the_absence_of_every_server(stack: Stack, api: httpx.Cl
     run = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters}).json()["id"]
     wait_until(lambda: api.get(f"/flow_runs/{run}").json()["state_type"] == "RUNNING", 30, "the run", every=0.1)
     servers = " ".join(f"{stack.project}-{name}-1" for name in ("prefect", "mlflow", "postgres", "minio", "mail"))
-    stack.shell(f"docker pause {servers} && sleep 45; docker unpause {servers}")
+    # On a busy machine the kernel may not stop all of a container's processes in the time that Docker gives it.
+    pause = f"for name in {servers}; do for _ in {{1..20}}; do docker pause $name && break; sleep 0.5; done; done"
+    stack.shell(f"{pause}; sleep 45; docker unpause {servers}")
     stack.wait_until_healthy()
 
     def has_ended() -> bool:
