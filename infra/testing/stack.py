@@ -55,6 +55,13 @@ def copy_checkout(target: Path) -> None:
     (target / "flows.env").write_text(FLOWS_ENV)
 
 
+def add_flows(home: Path, flows: str, deployments: str) -> None:
+    """Give a copy of the checkout the module `flows/probes.py`, and its deployments."""
+    (home / "flows/probes.py").write_text(flows)
+    with (home / "prefect.yaml").open("a") as project:
+        project.write(deployments)
+
+
 def has_last_release() -> bool:
     """Return whether the clone has the last release's commit."""
     command = ["git", "cat-file", "-e", f"{LAST_RELEASE}^{{commit}}"]

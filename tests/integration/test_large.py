@@ -76,6 +76,6 @@ def test_trees_are_boosted_on_all_parts() -> None:
     assert (predicted == data["label"]).mean() > 0.95
 
 
-def test_a_column_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_that_is_missing_is_named() -> None:
     with cluster(), pytest.raises(ValueError, match="There is no column 'price'; the frame has a, b, c, label"):
         fit_in_parts(SGDClassifier(), large(), "price")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from infra.provision.follow import find_deployment
-from infra.testing.stack import Stack, copy_checkout
+from infra.testing.stack import Stack, add_flows, copy_checkout
 from infra.testing.waiting import wait_until
 from trainyard.contract import State
 
@@ -114,9 +114,7 @@ def clustered(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Iterator[
     """The worker, and a cluster of two."""
     home = tmp_path_factory.mktemp("clustered")
     copy_checkout(home)
-    (home / "flows/probes.py").write_text(PROBES)
-    with (home / "prefect.yaml").open("a") as project:
-        project.write(DEPLOYMENTS)
+    add_flows(home, PROBES, DEPLOYMENTS)
     files = f"{COMPOSE_FILE}:infra/testing/compose.yml"
     stack = Stack(home, COMPOSE_FILE=files, FIRST_RUN="", SCHEDULES_ACTIVE="false")
     with boot(stack, lambda stack: stack.up("worker", "dask-worker", "upstream")):

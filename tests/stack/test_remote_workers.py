@@ -15,7 +15,7 @@ import pytest
 
 from infra.provision.follow import find_deployment
 from infra.testing.servers import free_port
-from infra.testing.stack import Stack, copy_checkout
+from infra.testing.stack import Stack, add_flows, copy_checkout
 from infra.testing.waiting import wait_until
 from trainyard.contract import Resource, State
 
@@ -81,12 +81,8 @@ def central(tmp_path_factory: pytest.TempPathFactory, boot: Boot, bridge: str) -
     """The installation, with its flows in the image, as a registry would bring it to another host."""
     home = tmp_path_factory.mktemp("central")
     copy_checkout(home)
-    (home / "flows/probes.py").write_text(PROBES)
-    with (home / "prefect.yaml").open("a") as project:
-        for name in FLOWS:
-            project.write(
-                f"\n  - name: {name}\n    entrypoint: flows/probes.py:{name}\n    work_pool: {{name: training}}\n"
-            )
+    entry = "\n  - {{name: {0}, entrypoint: 'flows/probes.py:{0}', work_pool: {{name: training}}}}\n"
+    add_flows(home, PROBES, "".join(entry.format(name) for name in FLOWS))
     ports = {name: str(free_port()) for name in ("HTTP_PORT", "HTTPS_PORT")}
     stack = Stack(
         home,

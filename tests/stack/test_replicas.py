@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from infra.provision.follow import find_deployment
-from infra.testing.stack import Stack, copy_checkout
+from infra.testing.stack import Stack, add_flows, copy_checkout
 from infra.testing.waiting import wait_until
 from trainyard.contract import State
 
@@ -54,9 +54,7 @@ def replicated(tmp_path_factory: pytest.TempPathFactory, boot: Boot) -> Iterator
     """The servers with their balancer, and what runs need."""
     home = tmp_path_factory.mktemp("replicated")
     copy_checkout(home)
-    (home / "flows/probes.py").write_text(PROBES)
-    with (home / "prefect.yaml").open("a") as project:
-        project.write(DEPLOYMENTS)
+    add_flows(home, PROBES, DEPLOYMENTS)
     stack = Stack(home, COMPOSE_FILE=COMPOSE_FILE, FIRST_RUN="", SCHEDULES_ACTIVE="false")
     with boot(stack, lambda stack: stack.up("worker", "mail")):
         yield stack
