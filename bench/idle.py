@@ -1,6 +1,7 @@
 """Measure memory and CPU of each service while idle, with the warm worker and with Prefect's process worker."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,11 +29,11 @@ def memory_mib(stack: Stack) -> dict[str, float]:
     return {service: used[service] for service in SERVICES if service in used}
 
 
-def cpu_seconds(stack: Stack) -> dict[str, float]:
-    """Return the CPU seconds used so far by each running service, from its control group (v1 or v2)."""
+def cpu_seconds(stack: Stack, services: Collection[str] = SERVICES) -> dict[str, float]:
+    """Return the CPU seconds used so far by each of these services that runs, from its control group (v1 or v2)."""
     used = {}
     for service, container in stack.containers().items():
-        if service not in SERVICES or not container["State"]["Running"]:
+        if service not in services or not container["State"]["Running"]:
             continue
         group = container["Id"]
         version_2 = (

@@ -238,6 +238,7 @@ def test_a_run_completes_in_the_restored_installation(restored: Stack) -> None:
     assert "Completed" in output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_every_secret_is_rotated_and_nothing_is_lost(backup: Backup, restored: Stack) -> None:
     restored.shell("make backup")  # a repository under the password that is rotated
     before = read_installation(restored)

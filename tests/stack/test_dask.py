@@ -13,6 +13,8 @@ from infra.testing.stack import Stack, add_flows, copy_checkout
 from infra.testing.waiting import wait_until
 from trainyard.contract import State
 
+pytestmark = pytest.mark.slow
+
 COMPOSE_FILE = "docker-compose.yml:infra/compose/dask.yml"
 SCHEDULER = "tls://dask-scheduler:8786"
 PROBES = '''

@@ -238,7 +238,9 @@ def test_the_champion_answers_a_run_completes_and_artifacts_pass(
     assert answer["predictions"] == backup.prediction["predictions"]
 
     start = datetime.now(UTC).replace(microsecond=0)
-    output = moved.shell("make run DEPLOYMENT=weather-pipeline PARAMETERS='{\"refresh\": true}'").stdout
+    output = moved.shell(
+        """make run DEPLOYMENT=weather-pipeline PARAMETERS='{"families": ["logistic-regression"], "refresh": true}'"""
+    ).stdout
     assert "Completed" in output.splitlines()[-1]
     assert moved.python("worker", ARTIFACT).stdout.splitlines()[-1] == "20000000"
     folders = {name.removeprefix(f"{PREFIX}/").partition("/")[0] for name in servers.names(start)}

@@ -68,7 +68,10 @@ REVISIONS = {
 
 @pytest.mark.parametrize(
     ("service", "database", "table"),
-    [("prefect", "prefect", "alembic_version"), ("mlflow", "mlflow_accounts", "alembic_version_auth")],
+    [
+        ("prefect", "prefect", "alembic_version"),
+        pytest.param("mlflow", "mlflow_accounts", "alembic_version_auth", marks=pytest.mark.slow),
+    ],
 )
 def test_a_server_waits_for_its_schema_and_refuses_a_later_one(
     stack: Stack, service: str, database: str, table: str
@@ -103,6 +106,7 @@ def test_the_stack_trains_after_all_those_restarts(stack: Stack) -> None:
     assert trains_again(stack)
 
 
+@pytest.mark.slow
 def test_down_and_up_keeps_everything(stack: Stack) -> None:
     before = installation(stack)
     stack.shell("make down")

@@ -170,6 +170,7 @@ def test_the_dashboard_shows_metrics_and_predictions_with_their_ground_truth(
     assert forecast["predictions"][-1]["time"][:13] in panel
 
 
+@pytest.mark.slow
 def test_a_second_project_from_the_template_runs_on_a_worker_of_its_own(own: Stack) -> None:
     folder = own.home.parent / "late-orders"
     copier = [str(Path(sys.executable).with_name("copier")), "copy", "--quiet", "--defaults"]

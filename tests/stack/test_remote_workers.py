@@ -19,6 +19,8 @@ from infra.testing.stack import Stack, add_flows, copy_checkout
 from infra.testing.waiting import wait_until
 from trainyard.contract import Resource, State
 
+pytestmark = pytest.mark.slow
+
 COMPOSE_FILE = "docker-compose.yml:infra/compose/tls.yml:infra/compose/remote-workers.yml:infra/compose/baked-flows.yml"
 NAME = "ml.test"
 RUNS = 300
@@ -246,7 +248,6 @@ def test_results_and_artifacts_of_a_remote_worker_are_used_here(
     assert "read from the remote worker" in log_of(api, run)
 
 
-@pytest.mark.slow
 def test_many_runs_at_once_over_three_workers_run_once_each(central: Stack, remote: Stack, api: httpx.Client) -> None:
     central.shell("WORKERS=2 docker compose up --detach --wait --no-deps --no-recreate worker")
     try:

@@ -14,6 +14,8 @@ from infra.testing.stack import Stack, add_flows, copy_checkout
 from infra.testing.waiting import wait_until
 from trainyard.contract import State
 
+pytestmark = pytest.mark.slow
+
 COMPOSE_FILE = "docker-compose.yml:infra/compose/replicas.yml"
 REPLICAS = ("prefect-api-1", "prefect-api-2")
 SHARING = (*REPLICAS, "prefect-services", "redis")

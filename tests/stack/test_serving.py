@@ -158,7 +158,9 @@ def test_records_are_queued_while_the_database_is_down(stack: Stack, served: htt
 
 def test_no_request_fails_while_a_person_changes_the_champion(stack: Stack, served: httpx.Client) -> None:
     first = served_models(served)[MODEL]
-    stack.shell("""make run DEPLOYMENT=weather-pipeline PARAMETERS='{"holdout_fraction": 0.3}'""")
+    stack.shell(
+        """make run DEPLOYMENT=weather-pipeline PARAMETERS='{"families": ["logistic-regression"], "holdout_fraction": 0.3}'"""
+    )
     other = max(int(version["version"]) for version in stack.model_versions())
     done, seen = Event(), []
 

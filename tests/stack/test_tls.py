@@ -26,6 +26,8 @@ from infra.testing.servers import free_port
 from infra.testing.stack import Stack, copy_checkout
 from infra.testing.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 SERVICES = ("prefect", "mlflow", "serving", "dashboard", "mail")
 COMPOSE_FILE = "docker-compose.yml:infra/compose/tls.yml"
 UPLOAD_BYTES = 300 << 20  # more than the proxy's memory, and it can write no file

@@ -16,6 +16,8 @@ from infra.testing.waiting import wait_until
 from tests.support.asking import Asking, Failure
 from tests.support.installation import predict, read_installation, recorded_predictions
 
+pytestmark = pytest.mark.slow
+
 BLOCK = {"value": "a value of the last release"}
 GATEWAY_SECRET = {"api_key": "a key of the last release"}
 UPSTREAM = "http://upstream:8080/v1"
@@ -240,7 +242,6 @@ def test_what_is_no_later_version_is_refused(upgrade: Upgrade, version: str, rea
     assert git(upgrade.stack.home, "rev-parse", "HEAD") == upgrade.version
 
 
-@pytest.mark.slow
 def test_a_dump_and_restore_gives_the_volume_what_it_lacks(upgrade: Upgrade) -> None:
     page = (CHECKOUT / "docs/operations.md").read_text().partition("### A Postgres volume of an earlier version")[2]
     commands = re.findall("^```shell\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]

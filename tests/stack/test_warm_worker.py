@@ -135,7 +135,7 @@ def wait_until_lingering(api: httpx.Client, deployment: str = "linger", **option
     return run, int(log_of(api, run).split("lingering as ")[1].split()[0])
 
 
-def expect_end(stack: Stack, api: httpx.Client, run: str, name: str, seconds: float = 30) -> str:
+def expect_end(stack: Stack, api: httpx.Client, run: str, name: str, seconds: float = 90) -> str:
     """Wait until a run has ended in the named state; return the state's message."""
     wait_until(lambda: state_of(api, run)["type"] in State.FINAL_TYPES, seconds, f"the run to be {name}", every=0.3)
     state = state_of(api, run)
@@ -243,7 +243,11 @@ def test_a_killed_process_is_crashed_with_the_reason(stack: Stack, api: httpx.Cl
         # With what the worker and other runs use, the container may be full first.
         (0.05, r"more than its limit of 512 MiB \(the default where|the worker's memory of 1 GiB was exhausted"),
         # Too fast for the worker to see it in each case; the kernel is there then.
-        (0.0, r"more than its limit of 512 MiB|memory of 1 GiB was exhausted|out of memory, limit 1 GiB"),
+        pytest.param(
+            0.0,
+            r"more than its limit of 512 MiB|memory of 1 GiB was exhausted|out of memory, limit 1 GiB",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_out_of_memory_is_the_reason_and_the_worker_survives(
@@ -326,6 +330,7 @@ def test_two_workers_start_each_of_many_runs_once(stack: Stack, api: httpx.Clien
     assert len(workers) == 2
 
 
+@pytest.mark.slow
 def test_runs_that_wait_for_a_slot_keep_no_other_waiting(stack: Stack, api: httpx.Client) -> None:
     first = trigger(api, "one-at-a-time")
     with ThreadPoolExecutor(8) as callers:

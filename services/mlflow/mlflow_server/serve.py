@@ -13,7 +13,8 @@ It starts while the databases are being prepared, and opens them once they have 
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow_server.public_address import accept_public_address
@@ -22,9 +23,25 @@ from mlflow_server.uploads import clear_uploads
 clear_uploads(os.environ)
 accept_public_address(os.environ)  # MLflow reads them on import
 
-import mlflow.server
+
+@contextmanager
+def without_unused() -> Iterator[None]:
+    """Import as if two packages were not installed that a server has no use for: pandas would import the one, and MLflow's code
+    for the inputs of models the other. It saves a sixth of what the start computes, and 40 MiB. Later imports find them.
+    """
+    names = ("pyarrow", "scipy")
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+with without_unused():
+    import mlflow.server
+    from mlflow.cli import cli
 import uvicorn.main
-from mlflow.cli import cli
 
 from mlflow_server.encryption import adopt_gateway_secrets, adopt_webhooks
 from mlflow_server.reading_accounts import refuse_writes
@@ -52,7 +69,8 @@ mlflow.server.app.before_request(refuse_writes)
 if __name__ == "__main__":
     require_secrets()
     Settings.read()
-    import mlflow.server.auth  # takes seconds, in which the databases come up; needs the accounts' settings
+    with without_unused():
+        import mlflow.server.auth  # takes seconds, in which the databases come up; needs the accounts' settings
 
     add_route()
     tracking_database().wait_for_schema()

@@ -39,19 +39,21 @@ from trainyard.servers.request_metrics import RequestMetricsMiddleware
 ON_POSTGRES = "PREFECT_SERVER_DATABASE_HOST" in os.environ
 HAS_SERVICES = "--no-services" not in sys.argv  # else they are apart (prefect_server.background)
 create_prefect_app = server.create_app  # `prefect server start` looks it up under this name
-_extended: set[Any] = set()
+_running: list[Any] = []
 
 
-def create_app(*arguments: Any, **options: Any) -> Any:
-    """Create Prefect's application and extend it once.
+def create_app(**options: Any) -> Any:
+    """Create Prefect's application and extend it; without options, return the one that was created first.
 
-    Prefect caches the application: services inside the server, such as those that run automations' actions, call this
-    again and get the same one.
+    Prefect's services call it without options for each client that they make, such as that of an automation's action. Prefect
+    would set up its logging and hash all settings each time, which holds up the server for a fifth of a second.
     """
-    app = create_prefect_app(*arguments, **options)
-    if app in _extended:
+    if _running and not options:
+        return _running[0]
+    app = create_prefect_app(**options)
+    if app in _running:
         return app
-    _extended.add(app)
+    _running.append(app)
     app.add_middleware(AccountsMiddleware, admin=os.environ[ADMIN], accounts=accounts_permissions(os.environ))
     if ON_POSTGRES:
         app.router.lifespan_context = after_schema(app.router.lifespan_context)
@@ -86,7 +88,7 @@ def after_schema(lifespan: Any) -> Any:
     return waiting
 
 
-server.create_app = create_app
+server.create_app = create_app  # type: ignore[assignment]
 if ON_POSTGRES:
     server.API_ROUTERS += (leases_router,)  # type: ignore[assignment]
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from infra.provision.automations import lost_run_automations
 from tests.integration.warm_process.harness import prefect_server, worker
 
@@ -64,6 +66,7 @@ def test_a_lost_run_is_run_again_once_by_one_of_the_workers_that_are_left(tmp_pa
         assert "AwaitingRerun" not in server.names(runs["unrepeatable"])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_lost_while_there_was_no_worker_is_run_again_by_the_next(tmp_path: Path) -> None:
     # Without stored events, so that the worker is sent none of those before its start.
     with prefect_server(tmp_path, PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED="true") as server:

@@ -99,6 +99,7 @@ def test_a_run_that_the_server_has_ended_while_it_was_away_is_stopped(
         assert orchestrator.names(run)[-1] == "Crashed"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_taken_over_while_its_server_was_away_is_stopped_and_left_alone(
     orchestrator: Server, pool: str, tmp_path: Path, note: Path
 ) -> None:

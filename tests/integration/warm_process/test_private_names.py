@@ -47,6 +47,7 @@ def test_other_parameters_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prefect_private.missing_names() == ["prefect.context:refresh_global_settings_context"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_every_run_is_a_cold_start_without_a_name(
     orchestrator: Server, pool: str, tmp_path: Path, note: Path, name: str

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.states import Scheduled
@@ -70,6 +71,7 @@ def test_a_missed_run_is_superseded_by_the_newest_of_its_schedule() -> None:
     assert superseded(runs, NOW) == [(older, newest), (late, newest)]
 
 
+@pytest.mark.slow
 def test_runs_that_wait_for_a_slot_and_missed_runs(orchestrator: Server, pool: str, tmp_path: Path) -> None:
     limited = orchestrator.deploy(pool, "wait_for_file", **ONE_AT_A_TIME)
     # The scheduler, which looks every 5 s, makes no runs for the past.

@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from infra.testing.waiting import wait_until
 from tests.integration.warm_process.harness import Server, Worker, proxy, read_note, worker
 
@@ -18,6 +20,7 @@ def kill_everything(found: Worker, *pids: int) -> None:
     found.process.wait()
 
 
+@pytest.mark.slow
 def test_what_a_stopping_worker_cannot_settle_is_left_to_the_next(
     orchestrator: Server, pool: str, tmp_path: Path, note: Path
 ) -> None:
