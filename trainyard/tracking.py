@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import mlflow
 import pandas as pd
+import skops.io
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -25,7 +26,6 @@ from prefect.utilities.urls import url_for
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sklearn.base import BaseEstimator
 
-from trainyard import skops_io
 from trainyard.contract import MLflowPage, ModelMetadata, Tag
 from trainyard.errors import TrackingUnreachableError, UnsafeModelError
 from trainyard.evaluation import as_table
@@ -301,7 +301,7 @@ def types_of(estimator: BaseEstimator) -> set[str]:
         UnsafeModelError: skops cannot save the estimator.
     """
     try:
-        return set(skops_io.get_untrusted_types(data=skops_io.dumps(estimator)))
+        return set(skops.io.get_untrusted_types(data=skops.io.dumps(estimator)))
     except Exception as error:
         raise UnsafeModelError(
             f"The model cannot be saved in a format that runs no code ({type(error).__name__}: {error}). It may hold a "

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import skops.io
+from skops.io.exceptions import UntrustedTypesFoundException
+
 from serving.errors import UnservableError
 from serving.settings import Settings
-from trainyard import skops_io
 
 SKLEARN, XGBOOST, LIGHTGBM = "sklearn", "xgboost", "lightgbm"
 SKOPS = "skops"
@@ -102,8 +104,8 @@ def _load(file: Path, saved: SavedEstimator, settings: Settings) -> Any:
 
 def _load_skops(file: Path, settings: Settings) -> Any:
     try:
-        return skops_io.load(file, trusted=sorted(settings.trusted_types))
-    except skops_io.UntrustedTypesFoundException as error:
+        return skops.io.load(file, trusted=sorted(settings.trusted_types))
+    except UntrustedTypesFoundException as error:
         raise UnservableError(f"{error} Review them, and set SERVING_TRUSTED_TYPES") from error
 
 
