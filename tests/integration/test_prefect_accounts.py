@@ -1,8 +1,12 @@
 """Prefect's accounts beside the admin's, on a server that is started as in the stack."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +16,7 @@ from prefect_server.permissions import withhold
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from infra.testing.servers import prefect_client, prefect_server
+from infra.testing.servers import prefect_client, prefect_database, prefect_server
 from infra.testing.waiting import wait_until
 from trainyard.contract import Resource
 
@@ -376,3 +380,23 @@ def socket_answer(api: httpx.Client, path: str, token: str) -> str:
 )
 def test_web_sockets_are_restricted_too(api: httpx.Client, account: tuple[str, str], path: str, answer: str) -> None:
     assert socket_answer(api, path, ":".join(account)) == answer
+
+
+LOOK_UP = """
+import prefect_server.serve as serve
+
+create, created = serve.create_prefect_app, []
+serve.create_prefect_app = lambda **options: created.append(options) or create(**options)
+app = serve.create_app(final=True, webserver_only=False)
+print(serve.create_app() is app, len(created))
+"""
+
+
+def test_services_of_the_server_find_its_application_without_making_it_again(tmp_path: Path) -> None:
+    logins = {f"PREFECT_{name}_AUTH_STRING": "somebody:else" for name in ("SERVER_API", "READING", "WORKER", "DEPLOY")}
+    settings = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", LOOK_UP], env=os.environ | logins | settings, check=True, capture_output=True, text=True
+    )
+
+    assert ended.stdout.split() == ["True", "1"]
