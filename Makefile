@@ -89,7 +89,7 @@ demo: ## run the first-run deployments without Docker, and end
 ui: ## both UIs over the data of `make demo`, until Ctrl-C
 	@infra/dev/venv demo "$(project)" && "$(project)/.venv/bin/python" -m infra.embedded ui
 
-test: ## the tests, but for a few that take minutes each; those of the stack where Docker is running
+test: ## the tests, but for those that are marked slow; those of the stack where Docker is running
 	@infra/dev/venv test && $(if $(TESTS),.venv/bin/python -m pytest $(TESTS),infra/dev/run-tests "not slow")
 
 test-all: ## all tests
